@@ -1,0 +1,1 @@
+"""fedsplit: split federated fine-tuning over wireless networks, on top of Flower."""

@@ -1,0 +1,195 @@
+"""What a strategy decides for a round: routes, turns, branches.
+
+These words carry no tensors and no I/O; models, execution, planning, fleet and flower all speak
+them. See docs/architecture.md for the vocabulary.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fedsplit.errors import FedsplitError, require
+
+DEVICE, EDGE, CLOUD, SERVER = "device", "edge", "cloud", "server"
+TIERS = (DEVICE, EDGE, CLOUD, SERVER)
+_SEGMENT = re.compile(r"\s*(\w+)\s*\[\s*(\d+)\s*:\s*(\d+)\s*\]\s*")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The blocks ``[start, stop)`` of a model on one tier.
+
+    The first segment of a route also holds the embeddings, the last one the final norm, the head
+    and the loss.
+    """
+
+    tier: str
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"{self.tier}[{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True)
+class Route:
+    """The ordered segments of a forward pass through a model of `n_blocks` blocks.
+
+    Raises
+    ------
+    FedsplitError
+        If the segments do not cover the blocks in order, name an unknown tier, do not start at
+        the device, or visit a server tier twice.
+    """
+
+    n_blocks: int
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.segments) > 0, "route", str(self), "at least one segment")
+        expected = 0
+        for segment in self.segments:
+            require(segment.tier in TIERS, "route tier", segment.tier, f"one of {', '.join(TIERS)}")
+            if segment.start != expected or segment.stop < segment.start:
+                raise FedsplitError(
+                    f"route={self}: segments must cover blocks 0..{self.n_blocks} in order, "
+                    f"but {segment} does not start at block {expected}"
+                )
+            expected = segment.stop
+        require(
+            expected == self.n_blocks,
+            "route",
+            str(self),
+            f"segments that end at block {self.n_blocks}",
+        )
+        tiers = [segment.tier for segment in self.segments]
+        require(tiers[0] == DEVICE, "route", str(self), "a route that starts at the device")
+        inner = tiers[1:-1] if self.returns_home else tiers[1:]
+        require(
+            len(set(inner)) == len(inner) and DEVICE not in inner,
+            "route",
+            str(self),
+            "a route that visits each server once and returns to the device at most at its end",
+        )
+
+    def __str__(self) -> str:
+        return " -> ".join(str(segment) for segment in self.segments)
+
+    @property
+    def returns_home(self) -> bool:
+        """Whether the route ends where it began (U shape), so that labels stay on the device."""
+        return len(self.segments) > 1 and self.segments[-1].tier == DEVICE
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Block counts at which the route crosses from one segment to the next."""
+        return tuple(segment.stop for segment in self.segments[:-1])
+
+    def on(self, tier: str) -> tuple[Segment, ...]:
+        """Return the segments that live on `tier`, in order."""
+        return tuple(segment for segment in self.segments if segment.tier == tier)
+
+    @classmethod
+    def parse(cls, text: str, n_blocks: int) -> "Route":
+        """Read a route as `str` writes it: ``device[0:2] -> edge[2:6] -> cloud[6:12]``."""
+        segments = []
+        for part in text.split("->"):
+            match = _SEGMENT.fullmatch(part)
+            if match is None:
+                raise FedsplitError(
+                    f"route={text!r}: {part.strip()!r} is not of the form tier[start:stop]"
+                )
+            segments.append(Segment(match[1], int(match[2]), int(match[3])))
+        return cls(n_blocks, tuple(segments))
+
+    @classmethod
+    def device_only(cls, n_blocks: int) -> "Route":
+        """Return the route of a device that holds the whole model (FedLoRA)."""
+        return cls(n_blocks, (Segment(DEVICE, 0, n_blocks),))
+
+    @classmethod
+    def through(cls, n_blocks: int, cuts: Sequence[int], tiers: Sequence[str]) -> "Route":
+        """Return the route over `tiers` that changes tier after each of `cuts` blocks."""
+        require(len(cuts) == len(tiers) - 1, "cuts", tuple(cuts), f"{len(tiers) - 1} cuts")
+        edges = [0, *cuts, n_blocks]
+        return cls(
+            n_blocks,
+            tuple(
+                Segment(tier, start, stop)
+                for tier, start, stop in zip(tiers, edges[:-1], edges[1:], strict=True)
+            ),
+        )
+
+    @classmethod
+    def two_tier(cls, n_blocks: int, cut: int) -> "Route":
+        """Return device[0:cut] -> server[cut:n_blocks]."""
+        return cls.through(n_blocks, (cut,), (DEVICE, SERVER))
+
+    @classmethod
+    def three_tier(cls, n_blocks: int, device_cut: int, edge_cut: int) -> "Route":
+        """Return device[0:device_cut] -> edge[device_cut:edge_cut] -> cloud[edge_cut:n_blocks]."""
+        return cls.through(n_blocks, (device_cut, edge_cut), (DEVICE, EDGE, CLOUD))
+
+    @classmethod
+    def u_shaped(cls, n_blocks: int, first_cut: int, last_cut: int) -> "Route":
+        """Return device[0:first_cut] -> server[first_cut:last_cut] -> device[last_cut:n_blocks]."""
+        return cls.through(n_blocks, (first_cut, last_cut), (DEVICE, SERVER, DEVICE))
+
+
+@dataclass(frozen=True)
+class CodecPlan:
+    """Codec settings of a turn, as the mappings that `fedsplit.codec.make_codec` reads."""
+
+    uplink: dict[str, object] = field(default_factory=lambda: {"name": "identity"})
+    downlink: dict[str, object] = field(default_factory=lambda: {"name": "identity"})
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One device's share of a round: where its model is cut and what it is given.
+
+    Parameters
+    ----------
+    device : int
+        Index of the device in the fleet.
+    route : Route
+        Where each block runs during this turn.
+    steps : int
+        Mini-batches trained in this turn.
+    codec : CodecPlan
+        How boundaries (uplink) and their gradients (downlink) are compressed.
+    edge : int or None
+        Index of the edge server on a route with an edge tier.
+    uplink_hz, downlink_hz : float or None
+        Bandwidth share; None means an equal share of the channel.
+    server_hz : float or None
+        Server clock during this turn; None means its maximum.
+    """
+
+    device: int
+    route: Route
+    steps: int
+    codec: CodecPlan = field(default_factory=CodecPlan)
+    edge: int | None = None
+    uplink_hz: float | None = None
+    downlink_hz: float | None = None
+    server_hz: float | None = None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One complete set of adapters, trained by its turns one after the other."""
+
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """The branches of a round; they run in parallel and are averaged at its end."""
+
+    branches: tuple[Branch, ...]
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """Devices that take part, by branch and turn."""
+        return tuple(turn.device for branch in self.branches for turn in branch.turns)
