@@ -5,13 +5,14 @@ clients happen to run.
 """
 
 import hashlib
+import json
 
 import numpy as np
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
     """Return a 63-bit seed that depends on `seed` and every one of `names`."""
-    text = "/".join([str(seed), *(f"{type(name).__name__}:{name}" for name in names)])
+    text = json.dumps([seed, *names])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
