@@ -1,0 +1,58 @@
+"""Codecs by name."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+
+from fedsplit.codec.base import Codec
+from fedsplit.codec.dense import Cast, Identity, Scaled
+from fedsplit.errors import FedsplitError, require_choice
+
+_CODECS: dict[str, Callable[..., Codec]] = {
+    "identity": Identity,
+    "fp16": partial(Cast, torch.float16),
+    "bf16": partial(Cast, torch.bfloat16),
+    "fp8": partial(Scaled, torch.float8_e4m3fn),
+    "int8": partial(Scaled, torch.int8),
+}
+
+
+def codec_names() -> tuple[str, ...]:
+    """Return the names that `make_codec` knows."""
+    return tuple(_CODECS)
+
+
+def make_codec(settings: Mapping[str, object], seed: int) -> Codec:
+    """Return the codec that `settings` describe, as one end of a stream holds it.
+
+    Parameters
+    ----------
+    settings : mapping
+        ``name`` (see `codec_names`) and that codec's settings; some hold another such mapping.
+    seed : int
+        Seed of the stochastic rounding; only the sender draws.
+
+    Raises
+    ------
+    FedsplitError
+        If the name or a setting is unknown (it lists the known ones), or a value is not allowed.
+    """
+    options = dict(settings)
+    name = options.pop("name", None)
+    require_choice("codec.name", name, _CODECS)
+    factory = _CODECS[str(name)]
+    parameters = inspect.signature(factory).parameters
+    known = [key for key in parameters if key != "seed"]
+    for key in options:
+        if key not in known:
+            listed = ", ".join(known) or "none"
+            raise FedsplitError(f"codec.{key}: unknown setting of codec {name!r}, known: {listed}")
+    missing = [key for key in known if parameters[key].default is inspect.Parameter.empty]
+    for key in missing:
+        if key not in options:
+            raise FedsplitError(f"codec.{key}: codec {name!r} needs this setting")
+    if "seed" in parameters:
+        options["seed"] = seed
+    return factory(**options)
