@@ -1,0 +1,89 @@
+"""Adapters: what is trained, under the names that the unsplit PEFT model gives it."""
+
+import warnings
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from fedsplit.errors import FedsplitError
+from fedsplit.models.spec import ModelSpec
+from fedsplit.models.weights import Owns, phantom
+from fedsplit.seeds import derive_seed
+
+ADAPTER = "default"
+PEFT_PREFIX = "base_model.model."
+
+
+def lora_config(spec: ModelSpec) -> LoraConfig:
+    """Return PEFT's configuration for the adapters of `spec`."""
+    targets = spec.target_modules
+    return LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=list(targets) if isinstance(targets, tuple) else targets,
+        modules_to_save=["classifier"] if spec.task == "image-classification" else None,
+        task_type="CAUSAL_LM" if spec.task == "causal-lm" else None,
+        base_model_name_or_path=spec.source,
+    )
+
+
+def add_adapters(model: PreTrainedModel, spec: ModelSpec, owns: Owns) -> None:
+    """Put LoRA layers into `model`; only those on modules that are owned take memory.
+
+    Initial values come from the spec's seed and the layer's name.
+
+    Raises
+    ------
+    FedsplitError
+        If PEFT has no default target modules for the architecture, or none matches.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+            inject_adapter_in_model(lora_config(spec), model, ADAPTER, low_cpu_mem_usage=True)
+    except ValueError as error:
+        raise FedsplitError(
+            f"target_modules={spec.target_modules!r}: PEFT cannot place adapters in "
+            f"{model.config.model_type!r}; name modules, or use 'all-linear' ({error})"
+        ) from error
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            _materialise(module, owns(name))
+            if owns(name):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(derive_seed(spec.seed, "adapter", name))
+                    module.reset_lora_parameters(ADAPTER, True)
+        elif isinstance(module, ModulesToSaveWrapper) and not owns(name):
+            _materialise(module, False)
+
+
+def _materialise(layer: nn.Module, own: bool) -> None:
+    """Give the adapter weights of `layer` memory, or make them phantoms."""
+    for name, parameter in list(layer.named_parameters()):
+        if ADAPTER not in name.split("."):
+            continue
+        owner, _, short = name.rpartition(".")
+        value = torch.empty_like(parameter, device="cpu") if own else phantom(parameter)
+        layer.get_submodule(owner)._parameters[short] = nn.Parameter(value, requires_grad=own)
+
+
+def peft_key(name: str) -> str:
+    """Return the key that PEFT's saved adapter has for the model's parameter `name`."""
+    parts = [part for part in name.split(".") if part not in (ADAPTER, "modules_to_save")]
+    return PEFT_PREFIX + ".".join(parts)
+
+
+def adapted_module(name: str) -> str:
+    """Return the path of the module that the adapter parameter `name` belongs to."""
+    parts = name.split(".")
+    first = next(
+        index
+        for index, part in enumerate(parts)
+        if part.startswith("lora_") or part == "modules_to_save"
+    )
+    return ".".join(parts[:first])

@@ -1,0 +1,190 @@
+"""Where in a model each parameter is used, and which outputs of its blocks matter.
+
+Found by watching one forward pass of a narrow twin, not by knowing architectures.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
+
+from fedsplit.models.blocks import find_blocks
+from fedsplit.models.spec import model_class
+from fedsplit.models.tiny import example_inputs, narrow
+
+EMBED = -1
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of a model, by name.
+
+    Parameters
+    ----------
+    blocks : tuple of str
+        Module names of the blocks, in the order they run.
+    positions : mapping of str to frozenset of int
+        For each weight (parameter or stored buffer), where the forward pass uses it: -1 before
+        the first block, ``i`` in block ``i``, ``len(blocks)`` after the last one.
+    kept : frozenset of int
+        Leaves of a block's output that anything later reads.
+    """
+
+    blocks: tuple[str, ...]
+    positions: Mapping[str, frozenset[int]]
+    kept: frozenset[int]
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    def of_module(self, name: str) -> frozenset[int]:
+        """Return the positions that use any weight of the module called `name`."""
+        found = [where for key, where in self.positions.items() if key.startswith(f"{name}.")]
+        return frozenset().union(*found)
+
+
+def anatomy(config: PretrainedConfig, task: str) -> Anatomy:
+    """Return the anatomy of the model that `config` describes (cached by configuration)."""
+    return _anatomy(config.model_type, config.to_json_string(use_diff=False), task)
+
+
+def build_twin(config: PretrainedConfig, task: str) -> PreTrainedModel:
+    """Return a narrow twin of the model that `config` describes, in float32."""
+    small = narrow(config)
+    small.use_cache = False
+    twin: PreTrainedModel = model_class(small, task)._from_config(small, dtype=torch.float32)
+    return twin.eval()
+
+
+@lru_cache(maxsize=64)
+def _anatomy(model_type: str, config_json: str, task: str) -> Anatomy:
+    config = CONFIG_MAPPING[model_type].from_dict(json.loads(config_json))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        twin = build_twin(config, task)
+    blocks = find_blocks(twin)
+    inputs = example_inputs(twin.config, task)
+    watch = _Watch(twin, blocks)
+    with torch.no_grad(), watch:
+        logits = twin(**inputs).logits
+    return Anatomy(blocks, watch.positions(), _kept(twin, blocks, inputs, logits))
+
+
+class _Watch(TorchFunctionMode):
+    """Notes, during a forward pass, between which blocks each weight is used."""
+
+    def __init__(self, model: nn.Module, blocks: Iterable[str]) -> None:
+        super().__init__()
+        self._names = defaultdict(list)
+        for name, weight in _weights(model).items():
+            self._names[id(weight)].append(name)
+        self._uses: dict[int, set[int]] = defaultdict(set)
+        self._here = EMBED
+        self._blocks = tuple(blocks)
+        self._modules = [model.get_submodule(name) for name in self._blocks]
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> "_Watch":
+        for index, module in enumerate(self._modules):
+            self._hooks.append(module.register_forward_pre_hook(self._move_to(index)))
+            self._hooks.append(module.register_forward_hook(self._move_to(index + 1)))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        for hook in self._hooks:
+            hook.remove()
+
+    def _move_to(self, position: int) -> Callable[..., None]:
+        def move(*_: Any) -> None:
+            self._here = position
+
+        return move
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # Reading a weight's shape or type is no use of its values.
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor) and id(leaf) in self._names:
+                    self._uses[id(leaf)].add(self._here)
+        return result
+
+    def positions(self) -> dict[str, frozenset[int]]:
+        """Return the positions of every weight; those of a block belong there at least."""
+        found = {}
+        for key, names in self._names.items():
+            uses = set(self._uses[key])
+            for name in names:
+                uses |= {
+                    index
+                    for index, block in enumerate(self._blocks)
+                    if name.startswith(f"{block}.")
+                }
+            found.update(dict.fromkeys(names, frozenset(uses or {EMBED})))
+        return found
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.state_dict(keep_vars=True))
+
+
+def _kept(
+    twin: PreTrainedModel, blocks: tuple[str, ...], inputs: dict[str, Tensor], logits: Tensor
+) -> frozenset[int]:
+    """Return which leaves of the blocks' outputs change what the twin computes."""
+    modules = [twin.get_submodule(name) for name in blocks]
+    counts: set[int] = set()
+
+    def count(_module: Any, _args: Any, output: Any) -> None:
+        counts.update(
+            index
+            for index, leaf in enumerate(tree_leaves(output))
+            if isinstance(leaf, Tensor)
+        )
+
+    _forward_with(twin, modules, inputs, count)
+    kept = {0}
+    for index in sorted(counts - {0}):
+
+        def spoil(_module: Any, _args: Any, output: Any, index: int = index) -> Any:
+            leaves, spec = tree_flatten(output)
+            leaves[index] = None
+            return tree_unflatten(leaves, spec)
+
+        try:
+            same = torch.equal(_forward_with(twin, modules, inputs, spoil), logits)
+        except (TypeError, AttributeError, ValueError, RuntimeError, IndexError):
+            same = False
+        if not same:
+            kept.add(index)
+    return frozenset(kept)
+
+
+@torch.no_grad()
+def _forward_with(
+    twin: PreTrainedModel,
+    modules: list[nn.Module],
+    inputs: dict[str, Tensor],
+    hook: Callable[..., Any],
+) -> Tensor:
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        logits: Tensor = twin(**inputs).logits
+        return logits
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,68 @@
+"""Find the blocks of a model: the places where it can be cut."""
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from fedsplit.errors import FedsplitError
+
+_DEPTH_FIELDS = ("num_hidden_layers", "decoder_layers", "n_layer", "n_layers", "num_layers")
+
+
+def find_blocks(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the module names of `model`'s blocks, in the order they run.
+
+    The blocks are the longest list of checkpointable layers in the decoder that is not itself
+    inside such a layer; for networks made of stages (ResNet), the layers of all stages.
+
+    Raises
+    ------
+    FedsplitError
+        If there is no such list.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    names = {module: name for name, module in model.named_modules()}
+    if decoder not in names:
+        decoder = model
+    lists = [
+        module
+        for module in decoder.modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) > 0
+        and all(isinstance(item, GradientCheckpointingLayer) for item in module)
+    ]
+    nested = {
+        inner for outer in lists for item in outer for inner in item.modules() if inner in lists
+    }
+    outermost = [module for module in lists if module not in nested]
+    depth = next(
+        (
+            value
+            for field in _DEPTH_FIELDS
+            if isinstance(value := getattr(model.config.get_text_config(), field, None), int)
+        ),
+        None,
+    )
+    exact = [module for module in outermost if len(module) == depth]
+    if exact or outermost:
+        chosen = max(exact or outermost, key=len)
+        return tuple(names[item] for item in chosen)
+    staged = _staged_layers(decoder)
+    if staged:
+        return tuple(names[item] for item in staged)
+    raise FedsplitError(
+        f"model_type={model.config.model_type!r}: no list of blocks was found, so it cannot be "
+        "cut; only the device-only route is possible"
+    )
+
+
+def _staged_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of all stages of an encoder made of `stages`, each a chain `layers`."""
+    for module in model.modules():
+        stages = getattr(module, "stages", None)
+        if isinstance(stages, nn.ModuleList) and all(
+            isinstance(getattr(stage, "layers", None), nn.Sequential | nn.ModuleList)
+            for stage in stages
+        ):
+            return [layer for stage in stages for layer in stage.layers]
+    return []

@@ -1,0 +1,125 @@
+"""Which model to train, and how: settings that travel between tiers as JSON."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from fedsplit.errors import FedsplitError, require, require_choice
+
+TASKS = {
+    "causal-lm": AutoModelForCausalLM,
+    "image-classification": AutoModelForImageClassification,
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TRAIN = ("lora", "full")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model and what of it is trained. Every field is plain, so `dataclasses.asdict` is JSON.
+
+    Parameters
+    ----------
+    source : str or None
+        Hub name or local folder of a checkpoint in safetensors format.
+    model_type : str or None
+        Instead of `source`: architecture (as transformers names it) to start from random weights.
+    config : mapping
+        Fields of the model's configuration to override, e.g. ``{"num_hidden_layers": 4}``.
+    task : str
+        "causal-lm" or "image-classification".
+    dtype : str
+        Type of the frozen weights: "float32", "bfloat16" or "float16".
+    train : str
+        "lora" trains low-rank adapters (and, for image classification, the classifier), "full"
+        trains every parameter.
+    r, alpha, dropout
+        Rank, scale numerator and dropout of LoRA.
+    target_modules : str, tuple of str or None
+        Modules that get an adapter; None takes PEFT's own choice for the architecture,
+        "all-linear" every linear layer.
+    seed : int
+        Seed of random weights and of the adapters' initial values; each value depends on the seed
+        and on its parameter's name alone.
+    share_token_ids : bool
+        Whether token ids may leave the device, for the few models that need them further on.
+    """
+
+    source: str | None = None
+    model_type: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "causal-lm"
+    dtype: str = "float32"
+    train: str = "lora"
+    r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] | None = None
+    seed: int = 0
+    share_token_ids: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.source is None) == (self.model_type is None):
+            raise FedsplitError(
+                f"source={self.source!r}, model_type={self.model_type!r}: exactly one must be given"
+            )
+        require_choice("task", self.task, TASKS)
+        require_choice("dtype", self.dtype, DTYPES)
+        require_choice("train", self.train, TRAIN)
+        require(self.r >= 1, "r", self.r, "at least 1")
+        require(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        if self.target_modules is not None and not isinstance(self.target_modules, str):
+            object.__setattr__(self, "target_modules", tuple(self.target_modules))
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Type of the frozen weights."""
+        return DTYPES[self.dtype]
+
+    def load_config(self) -> PretrainedConfig:
+        """Return the model's configuration with the overrides applied.
+
+        Raises
+        ------
+        FedsplitError
+            If the source or architecture is unknown, or the configuration refuses an override.
+        """
+        overrides = dict(self.config)
+        try:
+            if self.source is not None:
+                config = AutoConfig.from_pretrained(self.source, **overrides)
+            else:
+                config = AutoConfig.for_model(str(self.model_type), **overrides)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            name = "source" if self.source is not None else "model_type"
+            raise FedsplitError(
+                f"{name}={getattr(self, name)!r}: no model configuration could be made of it with "
+                f"config={overrides!r} ({error})"
+            ) from error
+        config.use_cache = False
+        return config
+
+
+def model_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
+    """Return transformers' class for `config` and `task`.
+
+    Raises
+    ------
+    FedsplitError
+        If transformers has none.
+    """
+    mapping = TASKS[task]._model_mapping
+    if type(config) not in mapping:
+        raise FedsplitError(f"model_type={config.model_type!r}: has no {task} model")
+    found = mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found
