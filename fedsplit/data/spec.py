@@ -1,0 +1,123 @@
+"""What to train on: which examples, cut to which length, held by whom."""
+
+from dataclasses import dataclass
+
+from fedsplit.data.partition import PARTITIONS
+from fedsplit.errors import require, require_choice
+
+LOSS_ON = ("target", "all")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A federated data set, as plain values that travel between nodes.
+
+    Parameters
+    ----------
+    source : str
+        "stdlib" (chapters of the Python language reference, the default), "e2e", "text", "hub" or
+        "digits".
+    path : str or None
+        File or folder that "e2e" and "text" read.
+    name : str or None
+        Data set on the Hugging Face hub, or a local folder that `datasets.load_dataset` reads.
+    subset : str or None
+        Configuration of the "hub" data set.
+    train_split, test_split : str
+        Splits of the "hub" data set; without a `test_split`, `test_fraction` is held out.
+    text_column : str
+        Column of plain texts ("text" from .jsonl and .csv, "hub").
+    prompt_column, target_column : str or None
+        Columns of pairs; both or neither. They take the place of `text_column`.
+    image_column : str or None
+        Column of images ("hub"), for image classification; needs `label_column`.
+    label_column : str or None
+        Class of an image. For text, what the partition goes by; by default each file is a group.
+    seq_len : int
+        Tokens per sample.
+    loss_on : str
+        For pairs, "target" (the prompt is not learnt) or "all".
+    image_size : int
+        Height and width that images are resized to, in pixels.
+    partition : str
+        "natural" (whole groups), "iid", "dirichlet" or "shard"; see `fedsplit.data.partition`.
+    alpha : float
+        Concentration of "dirichlet": the smaller, the less alike the devices.
+    shards_per_device : int
+        Shards that "shard" gives each device.
+    min_samples : int
+        Examples that every device holds at least.
+    max_samples : int or None
+        Examples drawn of the training and of the test set; None takes all.
+    test_fraction : float
+        Share of every device's examples held out where the source has no test set.
+
+    Raises
+    ------
+    FedsplitError
+        If a value is out of range.
+    """
+
+    source: str = "stdlib"
+    path: str | None = None
+    name: str | None = None
+    subset: str | None = None
+    train_split: str = "train"
+    test_split: str | None = None
+    text_column: str = "text"
+    prompt_column: str | None = None
+    target_column: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    seq_len: int = 128
+    loss_on: str = "target"
+    image_size: int = 32
+    partition: str = "natural"
+    alpha: float = 0.5
+    shards_per_device: int = 2
+    min_samples: int = 2
+    max_samples: int | None = None
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_choice("data.loss_on", self.loss_on, LOSS_ON)
+        require_choice("data.partition", self.partition, PARTITIONS)
+        require(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2")
+        require(self.image_size >= 1, "data.image_size", self.image_size, "at least 1")
+        require(0 < self.alpha < float("inf"), "data.alpha", self.alpha, "above 0 and finite")
+        require(
+            self.shards_per_device >= 1,
+            "data.shards_per_device",
+            self.shards_per_device,
+            "at least 1",
+        )
+        require(
+            self.min_samples >= 2,
+            "data.min_samples",
+            self.min_samples,
+            "at least 2 (one to train on, one to test on)",
+        )
+        require(
+            self.max_samples is None or self.max_samples >= 1,
+            "data.max_samples",
+            self.max_samples,
+            "at least 1, or null for all",
+        )
+        require(
+            0 < self.test_fraction < 1,
+            "data.test_fraction",
+            self.test_fraction,
+            "between 0 and 1, both excluded",
+        )
+        require(
+            (self.prompt_column is None) == (self.target_column is None),
+            "data.prompt_column",
+            self.prompt_column,
+            "given together with data.target_column, or not at all",
+        )
+        require(
+            self.image_column is None or self.label_column is not None,
+            "data.label_column",
+            self.label_column,
+            "given where data.image_column is",
+        )
