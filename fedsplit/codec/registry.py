@@ -8,6 +8,7 @@ import torch
 
 from fedsplit.codec.base import Codec
 from fedsplit.codec.dense import Cast, Identity, Scaled
+from fedsplit.codec.topk import TopK
 from fedsplit.errors import FedsplitError, require_choice
 
 _CODECS: dict[str, Callable[..., Codec]] = {
@@ -16,6 +17,7 @@ _CODECS: dict[str, Callable[..., Codec]] = {
     "bf16": partial(Cast, torch.bfloat16),
     "fp8": partial(Scaled, torch.float8_e4m3fn),
     "int8": partial(Scaled, torch.int8),
+    "topk": TopK,
 }
 
 
