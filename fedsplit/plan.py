@@ -5,7 +5,7 @@ them. See docs/architecture.md for the vocabulary.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fedsplit.errors import FedsplitError, require
@@ -135,6 +135,31 @@ class Route:
         """Return device[0:first_cut] -> server[first_cut:last_cut] -> device[last_cut:n_blocks]."""
         return cls.through(n_blocks, (first_cut, last_cut), (DEVICE, SERVER, DEVICE))
 
+    @classmethod
+    def split(cls, n_blocks: int, cut: int, tail: int | None = None) -> "Route":
+        """Return the two-tier route, or the U-shaped one if the device also keeps a tail.
+
+        Parameters
+        ----------
+        n_blocks : int
+            Blocks of the model.
+        cut : int
+            Blocks on the device before the server.
+        tail : int or None
+            Blocks on the device behind the server, beside the head and the loss; None leaves
+            these on the server.
+
+        Raises
+        ------
+        FedsplitError
+            If the device would hold more blocks than the model has.
+        """
+        require(0 <= cut <= n_blocks, "cut", cut, f"between 0 and {n_blocks}")
+        if tail is None:
+            return cls.two_tier(n_blocks, cut)
+        require(0 <= tail <= n_blocks - cut, "tail", tail, f"between 0 and {n_blocks - cut}")
+        return cls.u_shaped(n_blocks, cut, n_blocks - tail)
+
 
 @dataclass(frozen=True)
 class CodecPlan:
@@ -188,6 +213,34 @@ class RoundPlan:
     """The branches of a round; they run in parallel and are averaged at its end."""
 
     branches: tuple[Branch, ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.branches) > 0, "plan", self.branches, "at least one branch")
+        require(
+            all(branch.turns for branch in self.branches),
+            "plan",
+            self.branches,
+            "branches of at least one turn",
+        )
+        devices = self.devices
+        require(
+            len(set(devices)) == len(devices), "plan devices", devices, "each device at most once"
+        )
+
+    @classmethod
+    def parallel(cls, turns: Iterable[Turn]) -> "RoundPlan":
+        """Return one branch for every turn (SFT, FedsLLM, SplitFed, FedLoRA)."""
+        return cls(tuple(Branch((turn,)) for turn in turns))
+
+    @classmethod
+    def sequential(cls, turns: Iterable[Turn]) -> "RoundPlan":
+        """Return a single branch of all turns in order (vanilla split learning, CARD, Fast)."""
+        return cls((Branch(tuple(turns)),))
+
+    @classmethod
+    def grouped(cls, groups: Iterable[Iterable[Turn]]) -> "RoundPlan":
+        """Return one branch for each group of turns (GSFL)."""
+        return cls(tuple(Branch(tuple(turns)) for turns in groups))
 
     @property
     def devices(self) -> tuple[int, ...]:

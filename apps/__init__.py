@@ -1,0 +1,1 @@
+"""The Flower apps and the command line; the only part that knows Hydra."""

@@ -1,0 +1,141 @@
+"""What travels in Flower messages: a task to a device, its answer, and adapters both ways."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedsplit.data import DataSpec
+from fedsplit.errors import FedsplitError
+from fedsplit.execution import OptimizerSpec
+from fedsplit.mapping import from_mapping, to_mapping
+from fedsplit.models import ModelSpec
+from fedsplit.plan import CodecPlan
+
+HELLO, TRAIN, EVALUATE = "query.device", "train.device", "evaluate.device"
+_ARRAYS, _TASK, _METRICS, _INFO = "arrays", "task", "metrics", "info"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same for all turns of a run and every node has to know.
+
+    Parameters
+    ----------
+    model, data : ModelSpec, DataSpec
+        The model to fine-tune and the data that the devices hold.
+    optimizer : OptimizerSpec
+        The optimizer of every segment; it starts fresh at each turn.
+    n_devices : int
+        Devices that the data is split over.
+    batch_size : int
+        Samples per mini-batch, in training and evaluation.
+    seed : int
+        Root of every random draw.
+    threads : int
+        Torch threads of a device process; fixed, because sums depend on it.
+    accelerator : str
+        ``auto`` (a GPU when there is one), ``cpu`` or a torch device name.
+    source : str
+        Hash of the server's fedsplit source; a device with another one is refused.
+    """
+
+    model: ModelSpec
+    data: DataSpec
+    optimizer: OptimizerSpec
+    n_devices: int
+    batch_size: int
+    seed: int
+    threads: int = 1
+    accelerator: str = "auto"
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class TurnTask:
+    """What a device is told to do in one turn.
+
+    `address` and `token` open the link to the first server of the route; both are empty on a
+    route that never leaves the device.
+    """
+
+    job: Job
+    server_round: int
+    device: int
+    route: str
+    n_blocks: int
+    steps: int = 0
+    codec: CodecPlan = field(default_factory=CodecPlan)
+    address: str = ""
+    token: str = ""
+    certificates: str = ""
+
+
+def task_message(
+    node_id: int, kind: str, task: Job | TurnTask, arrays: Mapping[str, Tensor] | None = None
+) -> Message:
+    """Return the message that carries `task` and adapters to a node."""
+    content = RecordDict({_TASK: ConfigRecord({"json": json.dumps(to_mapping(task))})})
+    if arrays is not None:
+        content[_ARRAYS] = to_record(arrays)
+    return Message(content, node_id, kind)
+
+
+def read_task(message: Message, kind: type[Job] | type[TurnTask]) -> Any:
+    """Return the task in `message`.
+
+    Raises
+    ------
+    FedsplitError
+        If the message carries none, or one of another version.
+    """
+    records = message.content.config_records
+    if _TASK not in records:
+        raise FedsplitError("message: carries no fedsplit task; is another server app running?")
+    return from_mapping(kind, json.loads(str(records[_TASK]["json"])), "task")
+
+
+def answer(
+    message: Message,
+    metrics: Mapping[str, float],
+    info: Mapping[str, str] | None = None,
+    arrays: Mapping[str, Tensor] | None = None,
+) -> Message:
+    """Return the reply to `message` with `metrics`, text `info` and adapters."""
+    content = RecordDict(
+        {_METRICS: MetricRecord(dict(metrics)), _INFO: ConfigRecord(dict(info or {}))}
+    )
+    if arrays is not None:
+        content[_ARRAYS] = to_record(arrays)
+    return Message(content, reply_to=message)
+
+
+def read_metrics(message: Message) -> dict[str, float]:
+    """Return the numbers of a reply."""
+    record = message.content.metric_records[_METRICS]
+    return {key: float(value) for key, value in record.items() if not isinstance(value, list)}
+
+
+def read_info(message: Message) -> dict[str, str]:
+    """Return the texts of a reply."""
+    return {key: str(value) for key, value in message.content.config_records[_INFO].items()}
+
+
+def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return `arrays` as a Flower record; bfloat16, which Flower cannot hold, becomes float32."""
+    return ArrayRecord(
+        {
+            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu()
+            for name, tensor in arrays.items()
+        }
+    )
+
+
+def read_arrays(message: Message) -> dict[str, Tensor]:
+    """Return the adapters in `message` (none if it carries none)."""
+    record = message.content.array_records.get(_ARRAYS)
+    return dict(record.to_torch_state_dict()) if record is not None else {}

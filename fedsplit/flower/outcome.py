@@ -1,0 +1,86 @@
+"""What came out of a round, before anybody aggregates or reports it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fedsplit.plan import Branch, RoundPlan, Turn
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A device that dropped out: in which phase of which round, and why."""
+
+    device: int
+    phase: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TurnOutcome:
+    """What one turn did: sums over its mini-batches, bytes on the wire, wall seconds.
+
+    `link_bytes` maps "up" and "down" (device to first server) and, on routes with an edge,
+    "edge-up" and "edge-down" to bytes counted on the wire.
+    """
+
+    turn: Turn
+    loss_sum: float
+    n_targets: int
+    n_correct: int
+    n_samples: int
+    steps: int
+    link_bytes: Mapping[str, int]
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class BranchOutcome:
+    """A branch after its turns: its complete adapters and what each turn did."""
+
+    index: int
+    branch: Branch
+    adapters: Mapping[str, Tensor]
+    turns: tuple[TurnOutcome, ...]
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def survived(self) -> bool:
+        """Whether any turn of the branch was completed."""
+        return len(self.turns) > 0
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """A whole round: its plan, its branches, and the wall-clock seconds it took."""
+
+    server_round: int
+    plan: RoundPlan
+    branches: tuple[BranchOutcome, ...]
+    wall_s: float
+    evaluation: tuple[TurnOutcome, ...] = ()
+    evaluation_failures: tuple[Failure, ...] = field(default=())
+
+    @property
+    def turns(self) -> tuple[TurnOutcome, ...]:
+        """Every completed training turn, by branch."""
+        return tuple(turn for branch in self.branches for turn in branch.turns)
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Every failure, training first."""
+        training = tuple(failure for branch in self.branches for failure in branch.failures)
+        return training + self.evaluation_failures
+
+
+def mean_loss(turns: tuple[TurnOutcome, ...]) -> float | None:
+    """Return the mean loss per target over `turns`, or None if nothing was computed."""
+    targets = sum(turn.n_targets for turn in turns)
+    return sum(turn.loss_sum for turn in turns) / targets if targets else None
+
+
+def accuracy(turns: tuple[TurnOutcome, ...]) -> float | None:
+    """Return the share of targets predicted right over `turns`, or None."""
+    targets = sum(turn.n_targets for turn in turns)
+    return sum(turn.n_correct for turn in turns) / targets if targets else None

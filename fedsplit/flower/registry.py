@@ -1,0 +1,53 @@
+"""Finding schemes by name: everything installed under the entry-point group `fedsplit.strategies`."""
+
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+
+from fedsplit.errors import FedsplitError
+from fedsplit.flower.strategy import SplitStrategy
+
+GROUP = "fedsplit.strategies"
+
+
+def strategy_names(found: Iterable[EntryPoint] | None = None) -> tuple[str, ...]:
+    """Return the names of all installed schemes, sorted."""
+    return tuple(sorted(_by_name(found)))
+
+
+def find_strategy(name: str, found: Iterable[EntryPoint] | None = None) -> type[SplitStrategy]:
+    """Return the scheme class registered as `name`.
+
+    Parameters
+    ----------
+    name : str
+        Entry-point name, such as ``splitfed``.
+    found : iterable of EntryPoint, optional
+        Where to look; by default every installed distribution.
+
+    Raises
+    ------
+    FedsplitError
+        If no or several distributions register `name`, or what they register is no
+        `SplitStrategy`; lists the names that exist.
+    """
+    entries = _by_name(found)
+    if name not in entries:
+        raise FedsplitError(f"strategy={name!r}: must be one of {', '.join(sorted(entries))}")
+    candidates = entries[name]
+    if len(candidates) > 1:
+        places = ", ".join(entry.value for entry in candidates)
+        raise FedsplitError(f"strategy={name!r}: registered more than once ({places})")
+    scheme = candidates[0].load()
+    if not (isinstance(scheme, type) and issubclass(scheme, SplitStrategy)):
+        raise FedsplitError(
+            f"strategy={name!r}: {candidates[0].value} must be a subclass of SplitStrategy"
+        )
+    return scheme
+
+
+def _by_name(found: Iterable[EntryPoint] | None) -> dict[str, list[EntryPoint]]:
+    entries: dict[str, dict[str, EntryPoint]] = {}
+    for entry in entry_points(group=GROUP) if found is None else found:
+        # One distribution can be found twice, through the path and through an editable install.
+        entries.setdefault(entry.name, {})[entry.value] = entry
+    return {name: list(values.values()) for name, values in entries.items()}

@@ -1,0 +1,80 @@
+"""What a scheme sees when it plans a round."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedsplit.errors import require
+from fedsplit.plan import CodecPlan, Route, Turn
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """How much a device trains in one turn.
+
+    Parameters
+    ----------
+    batch_size : int
+        Samples per mini-batch.
+    steps : int or None
+        Mini-batches per turn; None means `epochs` passes over the device's data.
+    epochs : int
+        Passes over the device's data when `steps` is None.
+    """
+
+    batch_size: int = 8
+    steps: int | None = None
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
+        require(
+            self.steps is None or self.steps >= 1, "train.steps", self.steps, "null or at least 1"
+        )
+        require(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
+
+    def steps_for(self, n_samples: int) -> int:
+        """Return the mini-batches that a device with `n_samples` trains in a turn."""
+        if self.steps is not None:
+            return self.steps
+        return self.epochs * math.ceil(n_samples / self.batch_size)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The situation that a scheme plans a round for.
+
+    Parameters
+    ----------
+    server_round : int
+        The round, from 1.
+    n_blocks : int
+        Blocks of the model.
+    samples : mapping of int to int
+        Training samples of each device that takes part, in the order that they should be visited.
+    work : LocalWork
+        How much a device trains in a turn.
+    codec : CodecPlan
+        The compression that the configuration asks for.
+    seed : int
+        Root of the scheme's own random draws (`fedsplit.seeds.generator`).
+    """
+
+    server_round: int
+    n_blocks: int
+    samples: Mapping[int, int]
+    work: LocalWork
+    codec: CodecPlan = field(default_factory=CodecPlan)
+    seed: int = 0
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """The devices that take part."""
+        return tuple(self.samples)
+
+    def turn(self, device: int, route: Route) -> Turn:
+        """Return the turn of `device` over `route` with the configured work and codec.
+
+        Use `dataclasses.replace` to give it an edge, a bandwidth share or a server clock.
+        """
+        return Turn(device, route, self.work.steps_for(self.samples[device]), self.codec)

@@ -1,0 +1,21 @@
+"""Vanilla split learning: one branch; the devices train it in turn, each from the last one's."""
+
+from strategies.splitfed import SplitFed
+
+from fedsplit.flower import Scene
+from fedsplit.plan import RoundPlan, Route
+
+
+class Vanilla(SplitFed):
+    """One branch of all devices. Parameters are those of `SplitFed`.
+
+    Notes
+    -----
+    O. Gupta, R. Raskar, "Distributed learning of deep neural network over multiple agents",
+    Journal of Network and Computer Applications, 2018.
+    """
+
+    def plan_round(self, scene: Scene) -> RoundPlan:
+        """Put all devices in one branch, in the order of their index."""
+        route = Route.split(scene.n_blocks, self.cut, self.tail)
+        return RoundPlan.sequential(scene.turn(device, route) for device in scene.devices)
