@@ -1,0 +1,17 @@
+"""Run a turn: the device's loop, and the stage that serves many branches on a server."""
+
+from fedsplit.execution.device import StepReport, TurnResult, evaluate_turn, train_turn
+from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.stage import Stage
+from fedsplit.execution.turn import StageTurn, TurnStatus
+
+__all__ = [
+    "OptimizerSpec",
+    "Stage",
+    "StageTurn",
+    "StepReport",
+    "TurnResult",
+    "TurnStatus",
+    "evaluate_turn",
+    "train_turn",
+]

@@ -1,0 +1,272 @@
+"""The device's turn: its loop over mini-batches, on any route."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from torch import Tensor
+
+from fedsplit.errors import FedsplitError
+from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.tier import Tier, as_boundary, as_output, count_correct
+from fedsplit.models import SplitModel
+from fedsplit.plan import DEVICE, CodecPlan, Route
+from fedsplit.transport import Link, LinkStats, OpenRequest
+
+if TYPE_CHECKING:
+    from fedsplit.data import Batch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One mini-batch: its loss, mean over `n_targets`; `n_correct` where known."""
+
+    loss: float
+    n_targets: int
+    n_samples: int
+    n_correct: int | None = None
+
+
+@dataclass(frozen=True)
+class TurnResult:
+    """What a turn did, as its device saw it.
+
+    Parameters
+    ----------
+    adapters : dict of str to Tensor
+        The trained values of the device's segments (empty after an evaluation).
+    reports : tuple of StepReport
+        The mini-batches in order.
+    stats : LinkStats
+        Bytes that the device's link carried.
+    compute_s, link_s : float
+        Wall seconds spent computing, and waiting for the rest of the route.
+    """
+
+    adapters: dict[str, Tensor]
+    reports: tuple[StepReport, ...]
+    stats: LinkStats = field(default_factory=LinkStats)
+    compute_s: float = 0.0
+    link_s: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Mini-batches."""
+        return len(self.reports)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over all targets (NaN without any)."""
+        return self.loss_sum / self.n_targets if self.n_targets else float("nan")
+
+    @property
+    def loss_sum(self) -> float:
+        """Sum of the loss over all targets."""
+        return sum(report.loss * report.n_targets for report in self.reports if report.n_targets)
+
+    @property
+    def n_targets(self) -> int:
+        """Tokens (or images) that the loss was taken over."""
+        return sum(report.n_targets for report in self.reports)
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in all mini-batches."""
+        return sum(report.n_samples for report in self.reports)
+
+    @property
+    def n_correct(self) -> int | None:
+        """Images classified right; None where the model is no classifier."""
+        counts = [report.n_correct for report in self.reports if report.n_correct is not None]
+        return sum(counts) if counts else None
+
+
+def train_turn(
+    model: SplitModel,
+    route: Route,
+    batches: "Iterable[Batch]",
+    *,
+    adapters: Mapping[str, Tensor],
+    optimizer: OptimizerSpec,
+    seed: int,
+    link: Link | None = None,
+    token: str | None = None,
+    codec: CodecPlan | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> TurnResult:
+    """Train the device's segments of `route` on `batches`, the rest over `link`.
+
+    Parameters
+    ----------
+    model : SplitModel
+        Holds the device's segments.
+    route : Route
+        Open, U-shaped or device-only.
+    batches : iterable of Batch
+        One step each. Labels leave the device only on an open route.
+    adapters : mapping of str to Tensor
+        Values to start from, at least those of the device's segments.
+    optimizer : OptimizerSpec
+        Fresh for this turn.
+    seed : int
+        Seed of the turn, the same on every tier.
+    link : Link or None
+        Leads to the second segment; None on a device-only route.
+    token : str or None
+        Opens the turn there.
+    codec : CodecPlan or None
+        How boundaries travel; None for as they are.
+    on_step : callable, optional
+        Called after each step.
+
+    Raises
+    ------
+    LinkError
+        If the rest of the route refuses, fails or is gone.
+    FedsplitError
+        If arguments do not fit the route, or a loss or gradient is not finite.
+    """
+    turn = _DeviceTurn(model, route, adapters, optimizer, seed, link)
+    turn.run(batches, token, codec or CodecPlan(), on_step)
+    return turn.result()
+
+
+def evaluate_turn(
+    model: SplitModel,
+    route: Route,
+    batches: "Iterable[Batch]",
+    *,
+    adapters: Mapping[str, Tensor],
+    seed: int,
+    link: Link | None = None,
+    token: str | None = None,
+    codec: CodecPlan | None = None,
+) -> TurnResult:
+    """Evaluate on `batches` without training; parameters and errors as in `train_turn`."""
+    turn = _DeviceTurn(model, route, adapters, None, seed, link)
+    turn.run(batches, token, codec or CodecPlan(), None)
+    return turn.result()
+
+
+class _DeviceTurn:
+    """State of a turn on its device."""
+
+    def __init__(
+        self,
+        model: SplitModel,
+        route: Route,
+        adapters: Mapping[str, Tensor],
+        optimizer: OptimizerSpec | None,
+        seed: int,
+        link: Link | None,
+    ) -> None:
+        segments = route.on(DEVICE)
+        if (len(route.segments) > 1) != (link is not None):
+            raise FedsplitError(
+                f"link: must be given if route={route} leaves the device, only then"
+            )
+        self._model = model
+        self._route = route
+        self._segments = segments
+        self._tier = Tier(model, segments, adapters, optimizer, seed)
+        self._seed = seed
+        self._train = optimizer is not None
+        self._link = link
+        self._reports: list[StepReport] = []
+        self._stats = LinkStats()
+        self._total_s = self._link_s = 0.0
+
+    def run(
+        self,
+        batches: "Iterable[Batch]",
+        token: str | None,
+        codec: CodecPlan,
+        on_step: Callable[[StepReport], None] | None,
+    ) -> None:
+        """Open the link, go through `batches`, close the link; hang up on any error."""
+        started = time.perf_counter()
+        link = self._link
+        try:
+            if link is not None:
+                if token is None:
+                    raise FedsplitError("token: must be given on a route that leaves the device")
+                request = OpenRequest(token, self._route, 1, codec, self._seed, self._train)
+                self._wait(lambda: link.open(request))
+            for batch in batches:
+                report = self._step(batch)
+                self._reports.append(report)
+                if on_step is not None:
+                    on_step(report)
+            if link is not None:
+                self._stats = self._wait(link.close)
+        except BaseException:
+            if link is not None:
+                link.abort()
+            raise
+        self._total_s = time.perf_counter() - started
+
+    def result(self) -> TurnResult:
+        """Return what the turn did."""
+        return TurnResult(
+            self._tier.adapters() if self._train else {},
+            tuple(self._reports),
+            self._stats,
+            self._total_s - self._link_s,
+            self._link_s,
+        )
+
+    def _step(self, batch: "Batch") -> StepReport:
+        if self._link is None:
+            step = self._local_step(batch)
+        elif self._route.returns_home:
+            step = self._u_step(batch, self._link)
+        else:
+            step = self._open_step(batch, self._link)
+        self._tier.update()
+        return step
+
+    def _local_step(self, batch: "Batch") -> StepReport:
+        (segment,) = self._segments
+        if self._train:
+            output, _ = self._tier.train_on(segment, batch.inputs)
+        else:
+            output = as_output(self._tier.forward(segment, batch.inputs))
+        correct = count_correct(output, batch.inputs["labels"])
+        return StepReport(output.loss.item(), output.n_targets, len(batch.samples), correct)
+
+    def _open_step(self, batch: "Batch", link: Link) -> StepReport:
+        (segment,) = self._segments
+        onward = self._model.travelling(batch.inputs, self._route)
+        boundary = as_boundary(self._tier.forward(segment, batch.inputs))
+        n_samples = len(batch.samples)
+        if not self._train:
+            result = self._wait(lambda: link.evaluate(onward, boundary, batch.samples))
+            return StepReport(result.loss, result.n_targets, n_samples, result.n_correct)
+        reply = self._wait(lambda: link.step(onward, boundary, batch.samples))
+        self._tier.backward(boundary, reply.gradients)
+        return StepReport(reply.loss, reply.n_targets, n_samples)
+
+    def _u_step(self, batch: "Batch", link: Link) -> StepReport:
+        first, last = self._segments
+        onward = self._model.travelling(batch.inputs, self._route)
+        at_home = {**onward, "labels": batch.inputs["labels"]}
+        boundary = as_boundary(self._tier.forward(first, batch.inputs))
+        returned = self._wait(lambda: link.forward(onward, boundary, batch.samples))
+        if not self._train:
+            output = as_output(self._tier.forward(last, at_home, returned))
+        else:
+            output, gradients = self._tier.train_on(last, at_home, returned)
+            back = self._wait(lambda: link.backward(gradients))
+            self._tier.backward(boundary, back)
+        correct = count_correct(output, batch.inputs["labels"])
+        return StepReport(output.loss.item(), output.n_targets, len(batch.samples), correct)
+
+    def _wait(self, call: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        try:
+            return call()
+        finally:
+            self._link_s += time.perf_counter() - started

@@ -1,0 +1,105 @@
+"""A server tier: one frozen backbone, many branches, one step at a time."""
+
+import hmac
+import threading
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fedsplit.errors import FedsplitError
+from fedsplit.execution.lane import FifoLock
+from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.turn import DONE, StageTurn, TurnStatus
+from fedsplit.models import SplitModel
+from fedsplit.transport import Link, LinkError, OpenRequest
+
+
+class Stage:
+    """A server tier that trains its segment for any number of branches at a time.
+
+    Steps of different branches take turns in order of arrival, each from its forward to the end
+    of its backward pass, so peak activation memory does not grow with the number of branches. A
+    turn that fails disturbs no other.
+
+    Parameters
+    ----------
+    model : SplitModel
+        The frozen backbone; holds every segment that a turn may ask for.
+    """
+
+    def __init__(self, model: SplitModel) -> None:
+        self._model = model
+        self._lane = FifoLock()
+        self._turns: dict[bytes, StageTurn] = {}
+        self._mutex = threading.Lock()
+
+    def open_turn(
+        self,
+        request: OpenRequest,
+        adapters: Mapping[str, Tensor],
+        optimizer: OptimizerSpec | None = None,
+        downstream: tuple[Link, str] | None = None,
+    ) -> None:
+        """Prepare a turn that the bearer of the request's token may then enter, once.
+
+        Parameters
+        ----------
+        request : OpenRequest
+            The turn as the link that leads here will ask for it.
+        adapters : mapping of str to Tensor
+            Adapter values to start from, at least those of the segment.
+        optimizer : OptimizerSpec or None
+            Needed if the turn trains.
+        downstream : tuple of Link and str, or None
+            Unopened link to the next server tier and the token of the turn there; needed if the
+            route has one.
+
+        Raises
+        ------
+        FedsplitError
+            If the token is in use, the adapters do not fit, or optimizer or link are missing.
+        """
+        turn = StageTurn(self._model, self._lane, request, adapters, optimizer, downstream)
+        with self._mutex:
+            key = bytes.fromhex(request.token)
+            if key in self._turns:
+                raise FedsplitError("token: is in use by another turn")
+            self._turns[key] = turn
+
+    def adapters(self, token: str) -> dict[str, Tensor]:
+        """Return the turn's adapter values, by name.
+
+        Raises
+        ------
+        FedsplitError
+            If the token is unknown, or the turn is not done.
+        """
+        turn = self._find(bytes.fromhex(token))
+        if turn.status.state != DONE:
+            raise FedsplitError(f"turn={turn.status.state!r}: must be done ({turn.status.reason})")
+        return turn.tier.adapters()
+
+    def status(self, token: str) -> TurnStatus:
+        """Return how the turn stands."""
+        return self._find(bytes.fromhex(token)).status
+
+    def close_turn(self, token: str) -> None:
+        """Forget the turn; if it is active, its link fails at its next call."""
+        with self._mutex:
+            turn = self._turns.pop(bytes.fromhex(token), None)
+        if turn is not None:
+            turn.fail("the turn was ended by its stage")
+
+    def enter(self, token: bytes) -> "StageTurn":
+        """See `fedsplit.transport.Host.enter`."""
+        turn = self._find(token)
+        turn.enter()
+        return turn
+
+    def _find(self, token: bytes) -> "StageTurn":
+        with self._mutex:
+            # Every token is compared in full: the time taken tells nothing about them.
+            found = [turn for key, turn in self._turns.items() if hmac.compare_digest(key, token)]
+        if not found:
+            raise LinkError("token: no turn waits for it")
+        return found[0]

@@ -1,0 +1,191 @@
+"""What one tier computes during a turn: its segments, one branch's adapters, an optimizer."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedsplit.errors import FedsplitError
+from fedsplit.execution.lane import compute
+from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.models import Boundary, Output, SplitModel
+from fedsplit.plan import Segment
+from fedsplit.seeds import derive_seed
+
+Gradients = tuple[Tensor | None, ...]
+
+
+class Tier:
+    """One branch's part of a model on one tier during one turn.
+
+    Many tiers may share a model: each installs its own adapters before it runs. Methods run on the
+    compute thread; between a `forward` and its `backward` other tiers may run.
+
+    Parameters
+    ----------
+    model : SplitModel
+        The backbone; holds `segments`.
+    segments : sequence of Segment
+        What this tier runs (two on the device of a U-shaped route).
+    adapters : mapping of str to Tensor
+        Values to start from; names of other segments are left alone.
+    optimizer : OptimizerSpec or None
+        None for a turn that only evaluates.
+    seed : int
+        Seed of the turn.
+
+    Raises
+    ------
+    FedsplitError
+        If an adapter of the segments is missing or has another shape.
+    """
+
+    def __init__(
+        self,
+        model: SplitModel,
+        segments: Sequence[Segment],
+        adapters: Mapping[str, Tensor],
+        optimizer: OptimizerSpec | None,
+        seed: int,
+    ) -> None:
+        self._model = model
+        self._seed = seed
+        self._step = 0
+        self._parameters: dict[str, nn.Parameter] = {}
+        for segment in segments:
+            self._parameters |= model.trainable(segment)
+        for name, parameter in self._parameters.items():
+            _fill(name, parameter, adapters)
+        trained = [item for item in self._parameters.values() if item.requires_grad]
+        self._trained = trained
+        self._optimizer = optimizer.build(trained) if optimizer and trained else None
+        self._train = optimizer is not None
+
+    def adapters(self) -> dict[str, Tensor]:
+        """Return copies of the present values, by name."""
+        return compute(
+            lambda: {name: item.detach().clone() for name, item in self._parameters.items()}
+        )
+
+    def forward(
+        self, segment: Segment, inputs: Mapping[str, Tensor], boundary: Boundary | None = None
+    ) -> Boundary | Output:
+        """Run `segment` in the turn's mode, dropout drawn from (seed, step, segment).
+
+        Raises
+        ------
+        FedsplitError
+            If the loss is not finite.
+        """
+        return compute(lambda: self._forward(segment, inputs, boundary))
+
+    def backward(
+        self, produced: Boundary | Output, gradients: Gradients, received: Boundary | None = None
+    ) -> Gradients:
+        """Send `gradients` (or, of an output, the loss's) back through what `forward` produced.
+
+        Returns
+        -------
+        tuple of Tensor or None
+            Gradients of the boundary that `forward` had `received`; None where not wanted.
+
+        Raises
+        ------
+        FedsplitError
+            If a gradient is not finite.
+        """
+        return compute(lambda: self._backward(produced, gradients, received))
+
+    def train_on(
+        self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None = None
+    ) -> tuple[Output, Gradients]:
+        """Run the last `segment` forward and backward at once; see `forward` and `backward`."""
+
+        def both() -> tuple[Output, Gradients]:
+            output = self._forward(segment, inputs, received)
+            gradients = self._backward(output, (), received)
+            return as_output(output), gradients
+
+        return compute(both)
+
+    def update(self) -> None:
+        """Apply the optimizer to the gradients collected, and go on to the next step."""
+        self._step += 1
+        if self._optimizer is not None:
+            compute(self._update)
+
+    def _update(self) -> None:
+        assert self._optimizer is not None
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _forward(
+        self, segment: Segment, inputs: Mapping[str, Tensor], boundary: Boundary | None
+    ) -> Boundary | Output:
+        device = self._model.model.device
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        if boundary is not None:
+            moved = tuple(tensor.to(device) for tensor in boundary.tensors)
+            boundary = Boundary(moved, boundary.layout)
+        self._model.train(self._train)
+        self._model.install(self._parameters)
+        gpus = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=gpus), torch.set_grad_enabled(self._train):
+            torch.manual_seed(derive_seed(self._seed, "dropout", self._step, segment.start))
+            produced = self._model.run(segment, inputs, boundary)
+        if isinstance(produced, Output) and not torch.isfinite(produced.loss):
+            loss = float(produced.loss)
+            raise FedsplitError(f"loss={loss}: must be finite (step {self._step}, {segment})")
+        return produced
+
+    def _backward(
+        self, produced: Boundary | Output, gradients: Gradients, received: Boundary | None
+    ) -> Gradients:
+        if isinstance(produced, Output):
+            produced.loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            device = self._model.model.device
+            produced.backward([None if item is None else item.to(device) for item in gradients])
+        for name, parameter in self._parameters.items():
+            self._check_finite(name, parameter.grad)
+        if received is None:
+            return ()
+        collected = received.gradients()
+        for index, gradient in enumerate(collected):
+            self._check_finite(f"boundary tensor {index}", gradient)
+        return collected
+
+    def _check_finite(self, name: str, gradient: Tensor | None) -> None:
+        if gradient is not None and not gradient.isfinite().all():
+            raise FedsplitError(f"gradient of {name}: must be finite (step {self._step})")
+
+
+def as_output(produced: Boundary | Output) -> Output:
+    """Return what a route's last segment produced."""
+    assert isinstance(produced, Output)
+    return produced
+
+
+def as_boundary(produced: Boundary | Output) -> Boundary:
+    """Return what a segment before a cut produced."""
+    assert isinstance(produced, Boundary)
+    return produced
+
+
+def count_correct(output: Output, labels: Tensor) -> int | None:
+    """Return how many images are classified right; None where `output` is not a classifier's."""
+    if output.logits is None or output.logits.dim() != 2:
+        return None
+    return int((output.logits.argmax(-1) == labels.to(output.logits.device)).sum())
+
+
+def _fill(name: str, parameter: nn.Parameter, adapters: Mapping[str, Tensor]) -> None:
+    if name not in adapters:
+        raise FedsplitError(f"adapters: {name!r} is missing")
+    value = adapters[name]
+    if value.shape != parameter.shape:
+        raise FedsplitError(
+            f"adapter {name!r}: shape={tuple(value.shape)} must be {tuple(parameter.shape)}"
+        )
+    with torch.no_grad():
+        parameter.copy_(value)

@@ -1,0 +1,223 @@
+"""One turn of one branch on a stage: what its link calls."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from fedsplit.errors import FedsplitError
+from fedsplit.execution.lane import FifoLock
+from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.tier import Tier, as_boundary, as_output, count_correct
+from fedsplit.models import Boundary, SplitModel
+from fedsplit.transport import (
+    EvalReply,
+    Gradients,
+    Link,
+    LinkError,
+    LinkStats,
+    OpenRequest,
+    StepReply,
+)
+
+WAITING, ACTIVE, DONE, FAILED = "waiting", "active", "done", "failed"
+
+
+@dataclass(frozen=True)
+class TurnStatus:
+    """How a turn stands on a stage.
+
+    Parameters
+    ----------
+    state : str
+        "waiting" (its link has not been opened), "active", "done" or "failed".
+    steps : int
+        Mini-batches trained or evaluated.
+    reason : str
+        Why it failed.
+    stats : LinkStats
+        Bytes that the stage's own link to the next tier carried; known once "done".
+    """
+
+    state: str = WAITING
+    steps: int = 0
+    reason: str = ""
+    stats: LinkStats = field(default_factory=LinkStats)
+
+
+class StageTurn:
+    """A `fedsplit.transport.Visit` that computes on a stage's model; made by `Stage.open_turn`.
+
+    The lane is held from a step's forward to the end of its backward pass, over the wait for the
+    next tier, or for the device of a U-shaped route, in between.
+    """
+
+    def __init__(
+        self,
+        model: SplitModel,
+        lane: FifoLock,
+        request: OpenRequest,
+        adapters: Mapping[str, Tensor],
+        optimizer: OptimizerSpec | None,
+        downstream: tuple[Link, str] | None,
+    ) -> None:
+        route = request.route
+        self.request = request
+        self.status = TurnStatus()
+        self._segment = route.segments[request.position]
+        servers = len(route.segments) - route.returns_home
+        if (request.position + 1 < servers) != (downstream is not None):
+            raise FedsplitError(
+                f"downstream: must be given if a server follows {self._segment} in {route}, "
+                "and only then"
+            )
+        if request.train and optimizer is None:
+            raise FedsplitError("optimizer: must be given for a turn that trains")
+        self.tier = Tier(
+            model, [self._segment], adapters, optimizer if request.train else None, request.seed
+        )
+        self._lane = lane
+        self._holds_lane = False
+        self._calls = threading.RLock()  # one call at a time; the stage may end the turn meanwhile
+        self._link: Link | None = None
+        if downstream is not None:
+            self._link, self._link_token = downstream
+        self._pending: tuple[Boundary, Boundary] | None = None  # received, produced
+        self._update_due = False
+
+    def enter(self) -> None:
+        """Make the turn active, once, and enter the turn on the next tier.
+
+        Raises
+        ------
+        LinkError
+            If it was entered before, or the next tier refuses.
+        """
+        with self._calls:
+            if self.status.state != WAITING:
+                raise LinkError(f"token: its turn is {self.status.state}, it opens only once")
+            self.status = replace(self.status, state=ACTIVE)
+            if self._link is not None:
+                onward = replace(
+                    self.request, token=self._link_token, position=self.request.position + 1
+                )
+                try:
+                    self._link.open(onward)
+                except FedsplitError as error:
+                    self.fail(str(error))
+                    raise
+
+    def step(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> StepReply:
+        """See `fedsplit.transport.Link.step`."""
+        with self._calls, self._lane_for_step():
+            if self._link is None:
+                output, gradients = self.tier.train_on(self._segment, inputs, boundary)
+                reply = StepReply(gradients, output.loss.item(), output.n_targets)
+            else:
+                produced = as_boundary(self.tier.forward(self._segment, inputs, boundary))
+                onward = self._link.step(inputs, produced, samples)
+                gradients = self.tier.backward(produced, onward.gradients, boundary)
+                reply = replace(onward, gradients=gradients)
+            self._update_due = True
+            return reply
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> Boundary:
+        """See `fedsplit.transport.Link.forward`."""
+        with self._calls, self._lane_for_step(keep=self.request.train):
+            produced = as_boundary(self.tier.forward(self._segment, inputs, boundary))
+            if self.request.train:
+                self._pending = (boundary, produced)
+            else:
+                self._count_step()
+            if self._link is None:
+                return produced
+            return self._link.forward(inputs, produced, samples)
+
+    def backward(self, gradients: Gradients) -> Gradients:
+        """See `fedsplit.transport.Link.backward`."""
+        with self._calls:
+            self._require_active()
+            if self._pending is None:
+                raise LinkError("backward: must follow a forward")
+            try:
+                received, produced = self._pending
+                if self._link is not None:
+                    gradients = self._link.backward(gradients)
+                self._update_due = True
+                return self.tier.backward(produced, gradients, received)
+            finally:
+                self._pending = None
+                self._release_lane()
+
+    def evaluate(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> EvalReply:
+        """See `fedsplit.transport.Link.evaluate`."""
+        with self._calls, self._lane_for_step():
+            produced = self.tier.forward(self._segment, inputs, boundary)
+            self._count_step()
+            if self._link is not None:
+                return self._link.evaluate(inputs, as_boundary(produced), samples)
+            output = as_output(produced)
+            correct = count_correct(output, inputs["labels"])
+            return EvalReply(output.loss.item(), output.n_targets, correct)
+
+    def settle(self) -> None:
+        """See `fedsplit.transport.Visit.settle`."""
+        with self._calls:
+            if self._update_due:
+                self._update_due = False
+                self.tier.update()
+                self._count_step()
+
+    def finish(self) -> None:
+        """See `fedsplit.transport.Visit.finish`."""
+        with self._calls:
+            self._require_active()
+            stats = LinkStats() if self._link is None else self._link.close()
+            self.status = replace(self.status, state=DONE, stats=stats)
+
+    def fail(self, reason: str) -> None:
+        """See `fedsplit.transport.Visit.fail`."""
+        if self.status.state in (DONE, FAILED):
+            return
+        # First, so that a call that waits for the next tier or the lane gives up.
+        self.status = replace(self.status, state=FAILED, reason=reason)
+        if self._link is not None:
+            self._link.abort()
+        with self._calls:
+            self._pending = None
+            self._release_lane()
+
+    def _require_active(self) -> None:
+        if self.status.state != ACTIVE:
+            raise LinkError(f"turn: is {self.status.state} {self.status.reason}".rstrip())
+
+    def _count_step(self) -> None:
+        self.status = replace(self.status, steps=self.status.steps + 1)
+
+    @contextmanager
+    def _lane_for_step(self, keep: bool = False) -> Iterator[None]:
+        """Hold the lane for the block, and beyond it (until its backward) if `keep`."""
+        self._require_active()
+        self._lane.acquire()
+        self._holds_lane = True
+        done = False
+        try:
+            self._require_active()
+            yield
+            done = True
+        finally:
+            if not (done and keep):
+                self._release_lane()
+
+    def _release_lane(self) -> None:
+        if self._holds_lane:
+            self._holds_lane = False
+            self._lane.release()

@@ -1,0 +1,148 @@
+"""The calling end of a link, over any way to exchange a frame for a frame."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fedsplit.errors import FedsplitError
+from fedsplit.models import Boundary
+from fedsplit.transport.frames import Frame, Kind, Limits, decode, encode
+from fedsplit.transport.link import (
+    EvalReply,
+    Gradients,
+    LinkError,
+    LinkStats,
+    OpenRequest,
+    StepReply,
+)
+from fedsplit.transport.tensors import Stream, TensorCoder, check_gradients, pack_inputs
+
+
+class FrameLink(ABC):
+    """A `Link` that turns calls into frames; subclasses carry the frames.
+
+    Parameters
+    ----------
+    limits : Limits
+        Upper bounds of the frames that may arrive.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._stats = LinkStats()
+        self._number = 0
+        self._request: OpenRequest | None = None
+
+    @abstractmethod
+    def _exchange(self, frame: bytes) -> bytes:
+        """Send `frame` and return its answer; raise `LinkError` if there is none."""
+
+    @abstractmethod
+    def _hang_up(self) -> None:
+        """Drop the connection; nothing if there is none."""
+
+    def open(self, request: OpenRequest) -> None:
+        """See `Link.open`."""
+        if self._request is not None:
+            raise LinkError("open: this link was opened before, each turn needs a link of its own")
+        self._request = request
+        self._token = bytes.fromhex(request.token)
+        self._coder = TensorCoder(request.codec, request.seed)
+        self._ask(Kind.OPEN, Kind.OPENED, fields=request.agreed())
+
+    def step(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> StepReply:
+        """See `Link.step`."""
+        reply = self._send_boundary(Kind.STEP, Kind.STEP_REPLY, inputs, boundary, samples)
+        gradients = self._gradients(reply, boundary.tensors, samples)
+        return StepReply(gradients, float(reply.fields["loss"]), reply.fields["targets"])
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> Boundary:
+        """See `Link.forward`."""
+        reply = self._send_boundary(Kind.FORWARD, Kind.FORWARD_REPLY, inputs, boundary, samples)
+        self._sent, self._samples = boundary.tensors, samples
+        return self._coder.unpack_boundary(
+            Stream.BOUNDARY_DOWN, reply.tensors, reply.layout, samples, self._opened.train
+        )
+
+    def backward(self, gradients: Gradients) -> Gradients:
+        """See `Link.backward`."""
+        tensors = self._coder.pack(Stream.GRADIENT_UP, gradients, self._samples)
+        reply = self._ask(Kind.BACKWARD, Kind.BACKWARD_REPLY, tensors=tensors)
+        return self._gradients(reply, self._sent, self._samples)
+
+    def evaluate(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> EvalReply:
+        """See `Link.evaluate`."""
+        reply = self._send_boundary(Kind.EVALUATE, Kind.EVALUATE_REPLY, inputs, boundary, samples)
+        fields = reply.fields
+        return EvalReply(float(fields["loss"]), fields["targets"], fields["correct"])
+
+    def close(self) -> LinkStats:
+        """See `Link.close`."""
+        self._ask(Kind.CLOSE, Kind.CLOSED)
+        self._hang_up()
+        return self._stats
+
+    def abort(self) -> None:
+        """See `Link.abort`."""
+        self._hang_up()
+
+    @property
+    def _opened(self) -> OpenRequest:
+        if self._request is None:
+            raise LinkError("link: must be opened first")
+        return self._request
+
+    def _send_boundary(
+        self,
+        kind: Kind,
+        answer: Kind,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        samples: Sequence[int],
+    ) -> Frame:
+        self._opened  # noqa: B018
+        tensors = self._coder.pack(Stream.BOUNDARY_UP, boundary.tensors, samples)
+        return self._ask(
+            kind,
+            answer,
+            inputs=pack_inputs(inputs),
+            tensors=tensors,
+            layout=boundary.layout,
+            samples=tuple(samples),
+        )
+
+    def _gradients(self, reply: Frame, sent: Sequence[Tensor], samples: Sequence[int]) -> Gradients:
+        gradients = self._coder.unpack(Stream.GRADIENT_DOWN, reply.tensors, samples)
+        check_gradients(gradients, sent)
+        return gradients
+
+    def _ask(self, kind: Kind, answer: Kind, **contents: Any) -> Frame:
+        self._opened  # noqa: B018
+        frame = Frame(kind, self._number, self._token, **contents)
+        data = encode(frame)
+        try:
+            received = self._exchange(data)
+            reply = decode(
+                received,
+                self._limits,
+                kinds=(answer, Kind.ERROR),
+                number=self._number,
+                token=self._token,
+            )
+        except FedsplitError:
+            self._hang_up()
+            raise
+        self._number += 1
+        self._stats += LinkStats(len(data), len(received), frame.payload_bytes, reply.payload_bytes)
+        if reply.kind is Kind.ERROR:
+            self._hang_up()
+            raise LinkError(f"the next tier refused: {reply.fields['reason']}")
+        return reply

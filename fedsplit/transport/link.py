@@ -1,0 +1,224 @@
+"""The link: what a segment calls to reach the next one, and what it reaches there."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from fedsplit.errors import FedsplitError, require
+from fedsplit.models import Boundary
+from fedsplit.plan import CodecPlan, Route
+from fedsplit.transport.frames import TOKEN_BYTES
+
+Gradients = tuple[Tensor | None, ...]
+
+
+class LinkError(FedsplitError):
+    """The other end of a link refused, failed or is gone; this turn is lost, no other."""
+
+
+def new_token() -> str:
+    """Return a fresh random token for one turn, as 32 hexadecimal digits."""
+    return secrets.token_hex(TOKEN_BYTES)
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """What both ends of a link must agree on before a turn.
+
+    Parameters
+    ----------
+    token : str
+        The turn's secret from `new_token`: it lets its bearer into this turn and no other. Every
+        link of a route has a token of its own.
+    route : Route
+        Where each block runs during this turn.
+    position : int
+        Index in ``route.segments`` of the segment that the link leads to.
+    codec : CodecPlan
+        How boundaries and gradients are compressed.
+    seed : int
+        Seed of the turn, the same on every tier; dropout and codecs draw from it.
+    train : bool
+        Whether the turn trains (dropout on, gradients) or evaluates.
+    """
+
+    token: str
+    route: Route
+    position: int
+    codec: CodecPlan = field(default_factory=CodecPlan)
+    seed: int = 0
+    train: bool = True
+
+    def __post_init__(self) -> None:
+        digits = 2 * TOKEN_BYTES
+        try:
+            valid = len(self.token) == digits and len(bytes.fromhex(self.token)) == TOKEN_BYTES
+        except ValueError:
+            valid = False
+        if not valid:  # the message must not show a secret
+            raise FedsplitError(f"token: must be {digits} hexadecimal digits")
+        last = len(self.route.segments) - 1
+        require(1 <= self.position <= last, "position", self.position, f"1..{last}")
+
+    def agreed(self) -> dict[str, object]:
+        """Return what the two ends compare when the link opens, as plain values."""
+        return {
+            "route": str(self.route),
+            "position": self.position,
+            "codec": {"uplink": dict(self.codec.uplink), "downlink": dict(self.codec.downlink)},
+            "seed": self.seed,
+            "train": self.train,
+        }
+
+
+@dataclass(frozen=True)
+class StepReply:
+    """What comes back from the rest of an open route: boundary gradients and the loss.
+
+    `loss` is the mean over `n_targets`.
+    """
+
+    gradients: Gradients
+    loss: float
+    n_targets: int
+
+
+@dataclass(frozen=True)
+class EvalReply:
+    """Loss of a mini-batch, mean over `n_targets`; `n_correct` where the model classifies."""
+
+    loss: float
+    n_targets: int
+    n_correct: int | None
+
+
+@dataclass(frozen=True)
+class LinkStats:
+    """Bytes that a link carried: up (away from the device) and down.
+
+    `payload` bytes stand for boundary tensors and gradients, after their codec; the totals also
+    hold frame headers, masks and labels.
+    """
+
+    up_bytes: int = 0
+    down_bytes: int = 0
+    up_payload_bytes: int = 0
+    down_payload_bytes: int = 0
+
+    def __add__(self, other: "LinkStats") -> "LinkStats":
+        """Return the sum over two links or turns."""
+        return LinkStats(
+            self.up_bytes + other.up_bytes,
+            self.down_bytes + other.down_bytes,
+            self.up_payload_bytes + other.up_payload_bytes,
+            self.down_payload_bytes + other.down_payload_bytes,
+        )
+
+
+class Link(Protocol):
+    """What a segment calls to reach the next one. Calls come one at a time, in order.
+
+    Every call raises `LinkError` if the other end refuses, fails, is gone or is silent for too
+    long; the link is of no further use then.
+    """
+
+    def open(self, request: OpenRequest) -> None:
+        """Enter the turn that `request` names."""
+        ...
+
+    def step(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> StepReply:
+        """Train on a mini-batch on an open route: one trip up, gradients and loss down.
+
+        Parameters
+        ----------
+        inputs : mapping of str to Tensor
+            What later tiers need beside the boundary (``SplitModel.travelling``).
+        boundary : Boundary
+            Tensors at the cut; the reply has a gradient for each that requires one.
+        samples : sequence of int
+            Identity of each sample of the mini-batch, for codecs with memory.
+        """
+        ...
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> Boundary:
+        """Send a boundary up and return the next one (U shape); `backward` follows in training."""
+        ...
+
+    def backward(self, gradients: Gradients) -> Gradients:
+        """Send the gradients of `forward`'s result up and return those of its argument."""
+        ...
+
+    def evaluate(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> EvalReply:
+        """Return the loss of a mini-batch on an open route, without training."""
+        ...
+
+    def close(self) -> LinkStats:
+        """Leave the turn after its last step was applied; return the bytes carried."""
+        ...
+
+    def abort(self) -> None:
+        """Hang up at once; the turn counts as failed unless it was closed."""
+        ...
+
+
+class Visit(Protocol):
+    """One turn at the tier that a link leads to, while its link is open."""
+
+    request: OpenRequest
+
+    def step(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> StepReply:
+        """See `Link.step`."""
+        ...
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> Boundary:
+        """See `Link.forward`."""
+        ...
+
+    def backward(self, gradients: Gradients) -> Gradients:
+        """See `Link.backward`."""
+        ...
+
+    def evaluate(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> EvalReply:
+        """See `Link.evaluate`."""
+        ...
+
+    def settle(self) -> None:
+        """Do what can wait until the reply is on its way: the optimizer's step."""
+        ...
+
+    def finish(self) -> None:
+        """Leave the turn in good order."""
+        ...
+
+    def fail(self, reason: str) -> None:
+        """Leave the turn as failed, whatever it was doing; nothing if it was left already."""
+        ...
+
+
+class Host(Protocol):
+    """A tier that links lead to (`fedsplit.execution.Stage`)."""
+
+    def enter(self, token: bytes) -> Visit:
+        """Return the turn that `token` opens; each token opens its turn once.
+
+        Raises
+        ------
+        FedsplitError
+            If no turn waits for this token.
+        """
+        ...

@@ -1,0 +1,189 @@
+"""The answering end of a link: frames to calls on a `Visit`, in the order that is allowed."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from fedsplit.errors import FedsplitError
+from fedsplit.transport.frames import (
+    Frame,
+    FrameError,
+    Kind,
+    Limits,
+    Packed,
+    claimed,
+    decode,
+    encode,
+)
+from fedsplit.transport.link import Gradients, Host, LinkError, Visit
+from fedsplit.transport.tensors import Stream, TensorCoder, check_gradients, unpack_inputs
+
+
+class Session:
+    """Answers the frames of one stream. Whatever goes wrong ends this session and its turn only.
+
+    Parameters
+    ----------
+    host : Host
+        The tier whose turns the stream may enter.
+    limits : Limits
+        Upper bounds of the frames that may arrive.
+    """
+
+    def __init__(self, host: Host, limits: Limits) -> None:
+        self._host = host
+        self._limits = limits
+        self._number = 0
+        self._visit: Visit | None = None
+        self._token: bytes | None = None
+        self._ended = False
+        self._returned: tuple[Tensor, ...] = ()
+        self._samples: tuple[int, ...] = ()
+        self._answers: dict[Kind, Callable[[Frame], Frame]] = {
+            Kind.OPEN: self._open,
+            Kind.STEP: self._step,
+            Kind.FORWARD: self._forward,
+            Kind.BACKWARD: self._backward,
+            Kind.EVALUATE: self._evaluate,
+            Kind.CLOSE: self._close,
+        }
+        self._due: tuple[Kind, ...] = (Kind.OPEN,)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the session takes no more frames."""
+        return self._ended
+
+    @property
+    def mid_step(self) -> bool:
+        """Whether a forward pass waits for its backward pass, which keeps other turns waiting."""
+        return self._due == (Kind.BACKWARD,)
+
+    def handle(self, data: bytes) -> bytes:
+        """Return the answer to a frame: the reply, or an error frame after which nothing follows.
+
+        `settle` is to be called once the answer is on its way.
+        """
+        try:
+            if self._ended:
+                raise LinkError("stream: has ended")
+            frame = decode(
+                data, self._limits, kinds=self._due, number=self._number, token=self._token
+            )
+            reply = self._answers[frame.kind](frame)
+        except FedsplitError as error:
+            return self._refuse(data, str(error))
+        except Exception as error:  # e.g. tensors that the model cannot take
+            return self._refuse(data, f"{type(error).__name__}: {error}")
+        self._number += 1
+        return encode(reply)
+
+    def settle(self) -> None:
+        """Do the work that waited for the answer to leave."""
+        if self._visit is None or self._ended:
+            return
+        try:
+            self._visit.settle()
+        except Exception as error:
+            # The peer learns it with its next frame, which finds the turn failed.
+            self._visit.fail(str(error))
+
+    def hang_up(self, reason: str) -> None:
+        """End the session because the other end is gone; a turn that was not closed has failed."""
+        self._ended = True
+        if self._visit is not None:
+            self._visit.fail(reason)
+
+    def _refuse(self, data: bytes, reason: str) -> bytes:
+        self.hang_up(reason)
+        return encode(Frame(Kind.ERROR, *claimed(data), {"reason": reason[:2000]}))
+
+    def _entered(self) -> Visit:
+        if self._visit is None:
+            raise FrameError("kind: must be OPEN, no turn was entered")
+        return self._visit
+
+    @staticmethod
+    def _reply(kind: Kind, frame: Frame, **contents: Any) -> Frame:
+        return Frame(kind, frame.number, frame.token, **contents)
+
+    def _open(self, frame: Frame) -> Frame:
+        visit = self._host.enter(frame.token)
+        self._visit, self._token = visit, frame.token
+        request = visit.request
+        for name, mine in request.agreed().items():
+            if _plain(mine) != frame.fields[name]:
+                raise FrameError(f"{name}={frame.fields[name]!r}: must be {mine!r} in this turn")
+        self._coder = TensorCoder(request.codec, request.seed)
+        if not request.route.returns_home:
+            step = Kind.STEP if request.train else Kind.EVALUATE
+        else:
+            step = Kind.FORWARD
+        self._between_steps = (step, Kind.CLOSE)
+        self._due = self._between_steps
+        return self._reply(Kind.OPENED, frame)
+
+    def _step(self, frame: Frame) -> Frame:
+        visit = self._entered()
+        boundary = self._coder.unpack_boundary(
+            Stream.BOUNDARY_UP, frame.tensors, frame.layout, frame.samples, train=True
+        )
+        result = visit.step(unpack_inputs(frame.inputs), boundary, frame.samples)
+        return self._reply(
+            Kind.STEP_REPLY,
+            frame,
+            fields={"loss": result.loss, "targets": result.n_targets},
+            tensors=self._pack_gradients(result.gradients, frame.samples),
+        )
+
+    def _forward(self, frame: Frame) -> Frame:
+        visit = self._entered()
+        train = visit.request.train
+        boundary = self._coder.unpack_boundary(
+            Stream.BOUNDARY_UP, frame.tensors, frame.layout, frame.samples, train
+        )
+        result = visit.forward(unpack_inputs(frame.inputs), boundary, frame.samples)
+        if train:
+            self._returned, self._samples = result.tensors, frame.samples
+            self._due = (Kind.BACKWARD,)
+        return self._reply(
+            Kind.FORWARD_REPLY,
+            frame,
+            tensors=self._coder.pack(Stream.BOUNDARY_DOWN, result.tensors, frame.samples),
+            layout=result.layout,
+        )
+
+    def _backward(self, frame: Frame) -> Frame:
+        gradients = self._coder.unpack(Stream.GRADIENT_UP, frame.tensors, self._samples)
+        check_gradients(gradients, self._returned)
+        result = self._entered().backward(gradients)
+        tensors = self._pack_gradients(result, self._samples)
+        self._returned, self._samples = (), ()
+        self._due = self._between_steps
+        return self._reply(Kind.BACKWARD_REPLY, frame, tensors=tensors)
+
+    def _evaluate(self, frame: Frame) -> Frame:
+        boundary = self._coder.unpack_boundary(
+            Stream.BOUNDARY_UP, frame.tensors, frame.layout, frame.samples, train=False
+        )
+        visit = self._entered()
+        result = visit.evaluate(unpack_inputs(frame.inputs), boundary, frame.samples)
+        fields = {"loss": result.loss, "targets": result.n_targets, "correct": result.n_correct}
+        return self._reply(Kind.EVALUATE_REPLY, frame, fields=fields)
+
+    def _close(self, frame: Frame) -> Frame:
+        self._entered().finish()
+        self._ended = True
+        return self._reply(Kind.CLOSED, frame)
+
+    def _pack_gradients(
+        self, gradients: Gradients, samples: tuple[int, ...]
+    ) -> tuple[Packed | None, ...]:
+        return self._coder.pack(Stream.GRADIENT_DOWN, gradients, samples)
+
+
+def _plain(value: object) -> object:
+    """Return `value` as it looks after its way through JSON (tuples are lists there)."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,166 @@
+"""Tensors to the bytes of a frame and back: raw, or through the codec of their stream."""
+
+import enum
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from fedsplit.codec import Codec, make_codec
+from fedsplit.models import Boundary
+from fedsplit.plan import CodecPlan
+from fedsplit.seeds import derive_seed
+from fedsplit.transport.frames import FrameError, Packed
+
+_RAW = make_codec({"name": "identity"}, 0)
+
+
+def pack_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Packed]:
+    """Return masks, labels and the like as they go on the wire, uncompressed."""
+    return {
+        name: Packed(tensor.dtype, tuple(tensor.shape), memoryview(_RAW.encode(tensor)))
+        for name, tensor in inputs.items()
+    }
+
+
+def unpack_inputs(packed: Mapping[str, Packed]) -> dict[str, Tensor]:
+    """Return the tensors that `pack_inputs` packed; they share memory with the frame.
+
+    Raises
+    ------
+    FrameError
+        If one claims to be compressed or to want a gradient.
+    """
+    for name, item in packed.items():
+        if item.coded or item.needs_grad:
+            raise FrameError(f"{name} flags: must be 0, inputs travel as they are")
+    return {
+        name: _RAW.decode(item.payload, item.shape, item.dtype) for name, item in packed.items()
+    }
+
+
+class Stream(enum.Enum):
+    """The four streams of tensors between two tiers; a boundary may go down only in a U shape."""
+
+    BOUNDARY_UP = "boundary up"
+    BOUNDARY_DOWN = "boundary down"
+    GRADIENT_UP = "gradient up"
+    GRADIENT_DOWN = "gradient down"
+
+    @property
+    def upward(self) -> bool:
+        """Whether the stream leads away from the device."""
+        return self.value.endswith("up")
+
+
+class TensorCoder:
+    """One end's codecs: an instance for each stream and tensor, so that their memories stay apart.
+
+    Parameters
+    ----------
+    plan : CodecPlan
+        Codec settings of either direction.
+    seed : int
+        Seed of the turn, the same at both ends.
+    """
+
+    def __init__(self, plan: CodecPlan, seed: int) -> None:
+        self._plan = plan
+        self._seed = seed
+        self._codecs: dict[tuple[Stream, int], Codec] = {}
+
+    def pack(
+        self, stream: Stream, tensors: Sequence[Tensor | None], samples: Sequence[int]
+    ) -> tuple[Packed | None, ...]:
+        """Return `tensors` as they go on the wire; None stays None."""
+        return tuple(
+            None if tensor is None else self._pack(stream, index, tensor, samples)
+            for index, tensor in enumerate(tensors)
+        )
+
+    def unpack(
+        self, stream: Stream, packed: Sequence[Packed | None], samples: Sequence[int]
+    ) -> tuple[Tensor | None, ...]:
+        """Return the tensors that the other end packed, without gradient requirements.
+
+        Raises
+        ------
+        FrameError
+            If a tensor is compressed where this stream is not, or the other way round.
+        FedsplitError
+            If a payload is not what the stream's codec makes.
+        """
+        return tuple(
+            None if item is None else self._unpack(stream, index, item, samples)
+            for index, item in enumerate(packed)
+        )
+
+    def unpack_boundary(
+        self,
+        stream: Stream,
+        packed: Sequence[Packed | None],
+        layout: str,
+        samples: Sequence[int],
+        train: bool,
+    ) -> Boundary:
+        """Return a boundary as leaves of a new graph that wants the gradients its sender wants.
+
+        Raises
+        ------
+        FrameError
+            If there is no tensor, or one is missing; otherwise as `unpack`.
+        """
+        if not packed:
+            raise FrameError("tensors=0: must be at least one in a boundary")
+        leaves = []
+        for item, tensor in zip(packed, self.unpack(stream, packed, samples), strict=True):
+            if item is None or tensor is None:
+                raise FrameError("tensors: must all be present in a boundary")
+            leaves.append(tensor.detach().requires_grad_(train and item.needs_grad))
+        return Boundary(tuple(leaves), layout)
+
+    def _settings(self, stream: Stream) -> Mapping[str, object]:
+        return self._plan.uplink if stream.upward else self._plan.downlink
+
+    def _codec(self, stream: Stream, index: int) -> Codec:
+        key = (stream, index)
+        if key not in self._codecs:
+            seed = derive_seed(self._seed, "codec", stream.value, index)
+            self._codecs[key] = make_codec(self._settings(stream), seed)
+        return self._codecs[key]
+
+    def _is_coded(self, stream: Stream, floating: bool) -> bool:
+        return floating and self._settings(stream).get("name") != "identity"
+
+    def _pack(self, stream: Stream, index: int, tensor: Tensor, samples: Sequence[int]) -> Packed:
+        payload = self._codec(stream, index).encode(tensor, samples)
+        coded = self._is_coded(stream, tensor.is_floating_point())
+        shape = tuple(tensor.shape)
+        return Packed(tensor.dtype, shape, memoryview(payload), coded, tensor.requires_grad)
+
+    def _unpack(self, stream: Stream, index: int, item: Packed, samples: Sequence[int]) -> Tensor:
+        coded = self._is_coded(stream, item.dtype.is_floating_point)
+        if item.coded != coded:
+            raise FrameError(
+                f"tensors[{index}] coded={item.coded}: must be {coded} ({stream.value})"
+            )
+        return self._codec(stream, index).decode(item.payload, item.shape, item.dtype, samples)
+
+
+def check_gradients(gradients: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> None:
+    """Refuse gradients that do not fit the boundary `tensors` they are for.
+
+    Raises
+    ------
+    FrameError
+        If their number, a shape or a type differs.
+    """
+    if len(gradients) != len(tensors):
+        raise FrameError(f"gradients={len(gradients)}: must be {len(tensors)}, one a tensor")
+    for index, (gradient, tensor) in enumerate(zip(gradients, tensors, strict=True)):
+        if gradient is not None and (
+            gradient.shape != tensor.shape or gradient.dtype != tensor.dtype
+        ):
+            raise FrameError(
+                f"gradients[{index}]={tuple(gradient.shape)} {gradient.dtype}: must be "
+                f"{tuple(tensor.shape)} {tensor.dtype}, as its boundary tensor"
+            )
