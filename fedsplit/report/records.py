@@ -1,0 +1,106 @@
+"""What is kept of a round."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fedsplit.mapping import from_mapping
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A device that dropped out: in which phase of a round ("train", "evaluate"), and why."""
+
+    device: int
+    phase: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """The outcome of one round, measured and modelled kept apart.
+
+    Parameters
+    ----------
+    round : int
+        Number of the round; 0 is the evaluation before any training.
+    train_loss, eval_loss : float or None
+        Mean loss per target (nats); None if nothing was trained or evaluated.
+    perplexity : float or None
+        ``exp(eval_loss)`` of a language model.
+    accuracy : float or None
+        Share of test targets predicted right.
+    bytes_up, bytes_down : mapping of str to int
+        Bytes counted on the wire, by the tier that sends upward or receives from above:
+        ``{"device": 4096, "edge": 4096}``.
+    wall_s : float
+        Wall-clock seconds that the round took on this machine.
+    participants : tuple of int
+        Devices that completed their training.
+    failures : tuple of Failure
+        Devices that did not.
+    modelled : mapping or None
+        What the round costs on the modelled system (``delay_s``, ``energy_j``, ...): never mixed
+        with what was measured.
+    """
+
+    round: int
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    perplexity: float | None = None
+    accuracy: float | None = None
+    bytes_up: Mapping[str, int] = field(default_factory=dict)
+    bytes_down: Mapping[str, int] = field(default_factory=dict)
+    wall_s: float = 0.0
+    participants: tuple[int, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    modelled: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON values; a number that is not finite becomes null."""
+        values: dict[str, Any] = _finite(asdict(self))
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "RoundRecord":
+        """Return the record that `to_json` wrote.
+
+        Raises
+        ------
+        FedsplitError
+            If a field is unknown or of the wrong type.
+        """
+        return from_mapping(cls, values, "results.json")
+
+    def flat(self) -> dict[str, Any]:
+        """Return the record as one row: nested keys joined by dots, tuples as their lengths."""
+        row: dict[str, Any] = {}
+        for name, value in self.to_json().items():
+            if isinstance(value, list):
+                row[name] = len(value)
+            elif isinstance(value, dict):
+                row.update(_leaves(name, value))
+            elif name != "modelled":
+                row[name] = value
+        return row
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` with lists for sequences and None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _leaves(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers and texts inside `values` under dotted names; lists are left out."""
+    row: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            row.update(_leaves(f"{prefix}.{key}", value))
+        elif not isinstance(value, list):
+            row[f"{prefix}.{key}"] = value
+    return row

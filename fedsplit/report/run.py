@@ -1,0 +1,156 @@
+"""The folder of a run: results.json, metrics.csv, TensorBoard scalars, a plot, a table."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+
+from fedsplit.errors import FedsplitError, require
+from fedsplit.report.files import csv_text, json_text, write_atomically
+from fedsplit.report.plots import plot_loss
+from fedsplit.report.records import RoundRecord
+from fedsplit.report.tables import round_line, summary_table
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+RESULTS, METRICS, CONFIG, PLOT, SCALARS = (
+    "results.json",
+    "metrics.csv",
+    "config.yaml",
+    "loss.png",
+    "tensorboard",
+)
+
+
+class RunReport:
+    """Writes a run's results as they come, so that a run that is killed leaves whole files.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to write; made if it does not exist.
+    config : mapping
+        The resolved configuration, kept as config.yaml.
+    n_rounds : int
+        Rounds that the run is to have, for the progress lines.
+    console : rich.console.Console or None
+        Where progress is printed; standard output by default, styled on a terminal only.
+
+    Raises
+    ------
+    FedsplitError
+        If `folder` holds results already; `resume` continues those.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        n_rounds: int,
+        console: Console | None = None,
+    ) -> None:
+        if (folder / RESULTS).exists():
+            raise FedsplitError(f"folder={str(folder)!r}: holds results already; resume it instead")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+        self._start(folder, n_rounds, console, [])
+        self._write(None)
+
+    def _start(
+        self, folder: Path, n_rounds: int, console: Console | None, records: list[RoundRecord]
+    ) -> None:
+        self.folder = folder
+        self.n_rounds = n_rounds
+        self._records = records
+        self._console = console if console is not None else Console()
+        self._scalars: SummaryWriter | None = None
+
+    @classmethod
+    def resume(
+        cls, folder: Path, last_round: int, n_rounds: int, console: Console | None = None
+    ) -> "RunReport":
+        """Continue the report in `folder` after round `last_round`; later records are dropped.
+
+        Raises
+        ------
+        FedsplitError
+            If `folder` holds no results, or they end before `last_round`.
+        """
+        records = read_records(folder)
+        kept = [record for record in records if record.round <= last_round]
+        reached = kept[-1].round if kept else 0
+        require(reached == last_round, "last_round", last_round, f"at most {reached}")
+        report = cls.__new__(cls)
+        report._start(folder, n_rounds, console, kept)
+        report._write(None)
+        return report
+
+    @property
+    def records(self) -> tuple[RoundRecord, ...]:
+        """Every round so far."""
+        return tuple(self._records)
+
+    def add_round(self, record: RoundRecord) -> None:
+        """Keep a round: update the files and print a line.
+
+        Raises
+        ------
+        FedsplitError
+            If the round does not follow the last one.
+        """
+        if self._records:
+            due = self._records[-1].round + 1
+            require(record.round == due, "record.round", record.round, f"{due}, the round due")
+        self._records.append(record)
+        self._write(None)
+        self._add_scalars(record)
+        self._console.print(round_line(record, self.n_rounds), soft_wrap=True, highlight=True)
+
+    def finish(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Close the report: `summary` into results.json, the plot, and the table on the console."""
+        self._write(dict(summary or {}))
+        plot_loss(self._records, self.folder / PLOT)
+        if self._scalars is not None:
+            self._scalars.close()
+        self._console.print(summary_table(self._records, self.folder))
+
+    def _write(self, summary: Mapping[str, Any] | None) -> None:
+        results: dict[str, Any] = {"rounds": [record.to_json() for record in self._records]}
+        if summary is not None:
+            results["summary"] = summary
+        write_atomically(self.folder / RESULTS, json_text(results))
+        rows = [record.flat() for record in self._records]
+        write_atomically(self.folder / METRICS, csv_text(rows))
+
+    def _add_scalars(self, record: RoundRecord) -> None:
+        if self._scalars is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Of a resumed run, TensorBoard hides what was logged from this round on before.
+            self._scalars = SummaryWriter(str(self.folder / SCALARS), purge_step=record.round)
+        for name, value in record.flat().items():
+            if name != "round" and isinstance(value, int | float):
+                self._scalars.add_scalar(name.replace(".", "/"), value, record.round)
+        self._scalars.flush()
+
+
+def read_records(folder: Path) -> list[RoundRecord]:
+    """Return the rounds in a run's results.json.
+
+    Raises
+    ------
+    FedsplitError
+        If there is no results.json in `folder`, or it is not one that `RunReport` wrote.
+    """
+    path = folder / RESULTS
+    try:
+        rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
+    except FileNotFoundError as error:
+        raise FedsplitError(f"folder={str(folder)!r}: has no {RESULTS}") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise FedsplitError(f"{path}: is not a results file: {error!r}") from error
+    return [RoundRecord.from_json(values) for values in rounds]

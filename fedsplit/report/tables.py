@@ -1,0 +1,85 @@
+"""What a run shows on the terminal: a line per round, a table at the end."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from fedsplit.report.records import RoundRecord
+
+_FIRST, _LAST = 3, 9
+_MODELLED = {"delay_s": "delay s", "energy_j": "energy J"}
+
+
+def round_line(record: RoundRecord, n_rounds: int) -> str:
+    """Return one line about a round, for a terminal or a log."""
+    parts = [f"round {record.round}/{n_rounds}"]
+    if record.train_loss is not None:
+        parts.append(f"train {record.train_loss:.4f}")
+    if record.eval_loss is not None:
+        parts.append(f"eval {record.eval_loss:.4f}")
+    if record.perplexity is not None:
+        parts.append(f"perplexity {record.perplexity:.2f}")
+    if record.accuracy is not None:
+        parts.append(f"accuracy {record.accuracy:.1%}")
+    if record.bytes_up or record.bytes_down:
+        up, down = sum(record.bytes_up.values()), sum(record.bytes_down.values())
+        parts.append(f"up {megabytes(up)} down {megabytes(down)}")
+    parts.append(f"{record.wall_s:.1f} s")
+    if record.failures:
+        devices = ", ".join(str(failure.device) for failure in record.failures)
+        parts.append(f"failed: device {devices}")
+    return "  ".join(parts)
+
+
+def summary_table(records: Sequence[RoundRecord], folder: Path) -> Table:
+    """Return the rounds as a table that names `folder`; of a long run, its first and last ones.
+
+    Columns of the modelled system stand apart, on the right, and say so.
+    """
+    accuracy = any(record.accuracy is not None for record in records)
+    perplexity = any(record.perplexity is not None for record in records)
+    modelled = [
+        key for key in _MODELLED if any(key in (record.modelled or {}) for record in records)
+    ]
+    table = Table(title=f"Results in {folder}", title_justify="left")
+    headings = ["round", "train loss", "eval loss"]
+    headings += ["perplexity"] * perplexity + ["accuracy"] * accuracy
+    headings += ["up", "down", "wall s", "devices", "failed"]
+    headings += [f"modelled {_MODELLED[key]}" for key in modelled]
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for record in _shown(records):
+        if record is None:
+            table.add_row(*["..."] * len(headings))
+            continue
+        row = [str(record.round), _number(record.train_loss), _number(record.eval_loss)]
+        row += [_number(record.perplexity)] * perplexity
+        row += [_number(record.accuracy)] * accuracy
+        row += [
+            megabytes(sum(record.bytes_up.values())),
+            megabytes(sum(record.bytes_down.values())),
+            f"{record.wall_s:.1f}",
+            str(len(record.participants)),
+            str(len(record.failures)),
+        ]
+        row += [_number((record.modelled or {}).get(key)) for key in modelled]
+        table.add_row(*row)
+    return table
+
+
+def megabytes(count: int) -> str:
+    """Return a number of bytes in megabytes (10^6 bytes)."""
+    return f"{count / 1e6:.2f} MB"
+
+
+def _number(value: float | None) -> str:
+    """Return four significant digits, or a dash for nothing."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _shown(records: Sequence[RoundRecord]) -> list[RoundRecord | None]:
+    """Return the records to show; None stands for those left out."""
+    if len(records) <= _FIRST + _LAST:
+        return list(records)
+    return [*records[:_FIRST], None, *records[-_LAST:]]
