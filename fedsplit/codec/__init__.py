@@ -1,6 +1,7 @@
 """Compress boundaries and their gradients into the bytes that cross the link."""
 
 from fedsplit.codec.base import Codec, Payload
+from fedsplit.codec.loopback import Loopback, straight_through
 from fedsplit.codec.registry import codec_names, make_codec
 
-__all__ = ["Codec", "Payload", "codec_names", "make_codec"]
+__all__ = ["Codec", "Loopback", "Payload", "codec_names", "make_codec", "straight_through"]

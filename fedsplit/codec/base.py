@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ class Codec(ABC):
     Shape and dtype are known to both ends and are no part of the payload. Tensors without
     elements take no bytes, and integer or boolean ones travel unchanged through every codec.
     """
+
+    remembers: ClassVar[bool] = False
+    """Whether it keeps something between tensors; such a codec cannot be part of another."""
 
     def encode(self, tensor: torch.Tensor, samples: Sequence[int] | None = None) -> Payload:
         """Return the bytes that stand for `tensor`.

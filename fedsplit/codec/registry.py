@@ -3,13 +3,18 @@
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import cast
 
 import torch
 
 from fedsplit.codec.base import Codec
 from fedsplit.codec.dense import Cast, Identity, Scaled
+from fedsplit.codec.feedback import ErrorFeedback
+from fedsplit.codec.low_rank import LowRank
+from fedsplit.codec.temporal import Temporal
 from fedsplit.codec.topk import TopK
-from fedsplit.errors import FedsplitError, require_choice
+from fedsplit.errors import FedsplitError, require, require_choice
+from fedsplit.seeds import derive_seed
 
 _CODECS: dict[str, Callable[..., Codec]] = {
     "identity": Identity,
@@ -18,6 +23,9 @@ _CODECS: dict[str, Callable[..., Codec]] = {
     "fp8": partial(Scaled, torch.float8_e4m3fn),
     "int8": partial(Scaled, torch.int8),
     "topk": TopK,
+    "low_rank": LowRank,
+    "temporal": Temporal,
+    "error_feedback": ErrorFeedback,
 }
 
 
@@ -55,6 +63,17 @@ def make_codec(settings: Mapping[str, object], seed: int) -> Codec:
     for key in missing:
         if key not in options:
             raise FedsplitError(f"codec.{key}: codec {name!r} needs this setting")
+    for key, parameter in parameters.items():
+        if parameter.annotation is Codec:
+            options[key] = _make_part(key, options[key], derive_seed(seed, key))
     if "seed" in parameters:
         options["seed"] = seed
     return factory(**options)
+
+
+def _make_part(key: str, settings: object, seed: int) -> Codec:
+    """Return the codec that another one uses for a part of its work."""
+    require(isinstance(settings, Mapping), f"codec.{key}", settings, "settings of a codec")
+    part = make_codec(cast("Mapping[str, object]", settings), seed)
+    require(not part.remembers, f"codec.{key}", settings, "a codec without memory")
+    return part

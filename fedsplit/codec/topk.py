@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from fedsplit.codec import checks
 from fedsplit.codec.base import Codec, Payload, corrupt
 from fedsplit.codec.dense import as_rows, finite_amax, row_shape
-from fedsplit.codec.entropy import Gaps, Stack, normalise, weigh
+from fedsplit.codec.entropy import Gaps, Stack, Symbols, normalise, weigh
 from fedsplit.codec.quantise import ROUNDINGS, Grid
 from fedsplit.codec.sparsify import kept_positions
 from fedsplit.errors import require_choice
@@ -20,6 +21,50 @@ _SCALE_HEADER = struct.Struct("<hB")
 _PER_OCTAVE = 4
 _SMALLEST = -126 * _PER_OCTAVE  # the smallest normal float32, so that no scale is zero
 _SCOPES = ("tensor", "token")
+
+
+@dataclass(frozen=True)
+class Scales:
+    """One power of 2^(1/4) per token: ``2 ** ((origin + codes) / 4)``."""
+
+    codes: Symbols
+    origin: int
+
+    @classmethod
+    def fit(cls, largest: torch.Tensor) -> "Scales":
+        """Return the smallest such powers that are not below `largest` [tokens, 1]."""
+        steps = torch.ceil(_PER_OCTAVE * torch.log2(largest.cpu().reshape(-1)))
+        floor = max(steps.max().item() - 255, _SMALLEST)
+        codes = steps.clamp(min=floor).to(torch.int32)
+        origin = int(codes.min())
+        return cls((codes - origin).numpy(), origin)
+
+    def values(self) -> torch.Tensor:
+        """Return the scales, float32 [tokens, 1]."""
+        steps = torch.from_numpy(self.codes).to(torch.float64) + self.origin
+        return torch.exp2(steps / _PER_OCTAVE).to(torch.float32).reshape(-1, 1)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What the lossy part leaves of a tensor, and all that the lossless part codes.
+
+    Parameters
+    ----------
+    positions : int64 [kept]
+        Flat positions of the kept elements, ascending.
+    symbols : int32 [kept]
+        Twice the magnitude's level on `grid`, plus one if the element is negative.
+    grid : Grid
+        The magnitudes, before `scales`.
+    scales : Scales or None
+        What tokens were divided by.
+    """
+
+    positions: NDArray[np.int64]
+    symbols: Symbols
+    grid: Grid
+    scales: Scales | None
 
 
 class TopK(Codec):
@@ -39,13 +84,13 @@ class TopK(Codec):
         Percentile of kept magnitudes above which they are clipped; SFT: 95. Values that are
         clipped are biased whatever the rounding.
     scale : {"tensor", "token"}
-        Whether tokens are brought to a common magnitude before quantisation. Needed where a few
-        tokens or channels are far larger than the rest; costs about half a byte per token.
+        Whether tokens are brought to a common magnitude before selection and quantisation. For
+        boundaries where a few tokens are far larger than the rest; costs half a byte per token.
 
     Notes
     -----
-    NaN and infinity are refused. A token scale is a power of 2^(1/4), and 64 octaves below the
-    largest it is taken for zero.
+    NaN and infinity are refused. With token scales, a token 64 octaves below the largest becomes
+    zero.
     """
 
     def __init__(
@@ -69,33 +114,29 @@ class TopK(Codec):
         self._seed = seed
         self._generator: torch.Generator | None = None
 
-    def _encode(self, tensor: torch.Tensor, samples: Sequence[int] | None) -> Payload:
+    def quantise(self, tensor: torch.Tensor) -> Quantised:
+        """Return the lossy part of the pipeline, computed on the tensor's device.
+
+        Raises
+        ------
+        FedsplitError
+            If an element is NaN or infinite.
+        """
         rows = as_rows(tensor)
         largest = finite_amax(rows)
-        stack = Stack()
-        header = b""
-        if self._scaled:
-            codes, origin = _scale_codes(largest)
-            n_codes = int(codes.max()) + 1
-            scale_weights = weigh(codes, n_codes)
-            stack.push(codes, _padded(scale_weights))
-            header = _SCALE_HEADER.pack(origin, n_codes - 1) + scale_weights.tobytes()
-            rows = rows / _scales(codes, origin).to(rows.device)
-
+        scales = Scales.fit(largest) if self._scaled else None
+        if scales is not None:
+            rows = rows / scales.values().to(rows.device)
         positions = kept_positions(rows, self._keep, self._per_token)
         values = rows.reshape(-1)[positions]
         magnitude = values.abs()
         grid = Grid.fit(magnitude, self._bits, self._clip)
         levels = grid.levels(magnitude, self._rounding, self._noise(magnitude))
-        symbols = (2 * levels + (values < 0)).to(torch.int32).cpu().numpy()
-        level_weights = weigh(symbols, 1 << self._bits)
-        stack.push(symbols, normalise(level_weights))
+        symbols = (levels * 2).add_(values < 0)
+        return Quantised(positions.cpu().numpy(), symbols.cpu().numpy(), grid, scales)
 
-        gaps = Gaps(len(symbols), rows.numel())
-        gap_symbols = gaps.symbols(positions.cpu().numpy())
-        stack.push(gap_symbols, gaps.probabilities)
-        counts = _HEADER.pack(len(symbols), len(gap_symbols), grid.low, grid.high)
-        return b"".join((counts, level_weights.tobytes(), header, stack.to_bytes()))
+    def _encode(self, tensor: torch.Tensor, samples: Sequence[int] | None) -> Payload:
+        return _pack(self.quantise(tensor), tensor.numel())
 
     def _decode(
         self,
@@ -105,30 +146,14 @@ class TopK(Codec):
         samples: Sequence[int] | None,
     ) -> torch.Tensor:
         n_rows, width = row_shape(shape)
-        n = n_rows * width
-        reader = _Reader(payload)
-        n_kept, n_gaps, low, high = _HEADER.unpack(reader.take(_HEADER.size))
-        if not (1 <= n_kept <= n_gaps <= n and 0 <= low <= high < float("inf")):
-            raise corrupt("counts or range of values do not fit the tensor")
-        level_weights = reader.weights(1 << self._bits)
-        if self._scaled:
-            origin, last = _SCALE_HEADER.unpack(reader.take(_SCALE_HEADER.size))
-            scale_weights = reader.weights(last + 1)
-
-        stack = Stack.from_bytes(reader.rest())
-        gaps = Gaps(n_kept, n)
-        positions = gaps.positions(stack.pop(n_gaps, gaps.probabilities))
-        if len(positions) != n_kept or positions[-1] >= n:
-            raise corrupt("positions do not fit the tensor")
-        symbols = torch.from_numpy(stack.pop(n_kept, normalise(level_weights)))
-        values = Grid(low, high, 1 << (self._bits - 1)).magnitudes(symbols >> 1)
+        kept = _unpack(payload, n_rows, width, self._bits, self._scaled)
+        symbols = torch.from_numpy(kept.symbols)
+        values = kept.grid.magnitudes(symbols >> 1)
         values.mul_(1 - 2 * (symbols & 1))
-        rows = torch.zeros(n_rows, width)
-        rows.reshape(-1)[torch.from_numpy(positions)] = values
-        if self._scaled:
-            codes = stack.pop(n_rows, _padded(scale_weights))
-            rows *= _scales(codes, origin)
-        stack.close()
+        rows = torch.zeros(n_rows, width, dtype=torch.float32)
+        rows.reshape(-1)[torch.from_numpy(kept.positions)] = values
+        if kept.scales is not None:
+            rows *= kept.scales.values()
         return rows.to(dtype).reshape(shape)
 
     def _noise(self, like: torch.Tensor) -> torch.Tensor:
@@ -139,17 +164,46 @@ class TopK(Codec):
         return torch.rand(like.shape, generator=self._generator, device=like.device)
 
 
-def _scale_codes(largest: torch.Tensor) -> tuple[NDArray[np.int32], int]:
-    """Return the scale of each row in steps of a quarter octave, less the smallest, and that."""
-    steps = torch.ceil(_PER_OCTAVE * torch.log2(largest.cpu().reshape(-1)))
-    codes = steps.clamp(min=max(steps.max().item() - 255, _SMALLEST)).to(torch.int32)
-    origin = int(codes.min())
-    return (codes - origin).numpy(), origin
+def _pack(kept: Quantised, n: int) -> bytes:
+    """Return the bytes of the kept ones of `n` elements."""
+    stack = Stack()
+    scale_header = b""
+    if kept.scales is not None:
+        codes = kept.scales.codes
+        last = int(codes.max())
+        weights = weigh(codes, last + 1)
+        stack.push(codes, _padded(weights))
+        scale_header = _SCALE_HEADER.pack(kept.scales.origin, last) + weights.tobytes()
+    weights = weigh(kept.symbols, 2 * kept.grid.n_levels)
+    stack.push(kept.symbols, normalise(weights))
+    gaps = Gaps(len(kept.positions), n)
+    gap_symbols = gaps.symbols(kept.positions)
+    stack.push(gap_symbols, gaps.probabilities)
+    header = _HEADER.pack(len(kept.symbols), len(gap_symbols), kept.grid.low, kept.grid.high)
+    return b"".join((header, weights.tobytes(), scale_header, stack.to_bytes()))
 
 
-def _scales(codes: NDArray[np.int32], origin: int) -> torch.Tensor:
-    steps = torch.from_numpy(codes).to(torch.float64) + origin
-    return torch.exp2(steps / _PER_OCTAVE).to(torch.float32).reshape(-1, 1)
+def _unpack(payload: memoryview, n_rows: int, width: int, bits: int, scaled: bool) -> Quantised:
+    """Undo `_pack`, taking no more memory than the tensor does."""
+    n = n_rows * width
+    reader = _Reader(payload)
+    n_kept, n_gaps, low, high = _HEADER.unpack(reader.take(_HEADER.size))
+    if not (1 <= n_kept <= n_gaps <= n and 0 <= low <= high < float("inf")):
+        raise corrupt("counts or range of values do not fit the tensor")
+    weights = reader.weights(1 << bits)
+    if scaled:
+        origin, last = _SCALE_HEADER.unpack(reader.take(_SCALE_HEADER.size))
+        scale_weights = reader.weights(last + 1)
+
+    stack = Stack.from_bytes(reader.rest())
+    gaps = Gaps(n_kept, n)
+    positions = gaps.positions(stack.pop(n_gaps, gaps.probabilities))
+    if len(positions) != n_kept or positions[-1] >= n:
+        raise corrupt("positions do not fit the tensor")
+    symbols = stack.pop(n_kept, normalise(weights))
+    scales = Scales(stack.pop(n_rows, _padded(scale_weights)), origin) if scaled else None
+    stack.close()
+    return Quantised(positions, symbols, Grid(low, high, 1 << (bits - 1)), scales)
 
 
 def _padded(weights: NDArray[np.uint8]) -> NDArray[np.float64]:

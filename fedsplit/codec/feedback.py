@@ -1,0 +1,58 @@
+"""Error feedback: add to a gradient what compression took from it last time."""
+
+from collections.abc import Sequence
+
+import torch
+
+from fedsplit.codec import checks
+from fedsplit.codec.base import Codec, Payload
+from fedsplit.codec.memory import SampleMemory, fit
+from fedsplit.errors import require
+
+
+class ErrorFeedback(Codec):
+    """Adds the error of a sample's last visit before it compresses; only the sender remembers.
+
+    What top-k leaves out of a gradient this epoch comes through in a later one. Without
+    `samples`, the row at the same place of the last tensor counts as the same sample.
+
+    Parameters
+    ----------
+    inner : Codec
+        What the corrected tensor is sent with.
+    memory_mb : float
+        Memory for remembered errors, in 10^6 bytes (two bytes an element).
+    """
+
+    remembers = True
+
+    def __init__(self, *, inner: Codec, memory_mb: float = 256.0) -> None:
+        self._inner = inner
+        limit = checks.number("memory_mb", memory_mb, 0.0, 1e6) * 1e6
+        self._errors = SampleMemory(int(limit))
+
+    def _encode(self, tensor: torch.Tensor, samples: Sequence[int] | None) -> Payload:
+        rows = tensor.cpu().to(torch.float32, copy=True)
+        rows = rows if rows.dim() > 0 else rows.reshape(1)
+        owners = samples if samples is not None else range(len(rows))
+        require(len(owners) == len(rows), "samples", tuple(owners), f"one per row, {len(rows)}")
+        for row, owner in zip(rows, owners, strict=True):
+            entry = self._errors.get(owner)
+            error = fit(entry.row, row.shape) if entry is not None else None
+            if error is not None:
+                row += error
+        payload = self._inner.encode(rows, samples)
+        rows -= self._inner.decode(payload, rows.shape, torch.float32, samples)
+        for row, owner in zip(rows, owners, strict=True):
+            self._errors.put(owner, row, 0)
+        return payload
+
+    def _decode(
+        self,
+        payload: memoryview,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        samples: Sequence[int] | None,
+    ) -> torch.Tensor:
+        rows = self._inner.decode(payload, shape if len(shape) > 0 else (1,), torch.float32)
+        return rows.to(dtype).reshape(shape)

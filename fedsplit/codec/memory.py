@@ -1,0 +1,73 @@
+"""What a codec remembers of each sample, in bounded memory."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The remembered row of a sample, and how many frames it is away from the last whole one."""
+
+    row: torch.Tensor
+    age: int
+
+
+class SampleMemory:
+    """Rows by sample, kept as bfloat16; the longest unused go when `limit_bytes` are full.
+
+    Two memories that see the same calls hold the same rows, so both ends of a stream evict alike.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._entries: OrderedDict[int, Entry] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that the rows take."""
+        return self._size
+
+    def get(self, sample: int) -> Entry | None:
+        """Return what is remembered of `sample`."""
+        return self._entries.get(sample)
+
+    def put(self, sample: int, row: torch.Tensor, age: int) -> None:
+        """Remember a copy of `row`, and forget the longest unused rows if there is no room."""
+        self._drop(sample)
+        narrow = row.to(torch.bfloat16, copy=True)
+        self._entries[sample] = Entry(narrow, age)
+        self._size += narrow.nbytes
+        while self._size > self._limit:
+            self._drop(next(iter(self._entries)))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self._size = 0
+
+    def _drop(self, sample: int) -> None:
+        entry = self._entries.pop(sample, None)
+        if entry is not None:
+            self._size -= entry.row.nbytes
+
+
+def fit(row: torch.Tensor, shape: Sequence[int]) -> torch.Tensor | None:
+    """Return `row` as float32, cropped or filled with zeros to `shape`; None if ranks differ.
+
+    A sample's row is as long as the longest of its mini-batch, so its length changes.
+    """
+    if row.dim() != len(shape):
+        return None
+    if row.shape == tuple(shape):
+        return row.to(torch.float32)
+    fitted = torch.zeros(tuple(shape), dtype=torch.float32)
+    common = tuple(slice(0, min(a, b)) for a, b in zip(row.shape, shape, strict=True))
+    fitted[common] = row[common].to(torch.float32)
+    return fitted
