@@ -1,6 +1,9 @@
 """The link between tiers: frames, codecs, an in-process and a gRPC connection."""
 
+from fedsplit.transport.connection import Tls
 from fedsplit.transport.frames import FrameError, Limits
+from fedsplit.transport.grpc_link import GrpcLink
+from fedsplit.transport.grpc_server import GrpcServer
 from fedsplit.transport.in_process import InProcessLink
 from fedsplit.transport.link import (
     EvalReply,
@@ -19,6 +22,8 @@ __all__ = [
     "EvalReply",
     "FrameError",
     "Gradients",
+    "GrpcLink",
+    "GrpcServer",
     "Host",
     "InProcessLink",
     "Limits",
@@ -27,6 +32,7 @@ __all__ = [
     "LinkStats",
     "OpenRequest",
     "StepReply",
+    "Tls",
     "Visit",
     "new_token",
 ]
