@@ -1,0 +1,89 @@
+"""What planners raise: a problem that has no solution, and input that is no problem at all."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fedsplit.errors import FedsplitError, require
+
+Array = NDArray[np.float64]
+
+
+class InfeasibleError(FedsplitError):
+    """No plan meets a constraint.
+
+    Parameters
+    ----------
+    constraint : str
+        Which constraint, in words ("memory of device 3", "bandwidth of uplink").
+    needed, available : float
+        What the best plan would need and what there is, in `unit`.
+    unit : str
+        Unit of both.
+    """
+
+    def __init__(self, constraint: str, needed: float, available: float, unit: str) -> None:
+        self.constraint = constraint
+        self.needed = float(needed)
+        self.available = float(available)
+        self.unit = unit
+        super().__init__(
+            f"{constraint}: needs {self.needed:g} {unit}, has {self.available:g} {unit}, "
+            f"off by {self.shortfall:g} {unit}"
+        )
+
+    @property
+    def shortfall(self) -> float:
+        """By how much the constraint is missed, in `unit`."""
+        return abs(self.needed - self.available)
+
+
+def checked(
+    field: str,
+    values: ArrayLike,
+    shape: tuple[int, ...] | None = None,
+    *,
+    positive: bool = False,
+    infinite: bool = False,
+) -> Array:
+    """Return `values` as a float array of `shape` (scalars are repeated), all of them >= 0.
+
+    Parameters
+    ----------
+    field : str
+        Name for the error.
+    values : array_like
+        What to check.
+    shape : tuple of int, optional
+        The shape to broadcast to; as given by default.
+    positive : bool
+        Whether 0 is refused as well.
+    infinite : bool
+        Whether infinity is allowed.
+
+    Raises
+    ------
+    FedsplitError
+        If a value is NaN, negative, not allowed to be 0 or infinite, or the shape does not fit.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if shape is not None and array.shape != shape:
+        require(
+            array.ndim <= len(shape)
+            and all(
+                size in (1, wanted)
+                for size, wanted in zip(array.shape[::-1], shape[::-1], strict=False)
+            ),
+            f"{field} shape",
+            array.shape,
+            str(shape),
+        )
+        array = np.broadcast_to(array, shape)
+    good = array > 0 if positive else array >= 0
+    if not infinite:
+        good &= array < np.inf
+    if not good.all():
+        where = tuple(int(index) for index in np.argwhere(~good)[0])
+        place = f"{field}[{', '.join(map(str, where))}]" if where else field
+        allowed = f"{'above' if positive else 'at least'} 0{'' if infinite else ' and finite'}"
+        require(False, place, float(array[where]), allowed)
+    return array
