@@ -120,3 +120,15 @@ def from_raw(payload: Payload, shape: Sequence[int], dtype: torch.dtype) -> torc
     # DLPack, because from_numpy warns about read-only memory; the receiver of a payload is its
     # only reader, so sharing it is safe.
     return from_dlpack(octets).view(dtype).reshape(tuple(shape))
+
+
+def saturate(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return `tensor` in `dtype`, with finite values kept finite."""
+    converted = tensor.to(dtype)
+    if torch.finfo(dtype).max >= torch.finfo(tensor.dtype).max:
+        return converted
+    overflown = converted.isinf() & tensor.isfinite()
+    if not overflown.any():
+        return converted
+    largest = torch.full_like(converted, torch.finfo(dtype).max)
+    return torch.where(overflown, torch.copysign(largest, converted), converted)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import zstandard
 
-from fedsplit.codec.base import Codec, Payload, corrupt, from_raw, raw_bytes
+from fedsplit.codec.base import Codec, Payload, corrupt, from_raw, raw_bytes, saturate
 from fedsplit.errors import FedsplitError, require_choice
 
 
@@ -30,15 +30,9 @@ class Cast(Codec):
 
     def __init__(self, wire: torch.dtype) -> None:
         self._wire = wire
-        self._largest = torch.finfo(wire).max
 
     def _encode(self, tensor: torch.Tensor, samples: Sequence[int] | None) -> Payload:
-        narrow = tensor.to(self._wire)
-        overflown = narrow.isinf() & tensor.isfinite()
-        if overflown.any():
-            saturated = torch.copysign(torch.full_like(narrow, self._largest), narrow)
-            narrow = torch.where(overflown, saturated, narrow)
-        return raw_bytes(narrow)
+        return raw_bytes(saturate(tensor, self._wire))
 
     def _decode(
         self,
@@ -47,7 +41,7 @@ class Cast(Codec):
         dtype: torch.dtype,
         samples: Sequence[int] | None,
     ) -> torch.Tensor:
-        return from_raw(payload, shape, self._wire).to(dtype)
+        return saturate(from_raw(payload, shape, self._wire), dtype)
 
 
 class Scaled(Codec):
@@ -95,7 +89,7 @@ class Scaled(Codec):
         if not scale.isfinite().all():
             raise corrupt("a scale that is not finite")
         narrow = from_raw(octets[4 * n_rows :], (n_rows, width), self._wire)
-        return (narrow.to(torch.float32) * scale).to(dtype).reshape(shape)
+        return saturate(narrow.to(torch.float32) * scale, dtype).reshape(shape)
 
 
 def row_shape(shape: Sequence[int]) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from fedsplit.codec import checks
-from fedsplit.codec.base import Codec, Payload
+from fedsplit.codec.base import Codec, Payload, saturate
 from fedsplit.codec.memory import SampleMemory, fit
 from fedsplit.errors import require
 
@@ -55,4 +55,4 @@ class ErrorFeedback(Codec):
         samples: Sequence[int] | None,
     ) -> torch.Tensor:
         rows = self._inner.decode(payload, shape if len(shape) > 0 else (1,), torch.float32)
-        return rows.to(dtype).reshape(shape)
+        return saturate(rows, dtype).reshape(shape)

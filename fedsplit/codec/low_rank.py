@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from fedsplit.codec import checks
-from fedsplit.codec.base import Codec, Payload, corrupt
+from fedsplit.codec.base import Codec, Payload, corrupt, saturate
 from fedsplit.codec.dense import as_rows, finite_amax, row_shape
 
 _HEADER = struct.Struct("<I")
@@ -56,7 +56,7 @@ class LowRank(Codec):
         rank = self._rank_of(n_rows, width)
         left = self._factors.decode(body[:n_left], (rank, n_rows), torch.float32)
         right = self._factors.decode(body[n_left:], (rank, width), torch.float32)
-        return (left.T @ right).to(dtype).reshape(shape)
+        return saturate(left.T @ right, dtype).reshape(shape)
 
     def _rank_of(self, n_rows: int, width: int) -> int:
         return min(self._rank, n_rows, width)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsplit.codec import checks
-from fedsplit.codec.base import Codec, Payload, corrupt
+from fedsplit.codec.base import Codec, Payload, corrupt, saturate
 from fedsplit.codec.memory import Entry, SampleMemory, fit
 from fedsplit.errors import FedsplitError, require
 
@@ -99,7 +99,7 @@ class Temporal(Codec):
         body = payload[start:]
         self._rebuild(references, modes, body[:n_key], body[n_key:])
         self._remember(samples, references, modes, entries)
-        return references.to(dtype).reshape(shape)
+        return saturate(references, dtype).reshape(shape)
 
     def _recall(
         self, samples: Sequence[int] | None, shape: Sequence[int]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsplit.codec import checks
-from fedsplit.codec.base import Codec, Payload, corrupt
+from fedsplit.codec.base import Codec, Payload, corrupt, saturate
 from fedsplit.codec.dense import as_rows, finite_amax, row_shape
 from fedsplit.codec.entropy import Gaps, Stack, Symbols, normalise, weigh
 from fedsplit.codec.quantise import ROUNDINGS, Grid
@@ -154,7 +154,7 @@ class TopK(Codec):
         rows.reshape(-1)[torch.from_numpy(kept.positions)] = values
         if kept.scales is not None:
             rows *= kept.scales.values()
-        return rows.to(dtype).reshape(shape)
+        return saturate(rows, dtype).reshape(shape)
 
     def _noise(self, like: torch.Tensor) -> torch.Tensor:
         if self._rounding == "nearest":
