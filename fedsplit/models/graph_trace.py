@@ -34,12 +34,14 @@ def _sdpa_backward(
 
 
 def _grouped_mm(left: Tensor, right: Tensor, *_: Any, **__: Any) -> int:
-    # Rows of one operand are shared out over the groups, so every row meets one matrix.
-    if left.dim() == 2 and right.dim() == 3:
-        return 2 * left.shape[0] * left.shape[1] * right.shape[-1]
-    if left.dim() == 3 and right.dim() == 2:
-        return 2 * left.shape[-2] * left.shape[-1] * right.shape[1]
-    return 2 * left.shape[0] * left.shape[1] * right.shape[1]
+    # Rows are shared out over the groups, so each row of the operand without groups counts once.
+    return 2 * left.shape[-2] * left.shape[-1] * right.shape[-1]
+
+
+def _fake_grouped_mm(left: Tensor, right: Tensor, offsets: Tensor, *_: Any, **__: Any) -> Tensor:
+    # Torch's own shape function knows bfloat16 alone.
+    groups = [] if right.dim() == 3 else [offsets.shape[0]]
+    return left.new_empty([*groups, left.shape[0], right.shape[-1]])
 
 
 # Torch's own formulas, and those of three operators that it leaves uncounted on a CPU.
@@ -48,6 +50,21 @@ FLOPS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
     aten._grouped_mm: _grouped_mm,
+}
+
+# Their results depend on an argument's shape, not on its values.
+SHAPE_ONLY = {
+    aten.empty_like,
+    aten.zeros_like,
+    aten.ones_like,
+    aten.full_like,
+    aten.rand_like,
+    aten.randn_like,
+    aten.new_empty,
+    aten.new_empty_strided,
+    aten.new_zeros,
+    aten.new_ones,
+    aten.new_full,
 }
 
 
@@ -189,7 +206,7 @@ class Recorder(TorchDispatchMode):
         self._owner: dict[int, int] = {}  # storage -> operation that made or last changed it
         self._changed: set[int] = set()
         self._readers: dict[int, set[int]] = {}  # storage -> readers since its last change
-        self._used: dict[int, Tensor] = {}  # tensors that a later operation reads
+        self._used: dict[tuple[int, int], Tensor] = {}  # (operation, id) of what is read later
         self._parameters: list[Parameter] = []
         self._parameter_of: dict[int, int] = {}
         self._weights: set[int] = set()
@@ -253,12 +270,8 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in FLOPS and func._overloadpacket not in FLOPS:
-            with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-        output = func(*args, **kwargs)
+        run = _fake_grouped_mm if func._overloadpacket is aten._grouped_mm else func
+        output = run(*args, **kwargs)
         count = FLOPS.get(func._overloadpacket)
         flops = float(_count(count, args, kwargs, output)) if count else 0.0
         if self._forward:
@@ -281,7 +294,7 @@ class Recorder(TorchDispatchMode):
         operation.differentiable |= torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in reads
         )
-        for tensor in reads:
+        for tensor in reads if func._overloadpacket not in SHAPE_ONLY else ():
             self._read(tensor, operation, index)
         written = _written(func, args, kwargs)
         for tensor in written:
@@ -290,9 +303,11 @@ class Recorder(TorchDispatchMode):
             self._owner[key] = index
             self._changed.add(key)
         sources = {_storage(tensor): tensor for tensor in reads}
-        operation.is_view = not written and all(
-            _storage(result) in sources for result in results
-        ) and sum(map(_bytes, results)) >= max(_bytes(sources[_storage(r)]) for r in results)
+        operation.is_view = (
+            not written
+            and all(_storage(result) in sources for result in results)
+            and sum(map(_bytes, results)) >= max(_bytes(sources[_storage(r)]) for r in results)
+        )
         for result in results:
             self._produce(result, index)
 
@@ -318,7 +333,7 @@ class Recorder(TorchDispatchMode):
             return
         operation.parents.add(source)
         self._readers.setdefault(key, set()).add(index)
-        self._used[id(tensor)] = tensor
+        self._used[source, id(tensor)] = tensor
 
     def _source(self, tensor: Tensor) -> int | None:
         """Return the operation that `tensor` comes from; None for weights and constants."""
@@ -331,8 +346,8 @@ class Recorder(TorchDispatchMode):
     def forward_done(self) -> None:
         """Turn from the forward to the backward pass."""
         self._forward = False
-        for tensor in self._used.values():
-            source = self._operations[self._source(tensor) or 0]
+        for (index, _), tensor in self._used.items():
+            source = self._operations[index]
             size = float(_bytes(tensor))
             source.output_bytes += size
             source.gradient_bytes += size if tensor.requires_grad else 0.0
