@@ -1,0 +1,116 @@
+"""Measured codec settings: how much each compresses and what it does to the loss."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsplit.errors import FedsplitError, require
+from fedsplit.planning.errors import Array, checked
+
+COLUMNS = ("ratio", "loss_increase", "name", "settings")
+
+
+@dataclass(frozen=True, eq=False)
+class CodecTable:
+    """Codec settings with what was measured of each; `fedsplit calibrate` writes it.
+
+    Parameters
+    ----------
+    ratio : ndarray
+        Sent over raw bits, above 0, shape ``[M]``.
+    loss_increase : ndarray
+        Rise of the evaluation loss against no compression, shape ``[M]``. Measured, so it may be
+        slightly negative.
+    settings : tuple of dict
+        What `fedsplit.codec.make_codec` reads, ``name`` included.
+
+    Raises
+    ------
+    FedsplitError
+        If the columns differ in length, are empty, or a value is not finite.
+    """
+
+    ratio: Array
+    loss_increase: Array
+    settings: tuple[dict[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        ratio = checked("ratio", np.atleast_1d(self.ratio), positive=True)
+        loss = np.atleast_1d(np.asarray(self.loss_increase, dtype=np.float64))
+        require(len(ratio) > 0, "codec table", len(ratio), "at least one row")
+        same = ratio.shape == loss.shape == (len(self.settings),)
+        require(same, "codec table columns", (len(ratio), len(loss), len(self.settings)), "equal")
+        finite = bool(np.isfinite(loss).all())
+        require(finite, "loss_increase", loss.tolist(), "finite")
+        object.__setattr__(self, "ratio", ratio)
+        object.__setattr__(self, "loss_increase", loss)
+
+    def __len__(self) -> int:
+        return len(self.ratio)
+
+    @classmethod
+    def read_csv(cls, path: str | Path) -> "CodecTable":
+        """Read a table with the columns ``ratio, loss_increase, name, settings`` (JSON).
+
+        Raises
+        ------
+        FedsplitError
+            If the file, a column or a value is missing or malformed; names file and line.
+        """
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        except OSError as error:
+            raise FedsplitError(f"codec table {path}: {error.strerror}") from error
+        ratios, losses, settings = [], [], []
+        for line, row in enumerate(rows, start=2):
+            missing = [name for name in COLUMNS if row.get(name) is None]
+            require(not missing, f"{path} line {line}", missing, f"a row of {', '.join(COLUMNS)}")
+            try:
+                ratios.append(float(row["ratio"]))
+                losses.append(float(row["loss_increase"]))
+                settings.append({"name": row["name"], **json.loads(row["settings"])})
+            except (ValueError, TypeError) as error:
+                raise FedsplitError(f"{path} line {line}: {error}") from error
+        return cls(np.array(ratios), np.array(losses), tuple(settings))
+
+    def take(self, rows: list[int]) -> "CodecTable":
+        """Return the table of these rows, in this order."""
+        return CodecTable(
+            self.ratio[rows], self.loss_increase[rows], tuple(self.settings[row] for row in rows)
+        )
+
+    def envelope(self) -> "CodecTable":
+        """Return the settings worth using, by rising ratio and strictly falling loss.
+
+        Every other setting is beaten by one that compresses at least as much and harms no more.
+        """
+        rows: list[int] = []
+        for row in np.lexsort((self.loss_increase, self.ratio)):
+            if not rows or self.loss_increase[row] < self.loss_increase[rows[-1]]:
+                rows.append(int(row))
+        return self.take(rows)
+
+    def hull(self) -> "CodecTable":
+        """Return the settings on the lower convex hull of the envelope.
+
+        Between neighbours the loss is interpolated: the convex curve that relaxations use.
+        """
+        table = self.envelope()
+        rows: list[int] = []
+        for row in range(len(table)):
+            while len(rows) > 1 and _above(table, rows[-2], rows[-1], row):
+                rows.pop()
+            rows.append(row)
+        return table.take(rows)
+
+
+def _above(table: CodecTable, left: int, middle: int, right: int) -> bool:
+    """Return whether `middle` lies on or above the line from `left` to `right`."""
+    run = table.ratio[[middle, right]] - table.ratio[left]
+    rise = table.loss_increase[[middle, right]] - table.loss_increase[left]
+    return bool(rise[0] * run[1] >= rise[1] * run[0])

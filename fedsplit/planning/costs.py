@@ -1,0 +1,172 @@
+"""What every cut of a model costs, as the arrays that all planners of this package read."""
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fedsplit.errors import require
+from fedsplit.fleet.cost import training_memory_bytes
+from fedsplit.planning.errors import Array, InfeasibleError, checked
+from fedsplit.profiles import ModelProfile, UnitProfile
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class CutCosts:
+    """What a device's turn costs at each cut ``c = 0..L``; every array has shape ``[L + 1]``.
+
+    Parameters
+    ----------
+    device_flops, server_flops : ndarray
+        Forward and backward FLOPs of one mini-batch on each side.
+    uplink_bits, downlink_bits : ndarray
+        Raw boundary and its gradient for one mini-batch, bit.
+    adapter_bits : ndarray
+        Device-side adapters, sent once down and once up in a turn, bit.
+    memory_bytes : ndarray
+        Memory that the device side needs for training.
+
+    Raises
+    ------
+    FedsplitError
+        If a value is NaN, negative or infinite, or the shapes differ.
+    """
+
+    device_flops: Array
+    server_flops: Array
+    uplink_bits: Array
+    downlink_bits: Array
+    adapter_bits: Array
+    memory_bytes: Array
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.device_flops)
+        require(len(shape) == 1 and shape[0] > 0, "device_flops shape", shape, "(blocks + 1,)")
+        for field in fields(self):
+            object.__setattr__(
+                self, field.name, checked(field.name, getattr(self, field.name), shape)
+            )
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks L."""
+        return len(self.device_flops) - 1
+
+    @classmethod
+    def from_profile(cls, profile: ModelProfile, batch: int) -> "CutCosts":
+        """Return the costs of two-tier routes ``device[0:c] -> server[c:L]``.
+
+        The embeddings are always on the device and the head on the server. A device part without
+        trained parameters (cut 0, usually) needs no gradient back.
+
+        Parameters
+        ----------
+        profile : ModelProfile
+            The model.
+        batch : int
+            Samples in a mini-batch, at least 1.
+        """
+        require(batch >= 1, "batch", batch, "at least 1")
+        units = (profile.embed, *profile.blocks)
+
+        def upto(name: str) -> Array:
+            result: Array = np.cumsum([getattr(unit, name) for unit in units])
+            return result
+
+        def flops(unit: UnitProfile) -> float:
+            return unit.forward_flops + unit.backward_flops
+
+        device_flops = batch * (upto("forward_flops") + upto("backward_flops"))
+        whole = batch * (sum(flops(unit) for unit in units) + flops(profile.head))
+        boundary_bits = 8.0 * batch * np.array([unit.boundary_bytes for unit in units])
+        adapter_bytes = upto("adapter_bytes")
+        return cls(
+            device_flops,
+            np.maximum(whole - device_flops, 0.0),
+            boundary_bits,
+            np.where(adapter_bytes > 0, boundary_bits, 0.0),
+            8.0 * adapter_bytes,
+            training_memory_bytes(
+                upto("parameter_bytes"),
+                upto("activation_bytes"),
+                adapter_bytes,
+                upto("optimizer_bytes"),
+                batch,
+            ),
+        )
+
+    def compressed(self, uplink_ratio: ArrayLike, downlink_ratio: ArrayLike = 1.0) -> "CutCosts":
+        """Return the costs with a codec of these ratios (sent over raw), scalar or per cut."""
+        shape = self.device_flops.shape
+        return replace(
+            self,
+            uplink_bits=self.uplink_bits * checked("uplink_ratio", uplink_ratio, shape),
+            downlink_bits=self.downlink_bits * checked("downlink_ratio", downlink_ratio, shape),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Devices:
+    """The devices a plan is for; every array has shape ``[N]``.
+
+    Parameters
+    ----------
+    flops_per_s : array_like
+        Speed of each device.
+    memory_bytes : array_like
+        Memory for the model, scalar or per device; infinite by default.
+    steps : array_like
+        Mini-batches of each device's turn.
+
+    Raises
+    ------
+    FedsplitError
+        If a value is NaN, negative, or 0 where that makes no sense.
+    """
+
+    flops_per_s: Array
+    memory_bytes: ArrayLike = np.inf
+    steps: ArrayLike = 1.0
+
+    def __post_init__(self) -> None:
+        speed = checked("flops_per_s", np.atleast_1d(self.flops_per_s), positive=True)
+        memory = checked("memory_bytes", self.memory_bytes, speed.shape, infinite=True)
+        steps = checked("steps", self.steps, speed.shape, positive=True)
+        object.__setattr__(self, "flops_per_s", speed)
+        object.__setattr__(self, "memory_bytes", memory)
+        object.__setattr__(self, "steps", steps)
+
+    def __len__(self) -> int:
+        return len(self.flops_per_s)
+
+    def allowed_cuts(self, costs: CutCosts, min_cut: int = 0) -> Mask:
+        """Return which cuts each device may have, shape ``[N, L + 1]``.
+
+        Parameters
+        ----------
+        costs : CutCosts
+            The model.
+        min_cut : int
+            Privacy floor: at least this many blocks stay on the device.
+
+        Raises
+        ------
+        InfeasibleError
+            If a device cannot hold even its smallest allowed part.
+        """
+        require(0 <= min_cut <= costs.n_blocks, "min_cut", min_cut, f"0 to {costs.n_blocks}")
+        memory = np.asarray(self.memory_bytes)
+        fits = costs.memory_bytes <= memory[:, None]
+        fits[:, :min_cut] = False
+        stuck = np.flatnonzero(~fits.any(axis=1))
+        if len(stuck):
+            device = stuck[0]
+            raise InfeasibleError(
+                f"memory of device {device} at {min_cut} blocks or more",
+                costs.memory_bytes[min_cut:].min(),
+                memory[device],
+                "bytes",
+            )
+        return fits
