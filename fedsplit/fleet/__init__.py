@@ -1,0 +1,44 @@
+"""Devices and servers, what they cost, and when everything in a round happens."""
+
+from fedsplit.fleet.activities import Activity
+from fedsplit.fleet.catalogue import DEVICES, SERVERS, Processor
+from fedsplit.fleet.cost import (
+    compute_delay_s,
+    compute_energy_j,
+    training_memory_bytes,
+    transmit_energy_j,
+)
+from fedsplit.fleet.fleet import (
+    DISCIPLINES,
+    DeviceSpec,
+    Fleet,
+    FleetSpec,
+    Nodes,
+    ServingSpec,
+    build_fleet,
+)
+from fedsplit.fleet.stages import CodecRatio, SentBytes
+from fedsplit.fleet.timeline import RoundCost, Timeline, timeline
+
+__all__ = [
+    "DEVICES",
+    "DISCIPLINES",
+    "SERVERS",
+    "Activity",
+    "CodecRatio",
+    "DeviceSpec",
+    "Fleet",
+    "FleetSpec",
+    "Nodes",
+    "Processor",
+    "RoundCost",
+    "SentBytes",
+    "ServingSpec",
+    "Timeline",
+    "build_fleet",
+    "compute_delay_s",
+    "compute_energy_j",
+    "timeline",
+    "training_memory_bytes",
+    "transmit_energy_j",
+]

@@ -1,0 +1,94 @@
+"""Peak memory of every device and server in a round."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsplit.fleet.cost import training_memory_bytes
+from fedsplit.fleet.fleet import Fleet
+from fedsplit.fleet.stages import CostTable, Group, Turns
+from fedsplit.plan import DEVICE, EDGE
+from fedsplit.profiles import ModelProfile
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+def device_memory_bytes(
+    groups: Sequence[Group], turns: Turns, costs: CostTable, batch_size: int, n_devices: int
+) -> Array:
+    """Return the peak of each device over its turns, 0 if it takes no part; shape ``[N]``."""
+    peak = np.zeros(n_devices)
+    for group in groups:
+        own = np.array([tier == DEVICE for tier in group.tiers])
+        weights, activations, optimizer = (
+            costs.segments(name, group.starts, group.stops)[:, own].sum(axis=1)
+            for name in ("parameter_bytes", "activation_bytes", "optimizer_bytes")
+        )
+        adapters = group.adapter_bytes[:, own].sum(axis=1)
+        needed = training_memory_bytes(weights, activations, adapters, optimizer, batch_size)
+        np.maximum.at(peak, turns.device[group.members], needed)
+    return peak
+
+
+def server_memory_bytes(
+    groups: Sequence[Group],
+    turns: Turns,
+    costs: CostTable,
+    profile: ModelProfile,
+    batch_size: int,
+    fleet: Fleet,
+) -> Array:
+    """Return the peak of each server, shape ``[servers]``.
+
+    Branches share the frozen weights of all blocks that any of them puts on the server, unless
+    `ServingSpec.private_backbones`; each live branch holds its adapters and optimizer state. It
+    holds its activations too, except on the last segment of a first-come-first-served server:
+    there forward and backward are one visit, so one mini-batch is live at a time.
+    """
+    n_branches, n_servers = int(turns.branch.max()) + 1, len(fleet.servers)
+    one_at_a_time = fleet.serving.discipline == "fifo"
+    # What each branch holds on each server: the largest of its turns.
+    names = ("weights", "trained", "activations")
+    held = {name: np.zeros((n_branches, n_servers)) for name in names}
+    single = np.zeros(n_servers)
+    hosted: set[tuple[int, int, int, bool]] = set()
+    for group in groups:
+        branch, last = turns.branch[group.members], len(group.tiers) - 1
+        weights, activations, optimizer = (
+            costs.segments(name, group.starts, group.stops)
+            for name in ("parameter_bytes", "activation_bytes", "optimizer_bytes")
+        )
+        for column, tier in enumerate(group.tiers):
+            if tier == DEVICE:
+                continue
+            edge = turns.edge[group.members]
+            node = 1 + edge if tier == EDGE else np.zeros_like(edge)
+            trained = 2 * group.adapter_bytes[:, column] + optimizer[:, column]
+            live = batch_size * activations[:, column]
+            np.maximum.at(held["weights"], (branch, node), weights[:, column])
+            np.maximum.at(held["trained"], (branch, node), trained)
+            if one_at_a_time and column == last:
+                np.maximum.at(single, node, live)
+            else:
+                np.maximum.at(held["activations"], (branch, node), live)
+            rows = np.stack([node, group.starts[:, column], group.stops[:, column]], axis=1)
+            hosted |= {(*row, column == last) for row in map(tuple, rows.tolist())}
+    shared = _shared_weights(hosted, profile, n_servers)
+    weights = held["weights"].sum(axis=0) if fleet.serving.private_backbones else shared
+    total: Array = weights + held["trained"].sum(axis=0) + held["activations"].sum(axis=0) + single
+    return total
+
+
+def _shared_weights(
+    hosted: set[tuple[int, int, int, bool]], profile: ModelProfile, n_servers: int
+) -> Array:
+    """Return the weights of every unit that some segment puts on each server, counted once."""
+    sizes = np.array([unit.parameter_bytes for unit in (*profile.blocks, profile.head)])
+    wanted = np.zeros((n_servers, len(sizes)), dtype=bool)
+    for node, start, stop, is_last in hosted:
+        wanted[node, start:stop] = True
+        wanted[node, -1] |= is_last
+    result: Array = wanted @ sizes
+    return result

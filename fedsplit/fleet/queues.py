@@ -1,0 +1,134 @@
+"""When visits to shared servers begin and end: first come first served, or processor sharing.
+
+A branch is a list of visits, one after the other: it waits `delay` seconds (computing on a device,
+sending), then needs `work` seconds of server `node` at full speed. Visits of a branch are
+consecutive indices. Both disciplines take O(V log V) for V visits.
+"""
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Visits:
+    """Visits of all branches, arrays of shape ``[V]``.
+
+    Parameters
+    ----------
+    delay_s : ndarray
+        Time from the end of the branch's previous visit (or the start) to arrival.
+    work_s : ndarray
+        Service at full speed.
+    node : ndarray of int
+        Server visited.
+    branch : ndarray of int
+        Branch of each visit, ascending.
+    """
+
+    delay_s: Array
+    work_s: Array
+    node: IntArray
+    branch: IntArray
+
+    def firsts(self) -> list[int]:
+        """Return the index of each branch's first visit."""
+        changes = np.flatnonzero(np.diff(self.branch, prepend=-1))
+        return [int(index) for index in changes]
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """When each visit arrived, began and ended; shape ``[V]`` each."""
+
+    arrive_s: Array
+    begin_s: Array
+    end_s: Array
+
+
+def first_come_first_served(visits: Visits) -> Served:
+    """Serve one visit at a time on each server, in order of arrival (ties: lower branch first)."""
+    delay, work, node = visits.delay_s.tolist(), visits.work_s.tolist(), visits.node.tolist()
+    firsts = visits.firsts()
+    starts = set(firsts)
+    arrive, begin, end = ([0.0] * len(delay) for _ in range(3))
+    free = [0.0] * (max(node, default=0) + 1)
+    waiting = [(delay[first], first) for first in firsts]
+    heapq.heapify(waiting)
+    while waiting:
+        time, visit = waiting[0]
+        server = node[visit]
+        arrive[visit] = time
+        begin[visit] = start = max(time, free[server])
+        end[visit] = free[server] = done = start + work[visit]
+        following = visit + 1
+        if following < len(delay) and following not in starts:
+            heapq.heapreplace(waiting, (done + delay[following], following))
+        else:
+            heapq.heappop(waiting)
+    return Served(np.array(arrive), np.array(begin), np.array(end))
+
+
+class _SharedServer:
+    """A server whose `n` present visits each progress at 1/n of full speed.
+
+    `level` is the work that a visit present since the start would have got so far; a visit that
+    arrives at level `v` leaves at level ``v + work``, whoever else comes and goes meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.level = 0.0
+        self.since = 0.0
+        self.version = 0
+        self.present: list[tuple[float, int]] = []
+
+    def advance(self, time: float) -> None:
+        if self.present:
+            self.level += (time - self.since) / len(self.present)
+        self.since = time
+        self.version += 1
+
+    def next_departure(self) -> float:
+        # Rounding may leave the first finish a last digit below the level.
+        missing = max(self.present[0][0] - self.level, 0.0)
+        return self.since + missing * len(self.present)
+
+
+def processor_sharing(visits: Visits) -> Served:
+    """Serve all present visits of a server at once, each at an equal share of its speed."""
+    delay, work, node = visits.delay_s.tolist(), visits.work_s.tolist(), visits.node.tolist()
+    firsts = visits.firsts()
+    starts = set(firsts)
+    arrive, end = [0.0] * len(delay), [0.0] * len(delay)
+    servers = [_SharedServer() for _ in range(max(node, default=0) + 1)]
+    # (time, order, visit that arrives or server that a visit leaves, version of the server);
+    # departures (order 0) go before arrivals at the same time.
+    events: list[tuple[float, int, int, int]] = [(delay[f], 1, f, 0) for f in firsts]
+    heapq.heapify(events)
+    while events:
+        time, arrives, subject, version = heapq.heappop(events)
+        if arrives:
+            server, number = servers[node[subject]], node[subject]
+            server.advance(time)
+            arrive[subject] = time
+            heapq.heappush(server.present, (server.level + work[subject], subject))
+        else:
+            server, number = servers[subject], subject
+            if version != server.version:
+                continue
+            server.advance(time)
+            finish, visit = heapq.heappop(server.present)
+            server.level = finish
+            end[visit] = time
+            following = visit + 1
+            if following < len(delay) and following not in starts:
+                heapq.heappush(events, (time + delay[following], 1, following, 0))
+        if server.present:
+            heapq.heappush(events, (server.next_departure(), 0, number, server.version))
+    begin = np.array(arrive)
+    return Served(begin, begin.copy(), np.array(end))

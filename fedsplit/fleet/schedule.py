@@ -1,0 +1,203 @@
+"""When turns start and end: a closed form where no server is contended for, else a simulation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsplit.fleet.fleet import ServingSpec
+from fedsplit.fleet.queues import Served, Visits, first_come_first_served, processor_sharing
+from fedsplit.fleet.stages import Block, Group, Turns
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """When turns start and end.
+
+    Parameters
+    ----------
+    start_s, end_s : ndarray
+        Shape ``[T]``.
+    waiting_s : float
+        Time in servers beyond the work done there, over all turns.
+    slowdown : ndarray
+        Factor by which a visit to each server takes longer than its work, where that is fixed.
+    served, first_visit
+        Visits to contended servers, and where each turn's begin among them; None without
+        contention.
+    """
+
+    start_s: Array
+    end_s: Array
+    waiting_s: float
+    slowdown: Array
+    served: Served | None = None
+    first_visit: IntArray | None = None
+
+
+def step_repeats(steps: IntArray, n_states: int) -> Array:
+    """Return how many of each turn's steps see each channel state, shape ``[T, states]``.
+
+    State `i` holds for step `i`, the last one for all steps that remain.
+    """
+    repeats = (np.arange(n_states) < steps[:, None]).astype(np.float64)
+    repeats[:, -1] = np.maximum(steps - (n_states - 1), 0)
+    return repeats
+
+
+def repeated_blocks(group: Group, turns: Turns) -> tuple[tuple[Block, Array], ...]:
+    """Return the blocks of a turn in order, with how often each channel state's is run."""
+    once = np.ones((len(group.members), 1))
+    steps = step_repeats(turns.steps[group.members], group.step.work_s.shape[1])
+    return (group.before, once), (group.step, steps), (group.after, once)
+
+
+def stretched(block: Block, slowdown: Array) -> Array:
+    """Return the seconds that each stage takes, ``[M, states, stages]``."""
+    # Node -1 (no server) picks the appended 1.
+    seconds: Array = block.work_s * np.append(slowdown, 1.0)[block.node][:, None, :]
+    return seconds
+
+
+def schedule(
+    turns: Turns, groups: Sequence[Group], serving: ServingSpec, n_servers: int
+) -> Schedule:
+    """Return when the turns of a round run.
+
+    Parameters
+    ----------
+    turns : Turns
+        The turns.
+    groups : sequence of Group
+        Their stages.
+    serving : ServingSpec
+        How servers divide themselves.
+    n_servers : int
+        Number of servers.
+    """
+    users = _branches_per_server(turns, groups, n_servers)
+    slowdown = np.ones(n_servers)
+    if serving.discipline == "partition":
+        slowdown = np.maximum(users, 1).astype(np.float64)
+    elif serving.discipline != "unlimited" and users.max() > 1:
+        return _contended(turns, groups, serving.discipline, n_servers)
+    duration = np.zeros(len(turns.device))
+    waiting = 0.0
+    for group in groups:
+        for block, repeats in repeated_blocks(group, turns):
+            taken = np.einsum("ms,msn->m", repeats, stretched(block, slowdown))
+            duration[group.members] += taken
+            waiting += float(taken.sum() - np.einsum("ms,msn->", repeats, block.work_s))
+    running = np.cumsum(duration)
+    first = _first_of_branch(turns.branch)
+    end = running - (running - duration)[first]
+    return Schedule(end - duration, end, waiting, slowdown)
+
+
+def _first_of_branch(branch: IntArray) -> IntArray:
+    """Return for each turn the index of the first turn of its branch."""
+    starts = np.flatnonzero(np.diff(branch, prepend=-1))
+    index: IntArray = starts[np.searchsorted(starts, np.arange(len(branch)), side="right") - 1]
+    return index
+
+
+def _branches_per_server(turns: Turns, groups: Sequence[Group], n_servers: int) -> IntArray:
+    visits = set()
+    for group in groups:
+        for j, stage in enumerate(group.step.stages):
+            if stage.on_server:
+                pairs = np.stack([turns.branch[group.members], group.step.node[:, j]], axis=1)
+                visits |= set(map(tuple, np.unique(pairs, axis=0).tolist()))
+    return np.bincount([node for _, node in visits], minlength=n_servers)
+
+
+def _contended(turns: Turns, groups: Sequence[Group], discipline: str, n_servers: int) -> Schedule:
+    """Run the branches through their servers' queues.
+
+    Stages between two visits to a server take fixed time, so only visits become events. A turn is
+    `lead` seconds, its visits with their delays, and `trail` seconds; one without any visit (a
+    device-only route, or no steps) is all lead.
+    """
+    n_turns = len(turns.device)
+    lead, trail = np.zeros(n_turns), np.zeros(n_turns)
+    n_visits = np.zeros(n_turns, dtype=np.int64)
+    parts: list[tuple[IntArray, Array, Array, IntArray]] = []
+    for group in groups:
+        members, steps = group.members, turns.steps[group.members]
+        served = [j for j, stage in enumerate(group.step.stages) if stage.on_server]
+        before, after = group.before.work_s.sum(axis=(1, 2)), group.after.work_s.sum(axis=(1, 2))
+        if not served:
+            repeats = step_repeats(steps, group.step.work_s.shape[1])
+            lead[members] = before + np.einsum("ms,msn->m", repeats, group.step.work_s) + after
+            continue
+        n_visits[members] = steps * len(served)
+        # One row per step of each turn; the last channel state holds for all later steps.
+        row = np.repeat(np.arange(len(members)), steps)
+        number = np.arange(len(row)) - np.repeat(np.cumsum(steps) - steps, steps)
+        state = np.minimum(number, group.step.work_s.shape[1] - 1)
+        work = group.step.work_s[row, state]
+        delay = np.stack(
+            [
+                work[:, start:stop].sum(axis=1)
+                for start, stop in zip([0, *[j + 1 for j in served[:-1]]], served, strict=True)
+            ],
+            axis=1,
+        )
+        rest = work[:, served[-1] + 1 :].sum(axis=1)
+        # What follows a step's last visit delays the next step's first.
+        delay[1:, 0] += np.where(number[1:] > 0, rest[:-1], 0.0)
+        some = steps > 0
+        lead[members] = np.where(some, before, before + after)
+        trail[members[some]] = after[some] + rest[np.cumsum(steps)[some] - 1]
+        parts.append(
+            (
+                np.repeat(members[row], len(served)),
+                delay.ravel(),
+                work[:, served].ravel(),
+                group.step.node[row][:, served].ravel(),
+            )
+        )
+    turn_of = np.concatenate([part[0] for part in parts])
+    order = np.argsort(turn_of, kind="stable")
+    turn_of = turn_of[order]
+    delay, work, node = (np.concatenate([part[i] for part in parts])[order] for i in (1, 2, 3))
+    first_visit = np.cumsum(n_visits) - n_visits
+    _add_gaps(delay, first_visit, n_visits, lead, trail, turns.branch)
+    run = first_come_first_served if discipline == "fifo" else processor_sharing
+    served_visits = run(Visits(delay, work, node.astype(np.int64), turns.branch[turn_of]))
+    start, end = np.zeros(n_turns), np.zeros(n_turns)
+    clock = 0.0
+    for t in range(n_turns):
+        clock = 0.0 if t == 0 or turns.branch[t] != turns.branch[t - 1] else clock
+        start[t] = clock
+        if n_visits[t]:
+            clock = float(served_visits.end_s[first_visit[t] + n_visits[t] - 1]) + trail[t]
+        else:
+            clock += lead[t]
+        end[t] = clock
+    inside = served_visits.end_s - served_visits.arrive_s
+    waiting = float(inside.sum() - work.sum())
+    return Schedule(start, end, waiting, np.ones(n_servers), served_visits, first_visit)
+
+
+def _add_gaps(
+    delay: Array,
+    first_visit: IntArray,
+    n_visits: IntArray,
+    lead: Array,
+    trail: Array,
+    branch: IntArray,
+) -> None:
+    """Add to each turn's first delay what lies between it and the branch's previous visit."""
+    gap = 0.0
+    for t in range(len(branch)):
+        if t == 0 or branch[t] != branch[t - 1]:
+            gap = 0.0
+        gap += lead[t]
+        if n_visits[t]:
+            delay[first_visit[t]] += gap
+            gap = trail[t]

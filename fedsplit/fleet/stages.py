@@ -1,0 +1,406 @@
+"""From a plan to the stages of each turn: what runs where, for how long, with how many bytes.
+
+One mini-batch goes through the segments of a route and back: forward on every segment but the
+last, forward and backward on the last, backward on the others; between two segments the boundary
+crosses a link. Turns whose routes visit the same tiers have the same stages and are costed
+together.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsplit.errors import FedsplitError, require
+from fedsplit.fleet.cost import compute_delay_s, compute_energy_j, transmit_energy_j
+from fedsplit.fleet.fleet import Fleet
+from fedsplit.plan import DEVICE, EDGE, RoundPlan, Turn
+from fedsplit.profiles import ModelProfile
+from fedsplit.wireless import ChannelState, downlink_bps, uplink_bps
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+COMPUTE, UPLINK, DOWNLINK, BACKHAUL = "compute", "uplink", "downlink", "backhaul"
+
+CodecRatio = Callable[[Mapping[str, object]], float]
+"""Encoded bytes over raw bytes that a codec with these settings is expected to reach."""
+
+SentBytes = Mapping[tuple[int, int, int], tuple[float, float]]
+"""Bytes really sent: (branch, turn of the branch, hop of the route) -> (forward, backward)."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One activity of a mini-batch, or of the exchange of adapters around a turn.
+
+    Parameters
+    ----------
+    kind : str
+        "compute", "uplink", "downlink" or "backhaul".
+    label : str
+        "forward", "backward", "forward+backward" or "adapters".
+    segment : int
+        Segment of the route that computes, or that a boundary comes from when it goes forward.
+    tier : str
+        Tier that computes; empty for a link.
+    """
+
+    kind: str
+    label: str
+    segment: int
+    tier: str = ""
+
+    @property
+    def on_server(self) -> bool:
+        """Whether a server computes this stage."""
+        return self.kind == COMPUTE and self.tier != DEVICE
+
+
+@dataclass(frozen=True, eq=False)
+class Turns:
+    """The turns of a plan as arrays of shape ``[T]``, branch by branch."""
+
+    branch: IntArray
+    place: IntArray
+    device: IntArray
+    steps: IntArray
+    edge: IntArray
+    uplink_hz: Array
+    downlink_hz: Array
+    server_hz: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The same stages for several turns.
+
+    Parameters
+    ----------
+    stages : tuple of Stage
+        Columns.
+    node : ndarray of int
+        Server that computes each stage, -1 elsewhere, shape ``[M, stages]``.
+    work_s : ndarray
+        Seconds at full speed, shape ``[M, states, stages]``.
+    sent : ndarray
+        Bytes over the link of each stage, shape ``[M, stages]``.
+    joules : ndarray
+        Energy, shape ``[M, states, stages]``.
+    """
+
+    stages: tuple[Stage, ...]
+    node: IntArray
+    work_s: Array
+    sent: Array
+    joules: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Turns whose routes visit the same tiers.
+
+    Parameters
+    ----------
+    members : ndarray of int
+        Their indices in `Turns`, shape ``[M]``.
+    tiers : tuple of str
+        The tiers visited.
+    starts, stops : ndarray of int
+        Blocks of each segment, shape ``[M, segments]``.
+    adapter_bytes : ndarray
+        Shape ``[M, segments]``.
+    before, step, after : Block
+        Adapters in, one mini-batch, adapters out.
+    """
+
+    members: IntArray
+    tiers: tuple[str, ...]
+    starts: IntArray
+    stops: IntArray
+    adapter_bytes: Array
+    before: Block
+    step: Block
+    after: Block
+
+
+class CostTable:
+    """Sums of a profile's figures over ranges of blocks, for many turns at once."""
+
+    def __init__(self, profile: ModelProfile) -> None:
+        self._profile = profile
+        self._sums: dict[str, Array] = {}
+        blocks = (profile.embed, *profile.blocks)
+        self.boundary_bytes = np.array([unit.boundary_bytes for unit in blocks])
+
+    def segments(self, name: str, starts: IntArray, stops: IntArray) -> Array:
+        """Return the sum of field `name` over each segment, ``[M, segments]``.
+
+        The embeddings count to the first segment, the head to the last.
+        """
+        if name not in self._sums:
+            values = [0.0, *(getattr(unit, name) for unit in self._profile.blocks)]
+            self._sums[name] = np.cumsum(values, dtype=np.float64)
+        total = self._sums[name][stops] - self._sums[name][starts]
+        total[:, 0] += getattr(self._profile.embed, name)
+        total[:, -1] += getattr(self._profile.head, name)
+        return total
+
+
+def read_turns(plan: RoundPlan, fleet: Fleet, state: ChannelState) -> Turns:
+    """Return the turns of `plan` as arrays, with what it leaves open filled in.
+
+    A bandwidth share that is None is the band over the number of branches, as one device of each
+    branch is on the air at a time. An edge that is None is the device's home.
+
+    Raises
+    ------
+    FedsplitError
+        If the plan is empty, names a device, edge or clock that the fleet does not have, or gives
+        away more than the band.
+    """
+    flat = [
+        (b, place, turn)
+        for b, branch in enumerate(plan.branches)
+        for place, turn in enumerate(branch.turns)
+    ]
+    require(len(flat) > 0, "plan", "no turns", "at least one turn")
+    n_branches = len(plan.branches)
+
+    def column(read: Callable[[Turn], float | None], default: float) -> Array:
+        values = (read(turn) for _, _, turn in flat)
+        return np.array([default if value is None else value for value in values])
+
+    branch = np.array([b for b, _, _ in flat])
+    device = column(lambda turn: turn.device, 0).astype(np.int64)
+    _require_index("turn.device", device, fleet.n_devices)
+    edge = column(lambda turn: turn.edge, -1).astype(np.int64)
+    edge = np.where(edge < 0, fleet.home[device], edge)
+    _require_index("turn.edge", edge, max(fleet.n_edges, 1))
+    steps = column(lambda turn: turn.steps, 0).astype(np.int64)
+    require(int(steps.min()) >= 0, "turn.steps", int(steps.min()), "at least 0")
+    top = float(fleet.servers.clock_hz[0])
+    clock = column(lambda turn: turn.server_hz, top)
+    bad = ~((clock > 0) & (clock <= top * (1 + 1e-9)))
+    if bad.any():
+        allowed = f"above 0 and at most {top:g}, the server's highest clock"
+        require(False, "turn.server_hz", float(clock[bad][0]), allowed)
+    shares = []
+    for name, band, read in (
+        ("uplink_hz", state.uplink_hz, lambda turn: turn.uplink_hz),
+        ("downlink_hz", state.downlink_hz, lambda turn: turn.downlink_hz),
+    ):
+        share = column(read, band / n_branches)
+        low = float(share.min())
+        require(low > 0, f"turn.{name}", low, "above 0")
+        widest = np.zeros(n_branches)
+        np.maximum.at(widest, branch, share)
+        used = float(widest.sum())
+        require(used <= band * (1 + 1e-6), f"sum of turn.{name}", used, f"at most {band:g}")
+        shares.append(share)
+    place = np.array([p for _, p, _ in flat])
+    return Turns(branch, place, device, steps, edge, shares[0], shares[1], clock)
+
+
+def _require_index(name: str, values: IntArray, count: int) -> None:
+    bad = values[(values < 0) | (values >= count)]
+    if len(bad):
+        raise FedsplitError(f"{name}={bad[0]}: must be from 0 to {count - 1}")
+
+
+def step_stages(tiers: Sequence[str], has_edges: bool) -> tuple[Stage, ...]:
+    """Return the stages of one mini-batch on a route over `tiers`, in order."""
+    last = len(tiers) - 1
+    up = [
+        stage
+        for i in range(last)
+        for stage in (
+            Stage(COMPUTE, "forward", i, tiers[i]),
+            *_hop(tiers[i], tiers[i + 1], i, "forward", has_edges),
+        )
+    ]
+    down = [
+        stage
+        for i in reversed(range(last))
+        for stage in (
+            *_hop(tiers[i + 1], tiers[i], i, "backward", has_edges),
+            Stage(COMPUTE, "backward", i, tiers[i]),
+        )
+    ]
+    return (*up, Stage(COMPUTE, "forward+backward", last, tiers[last]), *down)
+
+
+def _hop(
+    sender: str, receiver: str, segment: int, label: str, has_edges: bool
+) -> tuple[Stage, ...]:
+    """Return the links between two tiers; with edges, the radio ends there and wires go on."""
+    radio = UPLINK if sender == DEVICE else DOWNLINK
+    if EDGE in (sender, receiver):
+        wired = DEVICE not in (sender, receiver)
+        return (Stage(BACKHAUL if wired else radio, label, segment),)
+    if not has_edges:
+        return (Stage(radio, label, segment),)
+    kinds = (radio, BACKHAUL) if sender == DEVICE else (BACKHAUL, radio)
+    return tuple(Stage(kind, label, segment) for kind in kinds)
+
+
+class StageBuilder:
+    """Costs the stages of every turn of a round."""
+
+    def __init__(
+        self,
+        plan: RoundPlan,
+        profile: ModelProfile,
+        fleet: Fleet,
+        states: Sequence[ChannelState],
+        batch_size: int,
+        codec_ratio: CodecRatio | None,
+        sent: SentBytes | None,
+    ) -> None:
+        self._flat = [turn for branch in plan.branches for turn in branch.turns]
+        self._profile, self._fleet, self._states = profile, fleet, states
+        self._batch, self._ratio, self._sent = batch_size, codec_ratio, sent
+        self.turns = read_turns(plan, fleet, states[0])
+        self.costs = CostTable(profile)
+        turns = self.turns
+        # Bits per second of each turn in each state, [states, T].
+        self._up_bps = np.array([uplink_bps(s, turns.uplink_hz, turns.device) for s in states])
+        self._down_bps = np.array(
+            [downlink_bps(s, turns.downlink_hz, turns.device) for s in states]
+        )
+        for name, rates in (("uplink", self._up_bps), ("downlink", self._down_bps)):
+            silent = np.flatnonzero((rates <= 0).any(axis=0))
+            if len(silent):
+                raise FedsplitError(
+                    f"device={turns.device[silent[0]]}: {name} rate=0.0 bit/s: must be above 0; "
+                    "the device is out of coverage, leave it out of the plan"
+                )
+
+    def groups(self) -> tuple[Group, ...]:
+        """Return the turns of the round by the tiers that their routes visit."""
+        by_tiers: dict[tuple[str, ...], list[int]] = {}
+        n_blocks = self._profile.n_blocks
+        for index, turn in enumerate(self._flat):
+            route = turn.route
+            require(route.n_blocks == n_blocks, "route", str(route), f"{n_blocks} blocks")
+            by_tiers.setdefault(tuple(s.tier for s in route.segments), []).append(index)
+        return tuple(self._group(tiers, members) for tiers, members in by_tiers.items())
+
+    def _group(self, tiers: tuple[str, ...], indices: list[int]) -> Group:
+        has_edges = self._fleet.n_edges > 0
+        require(EDGE not in tiers or has_edges, "fleet.edges", 0, "at least 1 for such a route")
+        routes = [self._flat[i].route for i in indices]
+        starts = np.array([[s.start for s in route.segments] for route in routes])
+        stops = np.array([[s.stop for s in route.segments] for route in routes])
+        members = np.array(indices)
+        adapters = self.costs.segments("adapter_bytes", starts, stops)
+        stages = step_stages(tiers, has_edges)
+        forward, backward = self._boundary_bytes(members, indices, stops)
+        flops = {
+            "forward": self.costs.segments("forward_flops", starts, stops),
+            "backward": self.costs.segments("backward_flops", starts, stops),
+        }
+        flops["forward+backward"] = flops["forward"] + flops["backward"]
+        sent = np.zeros((len(members), len(stages)))
+        work = np.zeros((len(members), len(stages)))
+        for j, stage in enumerate(stages):
+            if stage.kind == COMPUTE:
+                work[:, j] = self._batch * flops[stage.label][:, stage.segment]
+            else:
+                sent[:, j] = (forward if stage.label == "forward" else backward)[:, stage.segment]
+        on_device = np.array([tier == DEVICE for tier in tiers])
+        on_edge = np.array([tier == EDGE for tier in tiers])
+        device_bytes = adapters[:, on_device].sum(axis=1)
+        wired_bytes = device_bytes + adapters[:, on_edge].sum(axis=1)
+        inward = ((BACKHAUL, wired_bytes), (DOWNLINK, device_bytes))
+        outward = ((UPLINK, device_bytes), (BACKHAUL, wired_bytes))
+        return Group(
+            members,
+            tiers,
+            starts,
+            stops,
+            adapters,
+            self._adapters(members, inward, slice(0, 1)),
+            self._block(members, stages, work, sent, slice(None)),
+            self._adapters(members, outward, slice(-1, None)),
+        )
+
+    def _adapters(
+        self, members: IntArray, links: Sequence[tuple[str, Array]], which: slice
+    ) -> Block:
+        used = [link for link in links if link[0] != BACKHAUL or self._fleet.n_edges > 0]
+        stages = tuple(Stage(kind, "adapters", 0) for kind, _ in used)
+        sent = np.stack([amount for _, amount in used], axis=1)
+        return self._block(members, stages, np.zeros_like(sent), sent, which)
+
+    def _block(
+        self,
+        members: IntArray,
+        stages: tuple[Stage, ...],
+        flops: Array,
+        sent: Array,
+        which: slice,
+    ) -> Block:
+        """Return seconds and joules of `stages` in the channel states `which`."""
+        fleet, turns = self._fleet, self.turns
+        device, edge = turns.device[members], turns.edge[members]
+        up_bps, down_bps = self._up_bps[which][:, members].T, self._down_bps[which][:, members].T
+        shape = (len(members), up_bps.shape[1], len(stages))
+        work, joules = np.zeros(shape), np.zeros(shape)
+        node = np.full((len(members), len(stages)), -1)
+        state = self._states[0]
+        for j, stage in enumerate(stages):
+            bits = 8 * sent[:, [j]]
+            if stage.kind == UPLINK:
+                work[:, :, j] = bits / up_bps
+                power = state.power_up_w[device][:, None]
+                joules[:, :, j] = transmit_energy_j(power, work[:, :, j])
+            elif stage.kind == DOWNLINK:
+                work[:, :, j] = bits / down_bps
+                power = state.power_down_w * turns.downlink_hz[members] / state.downlink_hz
+                joules[:, :, j] = transmit_energy_j(power[:, None], work[:, :, j])
+            elif stage.kind == BACKHAUL:
+                work[:, :, j] = bits / fleet.backhaul_bps
+            else:
+                if stage.tier == DEVICE:
+                    machines, which_one = fleet.devices, device
+                    clock = machines.clock_hz[device]
+                else:
+                    machines = fleet.servers
+                    which_one = 1 + edge if stage.tier == EDGE else np.zeros_like(edge)
+                    node[:, j] = which_one
+                    top = machines.clock_hz[which_one]
+                    clock = top if stage.tier == EDGE else turns.server_hz[members]
+                per_cycle = machines.flops_per_cycle[which_one]
+                xi = machines.energy_coefficient[which_one]
+                seconds = compute_delay_s(flops[:, j], clock, per_cycle)
+                work[:, :, j] = seconds[:, None]
+                joules[:, :, j] = compute_energy_j(flops[:, j], clock, per_cycle, xi)[:, None]
+        return Block(stages, node, work, sent, joules)
+
+    def _boundary_bytes(
+        self, members: IntArray, indices: list[int], stops: IntArray
+    ) -> tuple[Array, Array]:
+        """Return the bytes of each hop and mini-batch, forward and backward, ``[M, hops]``."""
+        raw = self._batch * self.costs.boundary_bytes[stops[:, :-1]]
+        forward, backward = raw.copy(), raw.copy()
+        if self._ratio is not None:
+            known: dict[str, float] = {}
+            for row, index in enumerate(indices):
+                codec = self._flat[index].codec
+                for settings, amount in ((codec.uplink, forward), (codec.downlink, backward)):
+                    name = repr(settings)
+                    if name not in known:
+                        known[name] = self._ratio(settings)
+                    amount[row] *= known[name]
+        if self._sent is not None:
+            branch, place = self.turns.branch[members], self.turns.place[members]
+            steps = np.maximum(self.turns.steps[members], 1)
+            for row in range(len(members)):
+                for hop in range(raw.shape[1]):
+                    found = self._sent.get((int(branch[row]), int(place[row]), hop))
+                    if found is not None:
+                        forward[row, hop] = found[0] / steps[row]
+                        backward[row, hop] = found[1] / steps[row]
+        return forward, backward
