@@ -101,18 +101,28 @@ def required_bandwidth(rate_bps: ArrayLike, snr_hz: ArrayLike) -> Array:
     return result
 
 
+def evaluate_shares(
+    pools: Sequence[Pool], shares: tuple[Array, ...], fixed_s: ArrayLike = 0.0
+) -> Allocation:
+    """Return what given shares yield; the bound is only that of the fixed delays.
+
+    Parameters as in `minmax_shares`; `shares` has one array of shape ``[K]`` for each pool.
+    """
+    fixed = _check_users(pools, fixed_s)
+    delay = _delays(pools, shares, fixed)
+    weights = np.zeros(len(fixed))
+    weights[delay.argmax()] = 1.0
+    return Allocation(
+        shares, delay, float(delay.max()), float(fixed.max()), weights, np.zeros(len(pools))
+    )
+
+
 def equal_shares(pools: Sequence[Pool], fixed_s: ArrayLike = 0.0) -> Allocation:
     """Give every user that needs a pool the same share of it (the papers' "EB").
 
-    Parameters and result as in `minmax_shares`, with that function's bound left at 0.
+    Parameters and errors as in `minmax_shares`; the result as in `evaluate_shares`.
     """
-    fixed = _check_users(pools, fixed_s)
-    shares = tuple(_equal(pool) for pool in pools)
-    delay = _delays(pools, shares, fixed)
-    count = len(fixed)
-    return Allocation(
-        shares, delay, float(delay.max()), 0.0, np.full(count, 1 / count), np.zeros(len(pools))
-    )
+    return evaluate_shares(pools, tuple(_equal(pool) for pool in pools), fixed_s)
 
 
 def minmax_shares(pools: Sequence[Pool], fixed_s: ArrayLike = 0.0) -> Allocation:
