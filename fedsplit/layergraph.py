@@ -127,6 +127,34 @@ class LayerGraph:
             (np.sort(self.edges[:, 0]) == follows).all() and (np.diff(self.edges) == 1).all()
         )
 
+    def check_device(self, device: NDArray[np.bool_]) -> None:
+        """Raise unless `device`, bool [n], holds the inputs, and all that its vertices need.
+
+        Raises
+        ------
+        FedsplitError
+            Naming the first vertex that is missing.
+        """
+        require(device.shape == (self.n,), "device.shape", device.shape, str((self.n,)))
+        missing = np.flatnonzero(~device[: self.n_inputs])
+        if missing.size:
+            raise FedsplitError(f"device: input {self.labels[missing[0]]!r} must be inside")
+        needs = np.concatenate([self.edges[:, ::-1], self.requires])
+        broken = needs[device[needs[:, 0]] & ~device[needs[:, 1]]]
+        if broken.size:
+            vertex, needed = broken[0]
+            raise FedsplitError(
+                f"device: vertex {vertex} ({self.labels[vertex]}) needs vertex {needed} "
+                f"({self.labels[needed]}), which is not inside"
+            )
+
+    def crossing(self, device: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the vertices on the device with a child on the server, bool [n]."""
+        parent, child = self.edges[:, 0], self.edges[:, 1]
+        sent = np.zeros(self.n, dtype=bool)
+        sent[parent[device[parent] & ~device[child]]] = True
+        return sent
+
     @classmethod
     def from_profile(cls, profile: ModelProfile, input_bytes: float = 0.0) -> "LayerGraph":
         """Return `profile` as a chain: input, embeddings, blocks, head.

@@ -12,8 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -24,13 +28,15 @@ aten = torch.ops.aten
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+    count = sdpa_flop_count(query.shape, key.shape, value.shape)  # type: ignore[no-untyped-call]
+    return int(count)
 
 
 def _sdpa_backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 ) -> int:
-    return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
+    shapes = (gradient.shape, query.shape, key.shape, value.shape)
+    return int(sdpa_backward_flop_count(*shapes))  # type: ignore[no-untyped-call]
 
 
 def _grouped_mm(left: Tensor, right: Tensor, *_: Any, **__: Any) -> int:
@@ -130,49 +136,42 @@ def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def trace(
-    model: nn.Module,
-    inputs: Mapping[str, Tensor],
-    blocks: Sequence[str] = (),
-    mode: FakeTensorMode | None = None,
-    scopes: Callable[["Recorder"], Callable[..., Any]] | None = None,
-) -> Trace:
+def trace(model: nn.Module, inputs: Mapping[str, Tensor], blocks: Sequence[str] = ()) -> Trace:
     """Return what `model` computes for `inputs`, forward and backward.
 
     Parameters
     ----------
     model : nn.Module
-        Returns a scalar loss, or an output with one in ``.loss``. Its weights are not read: real,
-        meta and fake ones all do.
+        Returns a scalar loss, or an output with one in ``.loss``. Its weights are not read: real
+        and meta ones will do. Operations of an `fx.GraphModule` bear the names of its nodes.
     inputs : mapping of str to Tensor
         Keyword arguments of the forward pass; only shapes and types matter.
     blocks : sequence of str
         Names of the modules that are the model's blocks, in order.
-    mode, scopes
-        For a model that is fake already: its mode, and what to call in the model's place to give
-        operations the names of larger units.
 
     Raises
     ------
     FedsplitError
         If the model returns no scalar loss, or its operations depend on the data.
     """
-    mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
-    fake = model if scopes is not None else fake_copy(model, mode)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = fake_copy(model, mode)
     with mode:
         fake_inputs = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             for name, tensor in inputs.items()
         }
     recorder = Recorder(fake, fake_inputs, len(blocks))
-    run = scopes(recorder) if scopes is not None else fake
     try:
         with ExitStack() as stack:
             for index, name in enumerate(blocks):
                 stack.enter_context(recorder.block_hooks(fake.get_submodule(name), index))
             stack.enter_context(mode)
             with recorder.saving(), recorder:
-                output = run(**fake_inputs)
+                if isinstance(fake, fx.GraphModule):
+                    output = _NodeByNode(fake, recorder).run(*fake_inputs.values())
+                else:
+                    output = fake(**fake_inputs)
             loss = getattr(output, "loss", output)
             if not (isinstance(loss, Tensor) and loss.dim() == 0):
                 raise FedsplitError(f"model={type(model).__name__!r}: must return a scalar loss")
@@ -180,17 +179,14 @@ def trace(
             if loss.requires_grad:
                 with recorder:
                     loss.backward()  # type: ignore[no-untyped-call]
-    except (
-        torch._subclasses.fake_tensor.DataDependentOutputException,
-        torch._subclasses.fake_tensor.DynamicOutputShapeException,
-    ) as error:
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise FedsplitError(
             f"model={type(model).__name__!r}: what it computes depends on the data ({error})"
         ) from error
     return recorder.finish(loss)
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every operation that reaches a device, and where its tensors came from.
 
     `scope`, while it is set, is the name of the unit that operations are counted to.
@@ -199,7 +195,7 @@ class Recorder(TorchDispatchMode):
     scope: str | None = None
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor], n_blocks: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._operations: list[Operation] = []
         self._kept: list[Tensor] = []  # keeps identities and storages from being used again
         self._producer: dict[int, int] = {}  # id of a tensor -> operation
@@ -376,6 +372,18 @@ class Recorder(TorchDispatchMode):
             len(self._boundaries) - 1,
             self._boundaries,
         )
+
+
+class _NodeByNode(fx.Interpreter):
+    """Runs a graph and tells the recorder which node is at work."""
+
+    def __init__(self, module: fx.GraphModule, recorder: Recorder) -> None:
+        super().__init__(module)
+        self._recorder = recorder
+
+    def run_node(self, n: fx.Node) -> Any:
+        self._recorder.scope = n.name
+        return super().run_node(n)
 
 
 def _count(count: Callable[..., int], args: Any, kwargs: Any, output: Any) -> int:

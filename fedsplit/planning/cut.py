@@ -19,7 +19,6 @@ from fedsplit.planning.cut_cost import (
     CutLimits,
     CutSystem,
     CutWeights,
-    crossing,
     cut_cost,
     cut_weights,
     memory_weights,
@@ -262,7 +261,7 @@ class _Blocks:
 
 def _objective(graph: LayerGraph, weights: CutWeights, device: Mask) -> float:
     """Return the objective of `device` under `weights`."""
-    sent = crossing(graph, device)
+    sent = graph.crossing(device)
     return float(
         weights.device[device].sum() + weights.server[~device].sum() + weights.transfer[sent].sum()
     )

@@ -62,8 +62,8 @@ class Prefixes:
 
     def weighted(self, weights: CutWeights) -> Floats:
         """Return the objective of every prefix under `weights`, shape [sizes]."""
-        gain = _sums(weights.device - weights.server)[self.sizes] + weights.server.sum()
-        return gain + self._crossing(weights.transfer)
+        gain = _sums(weights.device - weights.server)[self.sizes]
+        return gain + float(weights.server.sum()) + self._crossing(weights.transfer)
 
     def _crossing(self, values: Floats) -> Floats:
         """Return the sum of `values` over the vertices that each prefix sends."""
@@ -71,7 +71,8 @@ class Prefixes:
         change[1:-1] += values
         np.subtract.at(change, self._last_child + 1, values)
         # Sums of what comes and goes leave rounding dust where nothing crosses.
-        return np.maximum(np.cumsum(change)[self.sizes], 0.0)
+        sums: Floats = np.maximum(np.cumsum(change)[self.sizes], 0.0)
+        return sums
 
 
 def _scaled(

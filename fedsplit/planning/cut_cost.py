@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsplit.errors import FedsplitError, require
+from fedsplit.errors import require
 from fedsplit.layergraph import LayerGraph
 
 Floats = NDArray[np.float64]
@@ -161,36 +161,6 @@ def memory_weights(graph: LayerGraph, system: CutSystem) -> Floats:
     return graph.parameter_bytes + trained + system.batch * graph.activation_bytes
 
 
-def check_device(graph: LayerGraph, device: Mask) -> None:
-    """Raise unless `device` is a device part: inputs, parents and required vertices inside.
-
-    Raises
-    ------
-    FedsplitError
-        Naming the first vertex that is out of place.
-    """
-    require(device.shape == (graph.n,), "device.shape", device.shape, str((graph.n,)))
-    pairs = np.concatenate([graph.edges[:, ::-1], graph.requires])
-    broken = pairs[device[pairs[:, 0]] & ~device[pairs[:, 1]]]
-    missing = np.flatnonzero(~device[: graph.n_inputs])
-    if len(missing):
-        raise FedsplitError(f"device: input {graph.labels[missing[0]]!r} must be on the device")
-    if len(broken):
-        vertex, needed = broken[0]
-        raise FedsplitError(
-            f"device: vertex {vertex} ({graph.labels[vertex]}) needs vertex {needed} "
-            f"({graph.labels[needed]}) on the device too"
-        )
-
-
-def crossing(graph: LayerGraph, device: Mask) -> Mask:
-    """Return the vertices on the device whose output goes to the server, shape [n]."""
-    parent, child = graph.edges[:, 0], graph.edges[:, 1]
-    sent = np.zeros(graph.n, dtype=bool)
-    sent[parent[device[parent] & ~device[child]]] = True
-    return sent
-
-
 def cut_cost(graph: LayerGraph, system: CutSystem, device: Mask) -> CutCost:
     """Return what the cut with the vertices `device` (bool [n]) on the device costs.
 
@@ -199,10 +169,10 @@ def cut_cost(graph: LayerGraph, system: CutSystem, device: Mask) -> CutCost:
     FedsplitError
         If the cut is not a possible one.
     """
-    check_device(graph, device)
+    graph.check_device(device)
     flops = (graph.forward_flops + graph.backward_flops) * (system.batch * system.steps)
     bits = 8.0 * system.batch * system.steps
-    sent = crossing(graph, device)
+    sent = graph.crossing(device)
     device_s = float(flops[device].sum()) / system.device_flops_per_s
     up_bits = bits * float((graph.output_bytes * system.uplink_ratio)[sent].sum())
     down_bits = bits * float((graph.gradient_bytes * system.downlink_ratio)[sent].sum())
