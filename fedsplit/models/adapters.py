@@ -65,7 +65,7 @@ def add_adapters(model: PreTrainedModel, spec: ModelSpec, owns: Owns) -> None:
 def _materialise(layer: nn.Module, own: bool) -> None:
     """Give the adapter weights of `layer` memory, or make them phantoms."""
     for name, parameter in list(layer.named_parameters()):
-        if ADAPTER not in name.split("."):
+        if not is_adapter(name):
             continue
         owner, _, short = name.rpartition(".")
         value = torch.empty_like(parameter, device="cpu") if own else phantom(parameter)
@@ -76,6 +76,11 @@ def peft_key(name: str) -> str:
     """Return the key that PEFT's saved adapter has for the model's parameter `name`."""
     parts = [part for part in name.split(".") if part not in (ADAPTER, "modules_to_save")]
     return PEFT_PREFIX + ".".join(parts)
+
+
+def is_adapter(name: str) -> bool:
+    """Return whether the model's parameter `name` belongs to an adapter."""
+    return ADAPTER in name.split(".")
 
 
 def adapted_module(name: str) -> str:

@@ -3,21 +3,19 @@
 Found by watching one forward pass of a narrow twin, not by knowing architectures.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
-from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.models.blocks import find_blocks
-from fedsplit.models.spec import model_class
+from fedsplit.models.spec import model_class, usable_config
 from fedsplit.models.tiny import example_inputs, narrow
 
 EMBED = -1
@@ -55,20 +53,23 @@ class Anatomy:
 
 def anatomy(config: PretrainedConfig, task: str) -> Anatomy:
     """Return the anatomy of the model that `config` describes (cached by configuration)."""
-    return _anatomy(config.model_type, config.to_json_string(use_diff=False), task)
+    key = (task, config.to_json_string(use_diff=False))
+    if key not in _KNOWN:
+        _KNOWN[key] = _examine(config, task)
+    return _KNOWN[key]
 
 
 def build_twin(config: PretrainedConfig, task: str) -> PreTrainedModel:
     """Return a narrow twin of the model that `config` describes, in float32."""
-    small = narrow(config)
-    small.use_cache = False
+    small = usable_config(narrow(config), task)
     twin: PreTrainedModel = model_class(small, task)._from_config(small, dtype=torch.float32)
     return twin.eval()
 
 
-@lru_cache(maxsize=64)
-def _anatomy(model_type: str, config_json: str, task: str) -> Anatomy:
-    config = CONFIG_MAPPING[model_type].from_dict(json.loads(config_json))
+_KNOWN: dict[tuple[str, str], Anatomy] = {}
+
+
+def _examine(config: PretrainedConfig, task: str) -> Anatomy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         twin = build_twin(config, task)

@@ -22,31 +22,13 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, ...]:
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     names = {module: name for name, module in model.named_modules()}
-    if decoder not in names:
+    if decoder not in names or not isinstance(decoder, PreTrainedModel):
         decoder = model
-    lists = [
-        module
-        for module in decoder.modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) > 0
-        and all(isinstance(item, GradientCheckpointingLayer) for item in module)
-    ]
-    nested = {
-        inner for outer in lists for item in outer for inner in item.modules() if inner in lists
-    }
-    outermost = [module for module in lists if module not in nested]
-    depth = next(
-        (
-            value
-            for field in _DEPTH_FIELDS
-            if isinstance(value := getattr(model.config.get_text_config(), field, None), int)
-        ),
-        None,
-    )
-    exact = [module for module in outermost if len(module) == depth]
-    if exact or outermost:
-        chosen = max(exact or outermost, key=len)
-        return tuple(names[item] for item in chosen)
+    depths = _depths(model)
+    for candidates in (_lists_of_layers(decoder), _lists_of_layers(decoder, nn.Module)):
+        exact = [module for module in candidates if len(module) in depths]
+        if len(exact) == 1:
+            return tuple(names[item] for item in exact[0])
     staged = _staged_layers(decoder)
     if staged:
         return tuple(names[item] for item in staged)
@@ -54,6 +36,30 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, ...]:
         f"model_type={model.config.model_type!r}: no list of blocks was found, so it cannot be "
         "cut; only the device-only route is possible"
     )
+
+
+def _depths(model: PreTrainedModel) -> set[int]:
+    """Return the numbers of blocks that the configuration states."""
+    config = model.config.get_text_config(decoder=True)
+    values = [getattr(config, field, None) for field in _DEPTH_FIELDS]
+    return {value for value in values if isinstance(value, int)}
+
+
+def _lists_of_layers(
+    model: nn.Module, kind: type[nn.Module] = GradientCheckpointingLayer
+) -> list[nn.ModuleList]:
+    """Return the lists of `kind` in `model` that are not inside an item of another such list."""
+    lists = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) > 0
+        and all(isinstance(item, kind) for item in module)
+    ]
+    nested = {
+        inner for outer in lists for item in outer for inner in item.modules() if inner in lists
+    }
+    return [module for module in lists if module not in nested]
 
 
 def _staged_layers(model: nn.Module) -> list[nn.Module]:

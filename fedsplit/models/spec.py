@@ -106,8 +106,20 @@ class ModelSpec:
                 f"{name}={getattr(self, name)!r}: no model configuration could be made of it with "
                 f"config={overrides!r} ({error})"
             ) from error
-        config.use_cache = False
-        return config
+        return usable_config(config, self.task)
+
+
+def usable_config(config: PretrainedConfig, task: str) -> PretrainedConfig:
+    """Return the configuration that the model class of `task` takes, without a cache.
+
+    Of a multimodal configuration that is its text part, where transformers' causal model for it
+    is a text model.
+    """
+    wanted = model_class(config, task).config_class
+    if wanted is not type(config) and wanted is config.sub_configs.get("text_config"):
+        config = config.get_text_config()
+    config.use_cache = False
+    return config
 
 
 def model_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
@@ -119,6 +131,9 @@ def model_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
         If transformers has none.
     """
     mapping = TASKS[task]._model_mapping
+    for cls in mapping.values() if type(config) not in mapping else ():
+        if cls is not None and getattr(cls, "config_class", None) is type(config):
+            return cls
     if type(config) not in mapping:
         raise FedsplitError(f"model_type={config.model_type!r}: has no {task} model")
     found = mapping[type(config)]

@@ -1,5 +1,7 @@
 """A model of which a tier holds, and runs, some segments only."""
 
+from collections import defaultdict
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,15 +12,20 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.errors import FedsplitError
-from fedsplit.models.adapters import adapted_module, add_adapters, peft_key
+from fedsplit.models.adapters import adapted_module, add_adapters, is_adapter, peft_key
 from fedsplit.models.anatomy import EMBED, Anatomy, anatomy
 from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.spec import ModelSpec
-from fedsplit.models.weights import build, held_bytes
+from fedsplit.models.tiny import image_size
+from fedsplit.models.weights import build, held_bytes, is_phantom
 from fedsplit.plan import DEVICE, Route, Segment
 
 IGNORED_LABEL = -100
 _NARROW = {"attention_mask": torch.bool, "labels": torch.int32, "input_ids": torch.int32}
+
+
+# Building on the meta device patches torch's modules for the whole process.
+_BUILDING = threading.Lock()
 
 
 def load(
@@ -40,26 +47,30 @@ def load(
     FedsplitError
         If the model is unknown, cannot be cut, or its checkpoint cannot be read by segments.
     """
-    config = spec.load_config()
+    with _BUILDING:
+        return assemble(spec, spec.load_config(), segments, torch.device(device))
+
+
+def assemble(
+    spec: ModelSpec,
+    config: PretrainedConfig,
+    segments: Sequence[Segment] | None,
+    device: torch.device,
+) -> "SplitModel":
+    """Build a model of `config` as `load` does; `spec` gives the weights and what is trained."""
     parts = anatomy(config, spec.task)
     if segments is None:
         segments = [Segment(DEVICE, 0, parts.n_blocks)]
     owned = frozenset().union(*(_positions(segment, parts.n_blocks) for segment in segments))
-    if spec.share_token_ids:
-        owned |= {EMBED}
+    # Token ids are of use only together with the (frozen) embeddings.
+    read = owned | {EMBED} if spec.share_token_ids else owned
 
-    def owns_weight(name: str) -> bool:
-        return not owned.isdisjoint(parts.positions[name])
+    def reads(name: str) -> bool:
+        return not read.isdisjoint(parts.positions[name])
 
-    def owns_module(name: str) -> bool:
-        return not owned.isdisjoint(parts.of_module(name))
-
-    model = build(spec, config, owns_weight, torch.device(device))
+    model = build(spec, config, reads, device)
     if spec.train == "lora":
-        add_adapters(model, spec, owns_module)
-    else:
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            parameter.requires_grad_(owns_weight(name))
+        add_adapters(model, spec, lambda name: not read.isdisjoint(parts.of_module(name)))
     return SplitModel(spec, config, model, parts, owned)
 
 
@@ -89,23 +100,20 @@ class _Reached(Exception):
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where a trained tensor hangs in the model."""
+    """Where a trained tensor hangs in the model: at several places if they are tied."""
 
-    module: nn.Module
-    name: str
     position: int
+    places: tuple[tuple[nn.Module, str], ...]
 
     def get(self) -> Tensor:
-        table = self.module._parameters if self.name in self.module._parameters else None
-        value = (table if table is not None else self.module._buffers)[self.name]
-        assert value is not None
+        module, name = self.places[0]
+        value: Tensor = getattr(module, name)
         return value
 
-    def put(self, value: Tensor) -> None:
-        if self.name in self.module._parameters:
-            self.module._parameters[self.name] = value  # type: ignore[assignment]
-        else:
-            self.module._buffers[self.name] = value
+    def put(self, value: nn.Parameter) -> None:
+        for module, name in self.places:
+            table = module._parameters if name in module._parameters else module._buffers
+            table[name] = value
 
 
 class SplitModel:
@@ -132,7 +140,17 @@ class SplitModel:
         self.n_blocks = parts.n_blocks
         self._parts = parts
         self._owned = owned
-        self._slots = dict(self._find_slots())
+        self._slots = self._find_slots()
+        for slot in self._slots.values():
+            value = slot.get()
+            value.requires_grad_(isinstance(value, nn.Parameter))
+        self._norms = [
+            module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ]
+        if spec.train == "lora":
+            # The backbone is frozen, and many branches share it: so are its running statistics.
+            for norm in self._norms:
+                norm.momentum = 0.0
         self._segment: Segment | None = None
         self._received: Any = None
         for index, name in enumerate(parts.blocks):
@@ -148,6 +166,9 @@ class SplitModel:
     def train(self, mode: bool = True) -> "SplitModel":
         """Set training (dropout on) or evaluation mode; a loaded model is in evaluation mode."""
         self.model.train(mode)
+        for norm in self._norms:
+            if norm.running_mean is not None and is_phantom(norm.running_mean):
+                norm.eval()
         return self
 
     def eval(self) -> "SplitModel":
@@ -285,8 +306,7 @@ class SplitModel:
             found["input_ids"] = torch.zeros_like(found["attention_mask"])
         else:
             batch = boundary.tensors[0].shape[0]
-            size = _image_size(self.config)
-            found["pixel_values"] = torch.zeros(()).expand(batch, self.config.num_channels, *size)
+            found["pixel_values"] = torch.zeros(()).expand(batch, self.config.num_channels, *image_size(self.config))
         return found
 
     @contextmanager
@@ -322,21 +342,32 @@ class SplitModel:
 
         return staged
 
-    def _find_slots(self) -> Iterator[tuple[str, _Slot]]:
-        """Yield every trained tensor that this tier holds."""
-        for name, parameter in self.model.named_parameters():
-            if not parameter.requires_grad:
+    def _find_slots(self) -> dict[str, _Slot]:
+        """Return every trained tensor that this tier holds, by name."""
+        lora = self.spec.train == "lora"
+        tied: dict[int, list[str]] = defaultdict(list)
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if is_adapter(name) if lora else value.is_floating_point():
+                tied[id(value)].append(name)
+        slots = {}
+        for names in tied.values():
+            name = names[0]
+            parts = self._parts
+            where = parts.of_module(adapted_module(name)) if lora else parts.positions[name]
+            if where.isdisjoint(self._owned):
                 continue
-            owner, _, short = name.rpartition(".")
-            module = self.model.get_submodule(owner)
-            if self.spec.train == "lora":
-                where = self._parts.of_module(adapted_module(name))
-                yield peft_key(name), _Slot(module, short, min(where & self._owned))
-            else:
-                where = self._parts.positions[name]
-                yield name, _Slot(module, short, min(where & self._owned))
+            if not where <= self._owned:
+                raise FedsplitError(
+                    f"train={self.spec.train!r}: {name!r} is used at several places of "
+                    f"{self.config.model_type!r} that the route puts on different tiers (tied "
+                    "embeddings, or a layer shared by blocks); keep them on one tier (with tied "
+                    "embeddings: a U-shaped route), or set tie_word_embeddings=false"
+                )
+            slots[peft_key(name) if lora else name] = _Slot(
+                min(where), tuple(self._place(alias) for alias in names)
+            )
+        return slots
 
-
-def _image_size(config: PretrainedConfig) -> tuple[int, int]:
-    size = getattr(config, "image_size", 32)
-    return (size, size) if isinstance(size, int) else tuple(size)
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        owner, _, short = name.rpartition(".")
+        return self.model.get_submodule(owner), short

@@ -1,0 +1,125 @@
+"""What a model costs, block by block: counted from its operations, or timed on this machine."""
+
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from fedsplit.errors import FedsplitError, require
+from fedsplit.models.adapters import add_adapters, is_adapter
+from fedsplit.models.blocks import find_blocks
+from fedsplit.models.graph import layer_graph
+from fedsplit.models.graph_trace import Operation, Trace, trace
+from fedsplit.models.spec import ModelSpec
+from fedsplit.models.tiny import image_size
+from fedsplit.models.weights import build
+from fedsplit.layergraph import LayerGraph
+from fedsplit.profiles import ModelProfile, UnitProfile
+
+OPTIMIZER_COPIES = 2
+"""State that AdamW keeps per trained parameter."""
+
+
+def profile_model(spec: ModelSpec, seq_len: int, batch: int = 1) -> ModelProfile:
+    """Return what the model of `spec` costs, without weights or data.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        Model and adapters. A frozen block's backward pass computes gradients of activations and
+        adapters alone; blocks before the first adapter have none.
+    seq_len : int
+        Tokens of a sample; images have a size of their own and ignore it.
+    batch : int
+        Samples of the batch that is traced. Figures are per sample; what a batch shares (masks)
+        is divided among its samples.
+
+    Raises
+    ------
+    FedsplitError
+        If the model is unknown, has no blocks, or its computation depends on the data.
+    """
+    model = planned_model(spec)
+    inputs = example_batch(model.config, spec.task, seq_len, batch)
+    name = spec.source or str(spec.model_type)
+    return profile_module(model, inputs, find_blocks(model), name, seq_len)
+
+
+def profile_graph(spec: ModelSpec, seq_len: int, batch: int = 1) -> LayerGraph:
+    """Return the graph of the model of `spec`, without weights or data; as `profile_model`."""
+    model = planned_model(spec)
+    inputs = example_batch(model.config, spec.task, seq_len, batch)
+    return layer_graph(model, inputs, find_blocks(model), spec.source or str(spec.model_type))
+
+
+def profile_module(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    blocks: Sequence[str],
+    name: str | None = None,
+    seq_len: int = 1,
+) -> ModelProfile:
+    """Return what any `model` costs, traced on `inputs` (see `fedsplit.models.graph`).
+
+    A parameter counts to every unit that uses it, for each tier needs a copy.
+    """
+    traced = trace(model, inputs, blocks)
+    samples = next(iter(inputs.values())).shape[0]
+    units = [_unit(traced, position, samples) for position in range(-1, traced.blocks + 1)]
+    return ModelProfile(
+        name or type(model).__name__, seq_len, units[0], tuple(units[1:-1]), units[-1]
+    )
+
+
+def planned_model(spec: ModelSpec) -> PreTrainedModel:
+    """Return the model of `spec` in training mode, its weights taking no memory."""
+    model = build(spec, spec.load_config(), lambda _: False, torch.device("cpu"))
+    if spec.train == "lora":
+        add_adapters(model, spec, lambda _: False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(spec.train == "full" or is_adapter(name))
+    return model.train()
+
+
+def example_batch(
+    config: PretrainedConfig, task: str, seq_len: int, batch: int
+) -> dict[str, Tensor]:
+    """Return inputs with labels of the given shape, all zero."""
+    require(batch >= 1, "batch", batch, "at least 1")
+    if task == "image-classification":
+        shape = (batch, config.num_channels, *image_size(config))
+        return {
+            "pixel_values": torch.zeros(shape),
+            "labels": torch.zeros(batch, dtype=torch.long),
+        }
+    require(seq_len >= 2, "seq_len", seq_len, "at least 2")
+    ids = torch.zeros(batch, seq_len, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+
+def _unit(traced: Trace, position: int, samples: int) -> UnitProfile:
+    """Return the cost of block `position`; -1 is what comes before the first."""
+    inside = [step for step in traced.operations if step.block == position]
+    used = {item for step in inside for item in step.parameters}
+    adapter = sum(traced.parameters[item].n_bytes for item in used if _trained(traced, item))
+
+    def per_sample(read: str) -> float:
+        return float(sum(getattr(step, read) for step in inside)) / samples
+
+    last = position == traced.blocks
+    return UnitProfile(
+        forward_flops=per_sample("forward_flops"),
+        backward_flops=per_sample("backward_flops"),
+        parameter_bytes=sum(traced.parameters[item].n_bytes for item in used),
+        adapter_bytes=adapter,
+        optimizer_bytes=OPTIMIZER_COPIES * adapter,
+        activation_bytes=per_sample("saved_bytes"),
+        boundary_bytes=0.0 if last else traced.boundary_bytes[position + 1] / samples,
+    )
+
+
+def _trained(traced: Trace, item: int) -> bool:
+    return traced.parameters[item].trainable

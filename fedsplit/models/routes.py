@@ -1,0 +1,184 @@
+"""Try out a route: does the split model compute what the unsplit one does?"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from fedsplit.errors import FedsplitError, require
+from fedsplit.models.anatomy import anatomy
+from fedsplit.models.boundary import Boundary, Output
+from fedsplit.models.spec import ModelSpec, usable_config
+from fedsplit.models.split import SplitModel, assemble
+from fedsplit.models.tiny import example_inputs, narrow
+from fedsplit.plan import Route, Segment
+from fedsplit.seeds import derive_seed
+
+_VERDICTS: dict[str, str | None] = {}
+
+
+def check_route(spec: ModelSpec, route: Route) -> None:
+    """Refuse a route on which the split model would not train as the unsplit one.
+
+    Tried on a narrow twin of the model, block for block: every gradient must be equal, to the
+    last bit. The verdict is cached by configuration and route.
+
+    Raises
+    ------
+    FedsplitError
+        If the route does not fit the model, or gradients differ; names the cuts that are possible.
+    """
+    config = spec.load_config()
+    n_blocks = anatomy(config, spec.task).n_blocks
+    require(route.n_blocks == n_blocks, "route", str(route), f"one of {n_blocks} blocks")
+    last = route.segments[-1]
+    if len(route.segments) > 1 and last.start == last.stop:
+        raise FedsplitError(
+            f"route={route}: the last segment must hold at least one block: the last cut must be "
+            f"at most {n_blocks - 1}"
+        )
+    if len(route.segments) == 1:
+        return
+    problem = _verdict(spec, config, route)
+    if problem is not None:
+        possible = [
+            cut
+            for cut in range(n_blocks)
+            if _verdict(spec, config, Route.two_tier(n_blocks, cut)) is None
+        ]
+        raise FedsplitError(
+            f"route={route}: {config.model_type!r} cannot be cut there ({problem}); possible "
+            f"two-tier cuts: {', '.join(map(str, possible)) or 'none'}"
+            + ("" if spec.share_token_ids else "; some models need share_token_ids=true")
+        )
+
+
+def step_through(
+    tiers: Mapping[str, SplitModel], route: Route, inputs: Mapping[str, Tensor]
+) -> Output:
+    """Run forward and backward along `route` with all tiers in this process.
+
+    Gradients collect in the parameters installed on each tier.
+
+    Parameters
+    ----------
+    tiers : mapping of str to SplitModel
+        The model that each tier of the route holds.
+    route : Route
+        Where each block runs.
+    inputs : mapping of str to Tensor
+        The batch, with labels.
+    """
+    sent: list[Boundary] = []
+    received: list[Boundary] = []
+    batch = dict(inputs)
+    result: Boundary | Output | None = None
+    for segment in route.segments:
+        if isinstance(result, Boundary):
+            sent.append(result)
+            received.append(result.leaf())
+        model = tiers[segment.tier]
+        result = model.run(segment, batch, received[-1] if received else None)
+        if len(sent) == 0:
+            batch = model.travelling(inputs, route)
+        if segment.stop == route.segments[-1].start:
+            batch = batch | {"labels": inputs["labels"]}
+    assert isinstance(result, Output)
+    result.loss.backward()
+    for outgoing, incoming in zip(reversed(sent), reversed(received), strict=True):
+        outgoing.backward(incoming.gradients())
+    return result
+
+
+def gradients(
+    spec: ModelSpec, config: PretrainedConfig, route: Route, inputs: Mapping[str, Tensor]
+) -> dict[str, Tensor | None]:
+    """Return the gradient of everything trained after one step along `route`, by name.
+
+    What is trained first gets values of its own, so that no gradient is zero by construction
+    (LoRA starts with B = 0).
+    """
+    names = dict.fromkeys(segment.tier for segment in route.segments)
+    tiers = {
+        tier: assemble(spec, config, route.on(tier), torch.device("cpu")).train() for tier in names
+    }
+    installed: dict[str, nn.Parameter] = {}
+    for segment in route.segments:
+        parameters = stirred(tiers[segment.tier], segment)
+        tiers[segment.tier].install(parameters)
+        installed |= parameters
+    step_through(tiers, route, inputs)
+    return {name: value.grad for name, value in installed.items()}
+
+
+def stirred(model: SplitModel, segment: Segment) -> dict[str, nn.Parameter]:
+    """Return parameters for `segment`, each moved a little in a direction drawn from its name."""
+    parameters = model.trainable(segment)
+    for name, value in parameters.items():
+        generator = torch.Generator().manual_seed(derive_seed(model.spec.seed, "stir", name))
+        if value.requires_grad:
+            value.data += 0.02 * torch.randn(value.shape, generator=generator)
+    return parameters
+
+
+def _verdict(spec: ModelSpec, config: PretrainedConfig, route: Route) -> str | None:
+    """Return what goes wrong on `route`, or None."""
+    trained = replace(
+        spec,
+        source=None,
+        model_type=config.model_type,
+        config={},
+        dtype="float32",
+        dropout=0.0,
+    )
+    key = json.dumps([str(trained), config.to_json_string(use_diff=False), str(route)])
+    if key not in _VERDICTS:
+        _VERDICTS[key] = find_difference(trained, usable_config(narrow(config), spec.task), route)
+    return _VERDICTS[key]
+
+
+def find_difference(spec: ModelSpec, config: PretrainedConfig, route: Route) -> str | None:
+    """Return in words how training along `route` differs from unsplit training, or None.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        What is trained; its source is not read, weights are random.
+    config : PretrainedConfig
+        The model, narrow and without dropout.
+    route : Route
+        The route to try.
+    """
+    inputs = example_inputs(config, spec.task)
+    whole = gradients(spec, config, Route.device_only(route.n_blocks), inputs)
+    try:
+        split = gradients(spec, config, route, inputs)
+    except FedsplitError as error:
+        return str(error)
+    except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    return compare(whole, split)
+
+
+def compare(
+    whole: Mapping[str, Tensor | None], split: Mapping[str, Tensor | None]
+) -> str | None:
+    """Return how two sets of gradients differ, or None if they are equal to the last bit."""
+    if set(whole) != set(split):
+        odd = sorted(set(whole) ^ set(split))
+        return f"{len(odd)} adapters are on one side only, such as {odd[0]}"
+    worst, where = 0.0, ""
+    for name, expected in whole.items():
+        got = split[name]
+        if expected is None and got is None:
+            continue
+        zero = torch.zeros(())
+        distance = float(
+            ((zero if got is None else got) - (zero if expected is None else expected)).abs().max()
+        )
+        if not distance <= worst:
+            worst, where = distance, name
+    return f"the gradient of {where} differs by {worst:.2g}" if where else None
