@@ -1,6 +1,7 @@
 """From Hydra's configuration to the library's own dataclasses."""
 
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,12 @@ def _resumed(folder: Path, overrides: list[str]) -> DictConfig:
     return config
 
 
+def output_folder(config: DictConfig, default: str = "") -> Path:
+    """Return where the run writes: as configured, else `default`, else by the time of day."""
+    folder = config.output or default or time.strftime("outputs/%Y-%m-%d_%H-%M-%S")
+    return Path(folder).resolve()
+
+
 def plain(config: Any) -> dict[str, Any]:
     """Return a part of the configuration as plain Python values."""
     value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -100,7 +107,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def model_spec(config: DictConfig) -> ModelSpec:
-    """Return the ``model`` group as a `ModelSpec`, the shipped checkpoint resolved to its folder."""
+    """Return the ``model`` group as a `ModelSpec`, with the folder of the shipped checkpoint."""
     values = plain(config.model)
     if values.get("source") == _PACKAGED:
         values["source"] = str(default_checkpoint())

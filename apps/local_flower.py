@@ -112,7 +112,9 @@ class LocalFlower:
         app.mkdir()
         (app / "pyproject.toml").write_text(_APP)
         values = self._home / "run.toml"
-        values.write_text("".join(f"{key} = {json.dumps(text)}\n" for key, text in settings.items()))
+        values.write_text(
+            "".join(f"{key} = {json.dumps(text)}\n" for key, text in settings.items())
+        )
         simulation = " ".join(f"{key}={value}" for key, value in federation.items())
         command = [
             *_tool("flwr"),

@@ -1,9 +1,8 @@
 """Vanilla split learning: one branch; the devices train it in turn, each from the last one's."""
 
-from strategies.splitfed import SplitFed
-
 from fedsplit.flower import Scene
 from fedsplit.plan import RoundPlan, Route
+from strategies.splitfed import SplitFed
 
 
 class Vanilla(SplitFed):

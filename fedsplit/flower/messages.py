@@ -60,7 +60,7 @@ class TurnTask:
     """What a device is told to do in one turn.
 
     `address` and `token` open the link to the first server of the route; both are empty on a
-    route that never leaves the device.
+    route that never leaves the device. `seed` is the turn's, the same on every tier.
     """
 
     job: Job
@@ -72,7 +72,7 @@ class TurnTask:
     codec: CodecPlan = field(default_factory=CodecPlan)
     address: str = ""
     token: str = ""
-    certificates: str = ""
+    seed: int = 0
 
 
 def task_message(

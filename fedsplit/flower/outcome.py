@@ -22,13 +22,14 @@ class TurnOutcome:
     """What one turn did: sums over its mini-batches, bytes on the wire, wall seconds.
 
     `link_bytes` maps "up" and "down" (device to first server) and, on routes with an edge,
-    "edge-up" and "edge-down" to bytes counted on the wire.
+    "backhaul-up" and "backhaul-down" to bytes counted on the wire. `n_correct` is None where the
+    model is no classifier.
     """
 
     turn: Turn
     loss_sum: float
     n_targets: int
-    n_correct: int
+    n_correct: int | None
     n_samples: int
     steps: int
     link_bytes: Mapping[str, int]
@@ -81,6 +82,7 @@ def mean_loss(turns: tuple[TurnOutcome, ...]) -> float | None:
 
 
 def accuracy(turns: tuple[TurnOutcome, ...]) -> float | None:
-    """Return the share of targets predicted right over `turns`, or None."""
-    targets = sum(turn.n_targets for turn in turns)
-    return sum(turn.n_correct for turn in turns) / targets if targets else None
+    """Return the share of targets predicted right over `turns`, or None if not counted."""
+    counted = [turn for turn in turns if turn.n_correct is not None and turn.n_targets]
+    targets = sum(turn.n_targets for turn in counted)
+    return sum(turn.n_correct or 0 for turn in counted) / targets if targets else None

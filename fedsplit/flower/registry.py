@@ -1,4 +1,4 @@
-"""Finding schemes by name: everything installed under the entry-point group `fedsplit.strategies`."""
+"""Schemes by name: what is installed under the entry-point group `fedsplit.strategies`."""
 
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points

@@ -1,6 +1,5 @@
 """What a scheme sees when it plans a round."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -34,10 +33,13 @@ class LocalWork:
         require(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
 
     def steps_for(self, n_samples: int) -> int:
-        """Return the mini-batches that a device with `n_samples` trains in a turn."""
+        """Return the mini-batches that a device with `n_samples` trains in a turn.
+
+        An epoch leaves out the samples that do not fill a mini-batch.
+        """
         if self.steps is not None:
             return self.steps
-        return self.epochs * math.ceil(n_samples / self.batch_size)
+        return self.epochs * max(n_samples // self.batch_size, 1)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from flwr.supercore import log
 
 from fedsplit.errors import FedsplitError
 from fedsplit.flower.coordinator import Coordinator
-from fedsplit.flower.messages import TRAIN, to_record
+from fedsplit.flower.messages import to_record
 from fedsplit.flower.outcome import BranchOutcome, RoundOutcome, TurnOutcome, accuracy, mean_loss
 from fedsplit.flower.roster import DeviceGrid
 from fedsplit.flower.scene import Scene
@@ -224,9 +224,7 @@ class SplitStrategy(Strategy):
         metrics = self.aggregate_evaluate(
             server_round,
             [
-                _metrics_reply(
-                    turn, turn.n_targets, by_node[self._node(turn.turn.device)]
-                )
+                _metrics_reply((turn,), turn.n_targets, by_node[self._node(turn.turn.device)])
                 for turn in done
                 if turn.n_targets > 0
             ],
@@ -236,9 +234,7 @@ class SplitStrategy(Strategy):
             result.evaluate_metrics_clientapp[server_round] = metrics
         if evaluate_fn is not None and (measured := evaluate_fn(server_round, arrays)) is not None:
             result.evaluate_metrics_serverapp[server_round] = measured
-        trained = outcome or RoundOutcome(
-            0, RoundPlan.parallel(turns), (), wall_s=0.0
-        )
+        trained = outcome or RoundOutcome(0, RoundPlan.parallel(turns), (), wall_s=0.0)
         run.on_round(
             RoundOutcome(
                 server_round,
@@ -278,16 +274,11 @@ class SplitStrategy(Strategy):
         return self._run
 
 
-def _metrics_reply(
-    turns: TurnOutcome | tuple[TurnOutcome, ...], weight: int, message: Message
-) -> Message:
-    turns = turns if isinstance(turns, tuple) else (turns,)
-    metrics = {
-        "num-examples": weight,
-        "loss": mean_loss(turns) or 0.0,
-        "accuracy": accuracy(turns) or 0.0,
-    }
-    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+def _metrics_reply(turns: tuple[TurnOutcome, ...], weight: int, message: Message) -> Message:
+    metrics = MetricRecord({"num-examples": weight, "loss": mean_loss(turns) or 0.0})
+    if (right := accuracy(turns)) is not None:
+        metrics["accuracy"] = right
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
 def _seed_globals(seed: int, *names: str | int) -> None:
@@ -301,6 +292,3 @@ def _refuse_non_finite(arrays: ArrayRecord, server_round: int) -> None:
         values = array.numpy()
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             raise FedsplitError(f"round {server_round}: {name} is not finite after aggregation")
-
-
-__all__ = ["TRAIN", "SplitRun", "SplitStrategy"]

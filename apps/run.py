@@ -1,0 +1,153 @@
+"""``fedsplit run``: one job on Flower's simulation engine, with an honest exit code."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from apps.config import codec_plan, job, load_config, local_work, output_folder
+from apps.local_flower import LocalFlower
+from apps.server_app import ERROR_FILE, PROGRESS, build_strategy
+from fedsplit.errors import FedsplitError, require
+from fedsplit.flower.checkpoint import load_checkpoint
+from fedsplit.report import read_records, round_line, summary_table
+from fedsplit.report.run import RESULTS
+
+LOG = "flower.log"
+_COMPLETED = "finished:completed"
+
+
+def run(overrides: Sequence[str], console: Console) -> int:
+    """Run the job that `overrides` describe; return the exit code.
+
+    Raises
+    ------
+    FedsplitError
+        If the configuration is wrong, before anything is started.
+    """
+    config = load_config(overrides)
+    folder = output_folder(config)
+    check(config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR_FILE).unlink(missing_ok=True)
+    console.print(f"fedsplit: {config.strategy.name}, {config.rounds} rounds, output in {folder}")
+    settings = {"hydra": shlex.join(absolute(overrides, config)), "output": str(folder)}
+    federation = {
+        "num-supernodes": config.fleet.devices,
+        "client-resources-num-cpus": 1,
+        "init-args-num-cpus": config.run.concurrency,
+    }
+    with LocalFlower(folder / LOG) as flower, Watch(folder, config, console) as watch:
+        status, details = flower.run(settings, federation, watch)
+    if status != _COMPLETED:
+        error = folder / ERROR_FILE
+        cause = error.read_text() if error.exists() else f"{status}: {details}"
+        console.print(f"[red]run failed[/red]: {cause}", highlight=False)
+        console.print(f"Flower's log: {folder / LOG}", soft_wrap=True)
+        return 1
+    console.print(summary_table(read_records(folder), folder))
+    return 0
+
+
+def check(config: DictConfig, folder: Path) -> None:
+    """Find what is wrong with a configuration before anything is started.
+
+    Raises
+    ------
+    FedsplitError
+        Naming the field.
+    """
+    require(config.rounds >= 1, "rounds", config.rounds, "at least 1")
+    require(config.fleet.devices >= 1, "fleet.devices", config.fleet.devices, "at least 1")
+    require(config.evaluate.every >= 1, "evaluate.every", config.evaluate.every, "at least 1")
+    require(config.run.concurrency >= 1, "run.concurrency", config.run.concurrency, "at least 1")
+    job(config)
+    local_work(config)
+    codec_plan(config)
+    build_strategy(config)
+    if config.resume is not None:
+        reached = load_checkpoint(folder).server_round
+        require(config.rounds > reached, "rounds", config.rounds, f"above {reached}, already done")
+    elif (folder / RESULTS).exists():
+        raise FedsplitError(f"output={str(folder)!r}: holds a run already; use resume= or another")
+
+
+def absolute(overrides: Sequence[str], config: DictConfig) -> list[str]:
+    """Return `overrides` with paths that do not depend on the working folder.
+
+    The server app runs in another folder than the user.
+    """
+    fixed = [item for item in overrides if not item.startswith(("resume=", "output="))]
+    for key, value in (
+        ("model.source", config.model.get("source")),
+        ("data.path", config.data.path),
+    ):
+        if value is not None and Path(value).exists():
+            fixed.append(f"++{key}='{Path(value).resolve()}'")
+    if config.resume is not None:
+        fixed = [item.lstrip("+") for item in fixed]
+        fixed.append(f"resume={config.resume}")
+    return fixed
+
+
+class Watch:
+    """Shows a run while it goes on: a bar on a terminal, a line for each round everywhere.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's output, written by the server app.
+    config : DictConfig
+        The run's configuration.
+    console : Console
+        Where to show it.
+    """
+
+    def __init__(self, folder: Path, config: DictConfig, console: Console) -> None:
+        self._folder = folder
+        self._rounds = int(config.rounds)
+        self._console = console
+        resumed = config.resume is not None
+        self._shown = load_checkpoint(folder).server_round + 1 if resumed else 0
+        self._read_at = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("starting Flower", total=None)
+
+    def __enter__(self) -> "Watch":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self) -> None:
+        """Look at the run's files and show what is new."""
+        results = self._folder / RESULTS
+        if results.exists() and (changed := results.stat().st_mtime_ns) != self._read_at:
+            self._read_at = changed
+            records = read_records(self._folder)
+            for record in records[self._shown :]:
+                self._console.print(round_line(record, self._rounds), soft_wrap=True)
+            self._shown = max(self._shown, len(records))
+        try:
+            state = json.loads((self._folder / PROGRESS).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return
+        self._progress.update(
+            self._task,
+            description=f"round {self._shown}/{self._rounds} {state['phase']}",
+            completed=state["steps"],
+            total=state["planned"],
+        )

@@ -1,0 +1,158 @@
+"""The Flower ServerApp: composes the configuration, runs a scheme, reports."""
+
+import json
+import shlex
+import time
+from logging import ERROR, INFO
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+from flwr.supercore import log
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from apps.config import codec_plan, job, load_config, local_work, output_folder, plain
+from apps.records import record_of
+from fedsplit.errors import FedsplitError
+from fedsplit.flower import (
+    Coordinator,
+    RoundOutcome,
+    Scene,
+    SplitRun,
+    SplitStrategy,
+    StageHost,
+    discover,
+    find_strategy,
+)
+from fedsplit.flower.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    restore_strategy,
+    save_checkpoint,
+    strategy_state,
+)
+from fedsplit.flower.messages import to_record
+from fedsplit.flower.source import source_hash
+from fedsplit.models.adapters import lora_config
+from fedsplit.report import RunReport
+from fedsplit.report.export import save_adapter, save_model
+
+app = ServerApp()
+PROGRESS, ERROR_FILE = "progress.json", "error.txt"
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the job that the run configuration describes."""
+    config = load_config(shlex.split(str(context.run_config.get("hydra", ""))))
+    folder = output_folder(config, str(context.run_config.get("output", "")))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        Run(config, folder).execute(grid)
+    except Exception as error:
+        # The command line shows this; Flower itself exits 0 when a ServerApp raises.
+        cause = str(error) if isinstance(error, FedsplitError) else f"{error!r}"
+        (folder / ERROR_FILE).write_text(cause)
+        log(ERROR, "run failed: %s", cause)
+        raise
+
+
+def build_strategy(config: DictConfig) -> SplitStrategy:
+    """Return the configured scheme over the configured Flower strategy."""
+    settings = plain(config.strategy)
+    name = str(settings.pop("name"))
+    inner: Strategy = instantiate(config.aggregator)
+    scheme = find_strategy(name)
+    try:
+        return scheme(inner=inner, **settings)
+    except TypeError as error:
+        raise FedsplitError(f"strategy.{name}: {error}") from error
+
+
+class Run:
+    """One run: its parts, built from the configuration, and what happens after each round."""
+
+    def __init__(self, config: DictConfig, folder: Path) -> None:
+        self._config = config
+        self._folder = folder
+        self._job = job(config, source_hash())
+        self._work = local_work(config)
+        self._codec = codec_plan(config)
+        self._strategy = build_strategy(config)
+        resumed = config.resume is not None
+        self._checkpoint = load_checkpoint(folder) if resumed else None
+        if self._checkpoint is not None:
+            self._report = RunReport.resume(folder, self._checkpoint.server_round, config.rounds)
+        else:
+            self._report = RunReport(folder, plain(config), config.rounds)
+
+    def execute(self, grid: Grid) -> None:
+        """Run all rounds and write what came out."""
+        config = self._config
+        torch.set_num_threads(config.run.server_threads)
+        job = self._job
+        with StageHost(job.model, job.optimizer, job.accelerator) as host:
+            self._host = host
+            scene = self._scene(1, dict.fromkeys(range(job.n_devices), 1))
+            for turn in self._strategy.plan_evaluation(scene):
+                host.model.check_route(turn.route)
+            roster = discover(grid, job, config.run.connect_s)
+            coordinator = Coordinator(
+                grid, host, job, roster, config.run.deadline_s, self._on_progress
+            )
+            done = self._checkpoint.server_round if self._checkpoint else 0
+            self._strategy.bind(
+                SplitRun(
+                    coordinator,
+                    self._scene,
+                    self._on_round,
+                    first_round=done + 1,
+                    evaluate_every=config.evaluate.every,
+                )
+            )
+            adapters = host.initial_adapters()
+            if self._checkpoint is not None:
+                adapters = self._checkpoint.adapters
+                restore_strategy(self._strategy.inner, self._checkpoint.strategy)
+            result = self._strategy.start(grid, to_record(adapters), num_rounds=config.rounds)
+            self._finish(result.arrays)
+
+    def _scene(self, server_round: int, samples: dict[int, int]) -> Scene:
+        return Scene(
+            server_round=server_round,
+            n_blocks=self._host.n_blocks,
+            samples=samples,
+            work=self._work,
+            codec=self._codec,
+            seed=self._job.seed,
+        )
+
+    def _on_progress(self, phase: str, done: int, planned: int) -> None:
+        progress = {"phase": phase, "steps": done, "planned": planned, "time": time.time()}
+        (self._folder / PROGRESS).write_text(json.dumps(progress))
+
+    def _on_round(
+        self, outcome: RoundOutcome, arrays: ArrayRecord, metrics: MetricRecord | None
+    ) -> None:
+        if outcome.server_round > 0:
+            state = strategy_state(self._strategy.inner)
+            save_checkpoint(
+                self._folder,
+                Checkpoint(outcome.server_round, dict(arrays.to_torch_state_dict()), state),
+            )
+        self._report.add_round(record_of(outcome, self._job.model.task))
+
+    def _finish(self, arrays: ArrayRecord) -> None:
+        adapters = dict(arrays.to_torch_state_dict())
+        model = self._host.model
+        if self._job.model.train == "lora":
+            name = self._job.model.source or str(self._job.model.model_type)
+            save_adapter(self._folder / "adapter", adapters, lora_config(self._job.model), name)
+        else:
+            save_model(self._folder / "model", adapters, model.config)
+        (self._folder / PROGRESS).unlink(missing_ok=True)
+        self._report.finish()
+        log(INFO, "results in %s", self._folder)

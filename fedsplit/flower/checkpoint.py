@@ -1,0 +1,133 @@
+"""A run's state after each round, from which it can go on."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
+from torch import Tensor
+
+from fedsplit.errors import FedsplitError
+
+_ADAPTERS, _STRATEGY, _STATE = "adapters.safetensors", "strategy.safetensors", "state.json"
+_FOLDER = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on after `server_round`.
+
+    Parameters
+    ----------
+    server_round : int
+        The last round that was completed.
+    adapters : dict of str to Tensor
+        The global adapters after it.
+    strategy : dict of str to array
+        The wrapped strategy's own state (moments of FedAdam and the like).
+    """
+
+    server_round: int
+    adapters: dict[str, Tensor]
+    strategy: dict[str, NDArray[Any]]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` under `folder` in place of the one before.
+
+    A kill or a full disk at any point leaves one of the two whole.
+    """
+    target, fresh, old = folder / _FOLDER, folder / f"{_FOLDER}.new", folder / f"{_FOLDER}.old"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_tensors({n: t.contiguous() for n, t in checkpoint.adapters.items()}, fresh / _ADAPTERS)
+    save_file(checkpoint.strategy, fresh / _STRATEGY)
+    (fresh / _STATE).write_text(json.dumps({"server_round": checkpoint.server_round}))
+    for file in fresh.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read the last whole checkpoint under `folder`.
+
+    Raises
+    ------
+    FedsplitError
+        If there is none, or it cannot be read.
+    """
+    for name in (_FOLDER, f"{_FOLDER}.old"):
+        place = folder / name
+        if place.is_dir():
+            try:
+                state = json.loads((place / _STATE).read_text())
+                return Checkpoint(
+                    int(state["server_round"]),
+                    load_tensors(place / _ADAPTERS),
+                    load_file(place / _STRATEGY),
+                )
+            except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
+                raise FedsplitError(f"{place}: is not a checkpoint of a run ({error})") from error
+    raise FedsplitError(
+        f"resume={str(folder)!r}: holds no checkpoint; no round was completed there"
+    )
+
+
+def strategy_state(strategy: Strategy) -> dict[str, NDArray[Any]]:
+    """Return the arrays that a Flower strategy keeps from round to round, wrapped ones included.
+
+    Flower's strategies hold them as attributes: dictionaries of arrays (the moments of FedAdam),
+    arrays, or numbers (adaptive clipping norms).
+    """
+    state: dict[str, NDArray[Any]] = {}
+    for attribute, value in vars(strategy).items():
+        if isinstance(value, Strategy):
+            nested = strategy_state(value)
+            state |= {f"{attribute}/{name}": array for name, array in nested.items()}
+        elif _is_array_dict(value):
+            state |= {f"{attribute}:{name}": array for name, array in value.items()}
+        elif isinstance(value, np.ndarray):
+            state[attribute] = value
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            state[attribute] = np.asarray(value, dtype=np.float64)
+    return state
+
+
+def restore_strategy(strategy: Strategy, state: dict[str, NDArray[Any]]) -> None:
+    """Put back what `strategy_state` returned."""
+    for name, array in state.items():
+        owner: Strategy = strategy
+        *path, last = name.split(":", 1)[0].split("/")
+        for step in path:
+            owner = getattr(owner, step)
+        if ":" in name:
+            held = getattr(owner, last)
+            if held is None:
+                setattr(owner, last, held := {})
+            held[name.split(":", 1)[1]] = array
+        elif isinstance(getattr(owner, last), int | float):
+            setattr(owner, last, type(getattr(owner, last))(array))
+        else:
+            setattr(owner, last, array)
+
+
+def _is_array_dict(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) > 0
+        and all(isinstance(item, np.ndarray) for item in value.values())
+    )

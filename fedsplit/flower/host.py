@@ -1,0 +1,173 @@
+"""The servers' side of every route, hosted by the server app's process."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from fedsplit.execution import OptimizerSpec, Stage
+from fedsplit.execution.turn import FAILED
+from fedsplit.models import ModelSpec, SplitModel, load
+from fedsplit.plan import DEVICE, Segment, Turn
+from fedsplit.transport import (
+    GrpcServer,
+    InProcessLink,
+    Link,
+    LinkStats,
+    OpenRequest,
+    new_token,
+)
+
+
+@dataclass
+class OpenTurn:
+    """A turn that waits for its device, or is under way, on every server tier of its route.
+
+    `address` and `token` lead the device to the first of them.
+    """
+
+    address: str
+    token: str
+    stages: list[tuple[Stage, str]] = field(default_factory=list)
+
+    def link_bytes(self) -> dict[str, int]:
+        """Return the bytes of the links between the servers, by direction."""
+        total = LinkStats()
+        for stage, token in self.stages:
+            total += stage.status(token).stats
+        if total == LinkStats():
+            return {}
+        return {"backhaul-up": total.up_bytes, "backhaul-down": total.down_bytes}
+
+
+class StageHost:
+    """One stage for each server tier, and the socket through which devices reach them.
+
+    A context manager: leaving it closes the socket and refuses every open turn.
+
+    Parameters
+    ----------
+    model : ModelSpec
+        The model; this process holds all of it, so that any cut can be served.
+    optimizer : OptimizerSpec
+        What trains the servers' adapters.
+    accelerator : str
+        Where the servers compute: ``auto``, ``cpu`` or a torch device.
+    """
+
+    def __init__(self, model: ModelSpec, optimizer: OptimizerSpec, accelerator: str) -> None:
+        self._load: Callable[[], SplitModel] = lambda: load(model, None, torch_device(accelerator))
+        self._optimizer = optimizer
+        self.model = self._load()
+        self._stages: dict[str, Stage] = {}
+        self._servers: dict[str, GrpcServer] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="fedsplit-link-")
+
+    def __enter__(self) -> "StageHost":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for server in self._servers.values():
+            server.stop()
+        self._folder.cleanup()
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of the model."""
+        return self.model.n_blocks
+
+    def initial_adapters(self) -> dict[str, Tensor]:
+        """Return the complete adapters that a run starts from."""
+        return self.model.adapters(Segment(DEVICE, 0, self.n_blocks))
+
+    def adapter_names(self, segment: Segment) -> tuple[str, ...]:
+        """Return the names of the adapters in `segment`."""
+        return self.model.adapter_names(segment)
+
+    def open(
+        self, turn: Turn, adapters: Mapping[str, Tensor], *, seed: int, train: bool
+    ) -> OpenTurn:
+        """Prepare `turn` on every server tier of its route, from `adapters`.
+
+        Raises
+        ------
+        FedsplitError
+            If adapters are missing.
+        """
+        route = turn.route
+        opened = OpenTurn("", "")
+        downstream: tuple[Link, str] | None = None
+        last = len(route.segments) - 1
+        for position in range(last, 0, -1):
+            segment = route.segments[position]
+            if segment.tier == DEVICE:
+                continue
+            token = new_token()
+            request = OpenRequest(token, route, position, turn.codec, seed, train)
+            stage = self._stage(segment.tier)
+            stage.open_turn(request, adapters, self._optimizer if train else None, downstream)
+            opened.stages.append((stage, token))
+            opened.token = token
+            downstream = InProcessLink(stage), token
+        opened.address = self._address(route.segments[1].tier)
+        return opened
+
+    def finish(self, opened: OpenTurn) -> dict[str, Tensor]:
+        """Return the trained adapters of a turn that is done, from all of its server tiers.
+
+        Raises
+        ------
+        FedsplitError
+            If a tier is not done.
+        """
+        adapters: dict[str, Tensor] = {}
+        for stage, token in opened.stages:
+            adapters |= stage.adapters(token)
+        return adapters
+
+    def failure(self, opened: OpenTurn) -> str | None:
+        """Return why a turn failed on a server tier, or None while it has not."""
+        for stage, token in opened.stages:
+            status = stage.status(token)
+            if status.state == FAILED:
+                return status.reason
+        return None
+
+    def steps(self, opened: OpenTurn) -> int:
+        """Return how many mini-batches the turn has been through."""
+        stage, token = opened.stages[-1]
+        return stage.status(token).steps
+
+    def discard(self, opened: OpenTurn) -> None:
+        """Forget a turn; a device that still trains it is refused at its next step."""
+        for stage, token in opened.stages:
+            stage.close_turn(token)
+
+    def _stage(self, tier: str) -> Stage:
+        if tier not in self._stages:
+            # Each tier computes on a model of its own: an edge waits for the cloud in mid-step.
+            model = self.model if not self._stages else self._load()
+            self._stages[tier] = Stage(model)
+        return self._stages[tier]
+
+    def _address(self, tier: str) -> str:
+        if tier not in self._servers:
+            target = f"unix:{Path(self._folder.name) / tier}.sock"
+            self._servers[tier] = GrpcServer(self._stage(tier), target)
+        return self._servers[tier].address
+
+
+def torch_device(accelerator: str) -> torch.device:
+    """Return the torch device that `accelerator` names; ``auto`` is a GPU when there is one."""
+    if accelerator == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(accelerator)

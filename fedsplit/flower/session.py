@@ -1,0 +1,149 @@
+"""A device's side of a run: what it answers to each Flower message."""
+
+import json
+import time
+from functools import lru_cache
+from logging import INFO
+
+import torch
+from flwr.app import Context, Message
+from flwr.supercore import log
+from transformers import AutoTokenizer
+
+from fedsplit.data import DataSpec, FederatedData, batches, load_data, training_batches
+from fedsplit.errors import FedsplitError
+from fedsplit.execution import TurnResult, evaluate_turn, train_turn
+from fedsplit.flower.host import torch_device
+from fedsplit.flower.messages import Job, TurnTask, answer, read_arrays, read_task
+from fedsplit.flower.source import source_hash
+from fedsplit.mapping import from_mapping, to_mapping
+from fedsplit.models import ModelSpec, SplitModel, load
+from fedsplit.plan import DEVICE, Route, Segment
+from fedsplit.seeds import generator
+from fedsplit.transport import GrpcLink
+
+
+def hello(message: Message, context: Context) -> Message:
+    """Say which device this node is, what data it holds and which source it runs."""
+    job: Job = read_task(message, Job)
+    index = device_index(context)
+    if not 0 <= index < job.n_devices:
+        raise FedsplitError(f"partition-id={index}: must be in 0..{job.n_devices - 1}")
+    data = _data(job)
+    return answer(
+        message,
+        {
+            "index": index,
+            "n-train": len(data.train(index)),
+            "n-test": len(data.test(index)),
+        },
+        {"source": source_hash()},
+    )
+
+
+def train(message: Message, context: Context) -> Message:
+    """Train one turn and answer with the device's adapters."""
+    task, route, model, link = _prepare(message, context)
+    job = task.job
+    rng = generator(job.seed, "batches", task.server_round, task.device)
+    started = time.perf_counter()
+    result = train_turn(
+        model,
+        route,
+        training_batches(_data(job).train(task.device), job.batch_size, rng, task.steps),
+        adapters=read_arrays(message),
+        optimizer=job.optimizer,
+        seed=task.seed,
+        link=link,
+        token=task.token or None,
+        codec=task.codec,
+    )
+    wall_s = time.perf_counter() - started
+    log(INFO, "device %s: %s steps, loss %.4f", task.device, result.steps, result.loss)
+    return answer(message, _metrics(result, wall_s), arrays=result.adapters)
+
+
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the adapters on the device's test data."""
+    task, route, model, link = _prepare(message, context)
+    job = task.job
+    started = time.perf_counter()
+    result = evaluate_turn(
+        model,
+        route,
+        batches(_data(job).test(task.device), job.batch_size),
+        adapters=read_arrays(message),
+        seed=task.seed,
+        link=link,
+        token=task.token or None,
+        codec=task.codec,
+    )
+    return answer(message, _metrics(result, time.perf_counter() - started))
+
+
+def device_index(context: Context) -> int:
+    """Return the device that a node is, from Flower's node configuration.
+
+    Raises
+    ------
+    FedsplitError
+        If the node was started without ``partition-id``.
+    """
+    value = context.node_config.get("partition-id")
+    if value is None:
+        raise FedsplitError('node-config: must hold partition-id, such as "partition-id=0"')
+    return int(value)
+
+
+def _prepare(
+    message: Message, context: Context
+) -> tuple[TurnTask, Route, SplitModel, GrpcLink | None]:
+    task: TurnTask = read_task(message, TurnTask)
+    if task.device != device_index(context):
+        raise FedsplitError(f"device={task.device}: this node is {device_index(context)}")
+    torch.set_num_threads(task.job.threads)
+    route = Route.parse(task.route, task.n_blocks)
+    model = _model(_key(task.job.model), route.on(DEVICE), task.job.accelerator)
+    return task, route, model, GrpcLink(task.address) if task.address else None
+
+
+def _key(value: ModelSpec | DataSpec) -> str:
+    return json.dumps(to_mapping(value), sort_keys=True)
+
+
+@lru_cache(maxsize=1)
+def _model(spec: str, segments: tuple[Segment, ...], accelerator: str) -> SplitModel:
+    """Return the device's segments; a process that plays several devices loads them once."""
+    return load(
+        from_mapping(ModelSpec, json.loads(spec), "model"), segments, torch_device(accelerator)
+    )
+
+
+def _data(job: Job) -> FederatedData:
+    return _load_data(_key(job.data), _key(job.model), job.n_devices, job.seed)
+
+
+@lru_cache(maxsize=1)
+def _load_data(data: str, model: str, n_devices: int, seed: int) -> FederatedData:
+    spec = from_mapping(ModelSpec, json.loads(model), "model")
+    tokenizer = None
+    if spec.task == "causal-lm" and spec.source is not None:
+        tokenizer = AutoTokenizer.from_pretrained(spec.source)
+    return load_data(from_mapping(DataSpec, json.loads(data), "data"), tokenizer, n_devices, seed)
+
+
+def _metrics(result: TurnResult, wall_s: float) -> dict[str, float]:
+    return {
+        "loss-sum": result.loss_sum,
+        "n-targets": result.n_targets,
+        "n-correct": result.n_correct if result.n_correct is not None else -1,
+        "n-samples": result.n_samples,
+        "steps": result.steps,
+        "bytes-up": result.stats.up_bytes,
+        "bytes-down": result.stats.down_bytes,
+        "payload-up": result.stats.up_payload_bytes,
+        "payload-down": result.stats.down_payload_bytes,
+        "compute-s": result.compute_s,
+        "link-s": result.link_s,
+        "wall-s": wall_s,
+    }

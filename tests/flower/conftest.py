@@ -1,0 +1,88 @@
+"""Whole rounds in one process: the real strategy, device sessions, stages and sockets."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import FedAvg, Strategy
+from torch import Tensor
+
+from apps.client_app import app as client_app
+from fedsplit.data import DataSpec
+from fedsplit.execution import OptimizerSpec
+from fedsplit.flower import (
+    Coordinator,
+    Job,
+    LocalWork,
+    RoundOutcome,
+    Scene,
+    SplitRun,
+    SplitStrategy,
+    StageHost,
+    discover,
+)
+from fedsplit.flower.messages import to_record
+from fedsplit.flower.source import source_hash
+from fedsplit.models import ModelSpec
+from tests.flower.federation import ThreadGrid
+
+N_DEVICES = 4
+
+
+class Federation:
+    """Runs schemes on a tiny model over four devices; every run starts afresh."""
+
+    def __init__(self, checkpoint: Path, texts: Path) -> None:
+        self.job = Job(
+            model=ModelSpec(source=str(checkpoint), r=2, target_modules="all-linear"),
+            data=DataSpec(source="text", path=str(texts), seq_len=16, min_samples=4),
+            optimizer=OptimizerSpec(name="adamw", lr=3e-3),
+            n_devices=N_DEVICES,
+            batch_size=2,
+            seed=7,
+            source=source_hash(),
+        )
+
+    def run(
+        self,
+        strategy: SplitStrategy,
+        *,
+        rounds: int = 1,
+        steps: int = 2,
+        concurrency: int = 4,
+        disturb: Callable[[Message, int], None] | None = None,
+        deadline_s: float = 60.0,
+        adapters: dict[str, Tensor] | None = None,
+        first_round: int = 1,
+    ) -> tuple[dict[str, Tensor], list[RoundOutcome]]:
+        """Return the final adapters and what came out of each round (round 0 first)."""
+        outcomes: list[RoundOutcome] = []
+        grid = ThreadGrid(client_app, N_DEVICES, concurrency, disturb)
+        with StageHost(self.job.model, self.job.optimizer, "cpu") as host:
+            roster = discover(grid, self.job, timeout_s=30)
+            coordinator = Coordinator(grid, host, self.job, roster, deadline_s)
+
+            def scene(server_round: int, samples: dict[int, int]) -> Scene:
+                work = LocalWork(batch_size=self.job.batch_size, steps=steps)
+                return Scene(server_round, host.n_blocks, samples, work, seed=self.job.seed)
+
+            def keep(outcome: RoundOutcome, _: ArrayRecord, __: MetricRecord | None) -> None:
+                outcomes.append(outcome)
+
+            strategy.bind(SplitRun(coordinator, scene, keep, first_round))
+            start = host.initial_adapters() if adapters is None else adapters
+            result = strategy.start(grid, to_record(start), num_rounds=rounds)
+        return dict(result.arrays.to_torch_state_dict()), outcomes
+
+
+@pytest.fixture(scope="session")
+def federation(tiny_checkpoint: Path, tiny_text: Path) -> Federation:
+    """Return a federation of four devices with different data."""
+    return Federation(tiny_checkpoint, tiny_text)
+
+
+@pytest.fixture
+def fedavg() -> Strategy:
+    """Return FedAvg over whoever is there."""
+    return FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)

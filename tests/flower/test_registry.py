@@ -1,0 +1,41 @@
+"""Schemes are found by name among all installed distributions."""
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from fedsplit.errors import FedsplitError
+from fedsplit.flower import find_strategy, strategy_names
+from fedsplit.flower.registry import GROUP
+from strategies.splitfed import SplitFed
+from strategies.vanilla import Vanilla
+
+
+def entry(name: str, value: str) -> EntryPoint:
+    return EntryPoint(name, value, GROUP)
+
+
+def test_the_projects_own_schemes_are_installed() -> None:
+    assert {"splitfed", "vanilla", "fedlora"} <= set(strategy_names())
+    assert find_strategy("splitfed") is SplitFed
+
+
+def test_an_unknown_name_lists_what_exists() -> None:
+    with pytest.raises(FedsplitError, match="strategy='splitfde': must be one of .*splitfed"):
+        find_strategy("splitfde")
+
+
+def test_a_name_registered_twice_is_refused() -> None:
+    twice = [entry("x", "strategies.splitfed:SplitFed"), entry("x", "strategies.vanilla:Vanilla")]
+    with pytest.raises(FedsplitError, match="more than once"):
+        find_strategy("x", twice)
+
+
+def test_one_distribution_seen_twice_is_no_clash() -> None:
+    twice = [entry("x", "strategies.vanilla:Vanilla")] * 2
+    assert find_strategy("x", twice) is Vanilla
+
+
+def test_something_else_than_a_scheme_is_refused() -> None:
+    with pytest.raises(FedsplitError, match="subclass of SplitStrategy"):
+        find_strategy("x", [entry("x", "json:dumps")])

@@ -1,0 +1,231 @@
+"""A scheme's rounds compute what the unsplit model would, whoever finishes first."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from flwr.app import Message
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
+from torch import Tensor
+
+from fedsplit.data import training_batches
+from fedsplit.execution import train_turn
+from fedsplit.flower import Scene, SplitStrategy, session
+from fedsplit.models import load
+from fedsplit.plan import RoundPlan, Route
+from fedsplit.seeds import derive_seed, generator
+from strategies.fedlora import FedLora
+from strategies.splitfed import SplitFed
+from strategies.vanilla import Vanilla
+from tests.flower.conftest import N_DEVICES, Federation
+
+Adapters = dict[str, Tensor]
+
+
+def train_unsplit(
+    federation: Federation, device: int, adapters: Adapters, steps: int, server_round: int = 1
+) -> Adapters:
+    """Train the whole model on one device's batches, without any split: the oracle."""
+    job = federation.job
+    model = load(job.model)
+    samples = session._data(job).train(device)
+    rng = generator(job.seed, "batches", server_round, device)
+    result = train_turn(
+        model,
+        Route.device_only(model.n_blocks),
+        training_batches(samples, job.batch_size, rng, steps),
+        adapters=adapters,
+        optimizer=job.optimizer,
+        seed=derive_seed(job.seed, "turn", server_round, device),
+    )
+    return result.adapters
+
+
+def weighted_mean(federation: Federation, sets: Sequence[Adapters]) -> Adapters:
+    data = session._data(federation.job)
+    sizes = torch.tensor([float(len(data.train(device))) for device in range(N_DEVICES)])
+    shares = (sizes / sizes.sum()).tolist()
+    return {
+        name: sum(share * each[name] for share, each in zip(shares, sets, strict=True))
+        for name in sets[0]
+    }
+
+
+def initial(federation: Federation) -> Adapters:
+    model = load(federation.job.model)
+    return model.adapters(Route.device_only(model.n_blocks).segments[0])
+
+
+def assert_equal(found: Adapters, expected: Adapters, tolerance: float = 1e-6) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "scheme", [SplitFed(cut=1), SplitFed(cut=3), SplitFed(cut=1, tail=1), FedLora()]
+)
+def test_parallel_branches_equal_federated_averaging_of_the_unsplit_model(
+    federation: Federation, fedavg: Strategy, scheme: SplitStrategy
+) -> None:
+    scheme.inner = fedavg
+    found, outcomes = federation.run(scheme, steps=3)
+    start = initial(federation)
+    trained = [train_unsplit(federation, device, start, 3) for device in range(N_DEVICES)]
+    assert_equal(found, weighted_mean(federation, trained))
+    assert outcomes[1].turns[0].steps == 3
+    assert not outcomes[1].failures
+
+
+def test_one_branch_equals_the_unsplit_model_handed_from_device_to_device(
+    federation: Federation, fedavg: Strategy
+) -> None:
+    found, _ = federation.run(Vanilla(cut=2, inner=fedavg), steps=2)
+    adapters = initial(federation)
+    for device in range(N_DEVICES):
+        adapters = train_unsplit(federation, device, adapters, 2)
+    assert_equal(found, adapters, tolerance=0)
+
+
+class DifferentCuts(SplitStrategy):
+    """One branch whose devices are all cut at another place."""
+
+    def plan_round(self, scene: Scene) -> RoundPlan:
+        routes = [
+            Route.two_tier(scene.n_blocks, 1),
+            Route.two_tier(scene.n_blocks, 3),
+            Route.device_only(scene.n_blocks),
+            Route.u_shaped(scene.n_blocks, 1, 3),
+        ]
+        return RoundPlan.sequential(scene.turn(d, routes[d]) for d in scene.devices)
+
+
+class ThreeTiers(SplitStrategy):
+    """Every device behind an edge of its own."""
+
+    def plan_round(self, scene: Scene) -> RoundPlan:
+        route = Route.three_tier(scene.n_blocks, 1, 2)
+        return RoundPlan.parallel(scene.turn(device, route) for device in scene.devices)
+
+
+def test_cuts_may_differ_from_device_to_device_without_changing_the_result(
+    federation: Federation, fedavg: Strategy
+) -> None:
+    equal, _ = federation.run(Vanilla(cut=2, inner=fedavg))
+    different, _ = federation.run(DifferentCuts(fedavg))
+    assert_equal(different, equal, tolerance=0)
+
+
+def test_three_tiers_equal_two(federation: Federation, fedavg: Strategy) -> None:
+    two, _ = federation.run(SplitFed(cut=1, inner=fedavg))
+    three, outcomes = federation.run(ThreeTiers(fedavg))
+    assert_equal(three, two, tolerance=0)
+    assert outcomes[1].turns[0].link_bytes["backhaul-up"] > 0
+
+
+def slow_down(order: Sequence[int]) -> Callable[[Message, int], None]:
+    def disturb(message: Message, device: int) -> None:
+        if message.metadata.message_type.startswith("train"):
+            time.sleep(0.15 * order[device])
+
+    return disturb
+
+
+@pytest.mark.parametrize("scheme", [SplitFed, Vanilla])
+def test_results_do_not_depend_on_concurrency_or_finishing_order(
+    federation: Federation, scheme: type[SplitFed]
+) -> None:
+    def losses(concurrency: int, order: Sequence[int]) -> list[object]:
+        inner = FedAvg(
+            fraction_train=0.5, min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1
+        )
+        adapters, outcomes = federation.run(
+            scheme(cut=1, inner=inner),
+            rounds=2,
+            concurrency=concurrency,
+            disturb=slow_down(order),
+        )
+        return [
+            [(turn.turn.device, turn.loss_sum) for turn in [*outcome.turns, *outcome.evaluation]]
+            for outcome in outcomes
+        ] + [adapters["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"].tolist()]
+
+    reference = losses(1, [0, 0, 0, 0])
+    assert losses(2, [3, 2, 1, 0]) == reference
+    assert losses(4, [0, 3, 1, 2]) == reference
+
+
+@pytest.mark.parametrize("kind", [FedAdam, FedMedian, Krum])
+def test_any_flower_strategy_aggregates(federation: Federation, kind: type[FedAvg]) -> None:
+    """The wrapped strategy sees what it would see of devices that train the whole model."""
+
+    def inner() -> Strategy:
+        return kind(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+
+    split, _ = federation.run(SplitFed(cut=1, inner=inner()))
+    whole, _ = federation.run(FedLora(inner()))
+    assert_equal(split, whole, tolerance=0)
+
+
+def test_only_members_of_the_round_are_averaged(federation: Federation) -> None:
+    """Averaging counts each branch once, after its last step (a known defect elsewhere)."""
+    inner = FedAvg(
+        fraction_train=0.5, min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1
+    )
+    found, outcomes = federation.run(SplitFed(cut=1, inner=inner), steps=2)
+    members = [turn.turn.device for turn in outcomes[1].turns]
+    assert len(members) == 2
+    start = initial(federation)
+    sizes = [len(session._data(federation.job).train(device)) for device in members]
+    trained = [train_unsplit(federation, device, start, 2) for device in members]
+    expected = {
+        name: sum(size * each[name] for size, each in zip(sizes, trained, strict=True)) / sum(sizes)
+        for name in start
+    }
+    assert_equal(found, expected)
+
+
+def test_a_failing_device_loses_its_turn_and_nothing_else(
+    federation: Federation, fedavg: Strategy
+) -> None:
+    def disturb(message: Message, device: int) -> None:
+        if device == 2 and message.metadata.message_type.startswith("train"):
+            raise RuntimeError("battery empty")
+
+    found, outcomes = federation.run(Vanilla(cut=2, inner=fedavg), disturb=disturb)
+    adapters = initial(federation)
+    for device in (0, 1, 3):
+        adapters = train_unsplit(federation, device, adapters, 2)
+    assert_equal(found, adapters, tolerance=0)
+    (failure,) = outcomes[1].failures
+    assert (failure.device, failure.phase) == (2, "train")
+    assert "battery empty" in failure.reason
+
+
+def test_a_silent_device_is_given_up_at_the_deadline(
+    federation: Federation, fedavg: Strategy
+) -> None:
+    def disturb(message: Message, device: int) -> None:
+        if device == 1 and message.metadata.message_type.startswith("train"):
+            time.sleep(6)
+
+    started = time.monotonic()
+    _, outcomes = federation.run(
+        SplitFed(cut=2, inner=fedavg), disturb=disturb, deadline_s=3, steps=1
+    )
+    assert time.monotonic() - started < 30
+    assert [failure.device for failure in outcomes[1].failures] == [1]
+    assert {turn.turn.device for turn in outcomes[1].turns} == {0, 2, 3}
+
+
+def test_a_round_without_survivors_stops_the_run_and_says_why(
+    federation: Federation, fedavg: Strategy
+) -> None:
+    def disturb(message: Message, device: int) -> None:
+        if message.metadata.message_type.startswith("train"):
+            raise RuntimeError(f"flood at {random.choice('xyz')}")
+
+    with pytest.raises(ValueError, match=r"round 1: no device finished .*device 3: .*flood"):
+        federation.run(SplitFed(cut=2, inner=fedavg), disturb=disturb)
