@@ -1,6 +1,7 @@
 """Run a turn: the device's loop, and the stage that serves many branches on a server."""
 
 from fedsplit.execution.device import StepReport, TurnResult, evaluate_turn, train_turn
+from fedsplit.execution.lane import compute
 from fedsplit.execution.optim import OptimizerSpec
 from fedsplit.execution.stage import Stage
 from fedsplit.execution.turn import StageTurn, TurnStatus
@@ -12,6 +13,7 @@ __all__ = [
     "StepReport",
     "TurnResult",
     "TurnStatus",
+    "compute",
     "evaluate_turn",
     "train_turn",
 ]

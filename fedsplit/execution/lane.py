@@ -18,7 +18,8 @@ def compute(function: Callable[[], T]) -> T:
 
     All tensor work goes through here, in order of arrival. One thread means one pool of math
     threads and one memory arena however many branches there are, and that nothing else draws from
-    torch's global random generator meanwhile. `function` must not wait for another computation.
+    torch's global random generator meanwhile; what does (loading a model, say) belongs in here
+    too, in a process with several threads. `function` must not wait for another computation.
     """
     return _compute_thread(os.getpid()).submit(function).result()
 
