@@ -8,6 +8,7 @@ from fedsplit.fleet.cost import (
     training_memory_bytes,
     transmit_energy_j,
 )
+from fedsplit.fleet.export import cost_record, write_chrome_trace, write_gantt, write_json
 from fedsplit.fleet.fleet import (
     DISCIPLINES,
     DeviceSpec,
@@ -38,7 +39,11 @@ __all__ = [
     "build_fleet",
     "compute_delay_s",
     "compute_energy_j",
+    "cost_record",
     "timeline",
     "training_memory_bytes",
     "transmit_energy_j",
+    "write_chrome_trace",
+    "write_gantt",
+    "write_json",
 ]

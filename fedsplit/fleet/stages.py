@@ -157,7 +157,7 @@ def read_turns(plan: RoundPlan, fleet: Fleet, state: ChannelState) -> Turns:
     Raises
     ------
     FedsplitError
-        If the plan is empty, names a device, edge or clock that the fleet does not have, or gives
+        If the plan names a device, edge or clock that the fleet does not have, or gives
         away more than the band.
     """
     flat = [
@@ -165,7 +165,6 @@ def read_turns(plan: RoundPlan, fleet: Fleet, state: ChannelState) -> Turns:
         for b, branch in enumerate(plan.branches)
         for place, turn in enumerate(branch.turns)
     ]
-    require(len(flat) > 0, "plan", "no turns", "at least one turn")
     n_branches = len(plan.branches)
 
     def column(read: Callable[[Turn], float | None], default: float) -> Array:

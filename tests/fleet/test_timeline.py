@@ -1,0 +1,357 @@
+"""The timeline against the papers' closed forms, and what any round conserves."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scenarios import N_BLOCKS, random_fleet, random_profile, random_state, rounds
+
+from fedsplit.errors import FedsplitError
+from fedsplit.fleet import timeline
+from fedsplit.plan import Branch, CodecPlan, RoundPlan, Route, Turn
+
+BATCH = 8
+seeds = st.integers(0, 10_000)
+cuts = st.integers(0, N_BLOCKS)
+steps = st.integers(1, 20)
+few = settings(max_examples=40, deadline=None)
+
+
+class Papers:
+    """The delay and energy formulas of the six papers, written down for one device at a time."""
+
+    def __init__(self, profile, fleet, state, n_branches):
+        self.units = [profile.embed, *profile.blocks, profile.head]
+        self.fleet, self.state, self.n_branches = fleet, state, n_branches
+
+    def flops(self, which, first, last):
+        return BATCH * sum(getattr(unit, f"{which}_flops") for unit in self.units[first:last])
+
+    def adapters(self, first, last):
+        return 8 * sum(unit.adapter_bytes for unit in self.units[first:last])
+
+    def boundary(self, cut):
+        return 8 * BATCH * self.units[cut].boundary_bytes
+
+    def device_speed(self, n):
+        return self.fleet.devices.clock_hz[n] * self.fleet.devices.flops_per_cycle[n]
+
+    def server_speed(self, k=0):
+        return self.fleet.servers.clock_hz[k] * self.fleet.servers.flops_per_cycle[k]
+
+    def up(self, n):
+        band, noise = self.state.uplink_hz / self.n_branches, self.state.noise_w_hz
+        snr = self.state.power_up_w[n] * self.state.gain_up[n] / (noise * band)
+        return band * np.log2(1 + snr)
+
+    def down(self, n):
+        whole, noise = self.state.downlink_hz, self.state.noise_w_hz
+        snr = self.state.power_down_w * self.state.gain_down[n] / (noise * whole)
+        return whole / self.n_branches * np.log2(1 + snr)
+
+    def two_tier(self, n, cut, count, server_speed):
+        """D(c) of CARD; without the adapters it is one iteration of SFT, times `count`."""
+        device = self.flops("forward", 0, cut + 1) + self.flops("backward", 0, cut + 1)
+        server = self.flops("forward", cut + 1, None) + self.flops("backward", cut + 1, None)
+        adapters, boundary = self.adapters(0, cut + 1), self.boundary(cut)
+        return (
+            adapters / self.down(n)
+            + count
+            * (
+                device / self.device_speed(n)
+                + boundary / self.up(n)
+                + server / server_speed
+                + boundary / self.down(n)
+            )
+            + adapters / self.up(n)
+        )
+
+    def whole_model(self, n, count):
+        """Federated learning: all compute on the device, the whole adapter set both ways."""
+        work = self.flops("forward", 0, None) + self.flops("backward", 0, None)
+        adapters = self.adapters(0, None)
+        return adapters / self.down(n) + count * work / self.device_speed(n) + adapters / self.up(n)
+
+    def u_shaped(self, n, first, last, count):
+        """The two boundaries of a U cross the radio in both directions."""
+        home = self.flops("forward", 0, first + 1) + self.flops("backward", 0, first + 1)
+        home += self.flops("forward", last + 1, None) + self.flops("backward", last + 1, None)
+        server = sum(self.flops(which, first + 1, last + 1) for which in ("forward", "backward"))
+        crossing = self.boundary(first) + self.boundary(last)
+        adapters = self.adapters(0, first + 1) + self.adapters(last + 1, None)
+        step = home / self.device_speed(n) + server / self.server_speed()
+        step += crossing * (1 / self.up(n) + 1 / self.down(n))
+        return adapters / self.down(n) + count * step + adapters / self.up(n)
+
+    def three_tier(self, n, edge, first, last, count):
+        """SplitLLM's tau_k times E, with the adapters of user and edge on wire and radio."""
+        user, middle, top = (0, first + 1), (first + 1, last + 1), (last + 1, None)
+        total = {
+            name: self.flops("forward", *part) + self.flops("backward", *part)
+            for name, part in (("user", user), ("middle", middle), ("top", top))
+        }
+        wire = self.fleet.backhaul_bps
+        step = (
+            total["user"] / self.device_speed(n)
+            + self.boundary(first) * (1 / self.up(n) + 1 / self.down(n))
+            + total["middle"] / self.server_speed(1 + edge)
+            + 2 * self.boundary(last) / wire
+            + total["top"] / self.server_speed()
+        )
+        own, passed = self.adapters(*user), self.adapters(*user) + self.adapters(*middle)
+        return count * step + own * (1 / self.up(n) + 1 / self.down(n)) + 2 * passed / wire
+
+    def averaging(self):
+        """Two FLOPs for each 4-byte adapter value of each branch, if there are several."""
+        values = self.adapters(0, None) / 32
+        return 2 * values * self.n_branches / self.server_speed() if self.n_branches > 1 else 0.0
+
+
+def turn(n, route, count, **more):
+    return Turn(n, route, count, **more)
+
+
+def scene(seed, n_branches, n_devices=5, edges=0, discipline="fifo"):
+    profile, fleet = random_profile(seed), random_fleet(seed, n_devices, edges, discipline)
+    state = random_state(seed, fleet)
+    return profile, fleet, state, Papers(profile, fleet, state, n_branches)
+
+
+def delay(plan, profile, fleet, state):
+    return timeline(plan, profile, fleet, state, BATCH).cost.delay_s
+
+
+def close(value):
+    return pytest.approx(value, rel=1e-9)
+
+
+@few
+@given(seed=seeds, cut=cuts, count=steps)
+def test_sequential_devices_add_up(seed, cut, count):
+    """Vanilla split learning, CARD, Fast: one branch, the sum over devices."""
+    profile, fleet, state, papers = scene(seed, 1)
+    route = Route.two_tier(N_BLOCKS, cut)
+    plan = RoundPlan((Branch(tuple(turn(n, route, count) for n in range(5))),))
+    speed = papers.server_speed()
+    expected = sum(papers.two_tier(n, cut, count, speed) for n in range(5))
+    assert delay(plan, profile, fleet, state) == close(expected)
+
+
+@few
+@given(seed=seeds, count=steps, each=st.lists(cuts, min_size=5, max_size=5))
+def test_parallel_devices_take_as_long_as_the_slowest(seed, count, each):
+    """SFT, SplitFed, FedsLLM: one branch per device, an own cut for each, B/N of the band."""
+    profile, fleet, state, papers = scene(seed, 5, discipline="unlimited")
+    plan = RoundPlan(
+        tuple(
+            Branch((turn(n, Route.two_tier(N_BLOCKS, cut), count),)) for n, cut in enumerate(each)
+        )
+    )
+    speed = papers.server_speed()
+    slowest = max(papers.two_tier(n, cut, count, speed) for n, cut in enumerate(each))
+    assert delay(plan, profile, fleet, state) == close(slowest + papers.averaging())
+
+
+@few
+@given(seed=seeds, cut=cuts, count=steps)
+def test_groups_share_band_and_server(seed, cut, count):
+    """GSFL: groups in parallel, each with 1/M of the band and C_s/M of the server."""
+    profile, fleet, state, papers = scene(seed, 3, n_devices=6, discipline="partition")
+    route = Route.two_tier(N_BLOCKS, cut)
+    members = ((0, 1), (2, 3), (4, 5))
+    plan = RoundPlan(
+        tuple(Branch(tuple(turn(n, route, count) for n in group)) for group in members)
+    )
+    speed = papers.server_speed() / 3
+    slowest = max(sum(papers.two_tier(n, cut, count, speed) for n in g) for g in members)
+    assert delay(plan, profile, fleet, state) == close(slowest + papers.averaging())
+
+
+@few
+@given(seed=seeds, both=st.tuples(cuts, cuts), count=steps)
+def test_three_tiers_follow_splitllm(seed, both, count):
+    profile, fleet, state, papers = scene(seed, 2, edges=2, discipline="unlimited")
+    first, last = sorted(both)
+    route = Route.three_tier(N_BLOCKS, first, last)
+    plan = RoundPlan(tuple(Branch((turn(n, route, count, edge=n),)) for n in range(2)))
+    slowest = max(papers.three_tier(n, n, first, last, count) for n in range(2))
+    assert delay(plan, profile, fleet, state) == close(slowest + papers.averaging())
+
+
+@few
+@given(seed=seeds, both=st.tuples(cuts, cuts), count=steps)
+def test_u_shape_crosses_the_radio_twice_each_way(seed, both, count):
+    profile, fleet, state, papers = scene(seed, 1)
+    first, last = sorted(both)
+    plan = RoundPlan((Branch((turn(3, Route.u_shaped(N_BLOCKS, first, last), count),)),))
+    assert delay(plan, profile, fleet, state) == close(papers.u_shaped(3, first, last, count))
+
+
+@few
+@given(seed=seeds, count=steps)
+def test_device_only_is_federated_learning(seed, count):
+    profile, fleet, state, papers = scene(seed, 5)
+    route = Route.device_only(N_BLOCKS)
+    plan = RoundPlan(tuple(Branch((turn(n, route, count),)) for n in range(5)))
+    slowest = max(papers.whole_model(n, count) for n in range(5))
+    assert delay(plan, profile, fleet, state) == close(slowest + papers.averaging())
+
+
+@few
+@given(seed=seeds, cut=cuts, fraction=st.floats(0.1, 1))
+def test_server_clock_trades_delay_for_energy_as_in_card(seed, cut, fraction):
+    profile, fleet, state, papers = scene(seed, 1)
+    clock = fraction * fleet.servers.clock_hz[0]
+    plan = RoundPlan((Branch((turn(0, Route.two_tier(N_BLOCKS, cut), 3, server_hz=clock),)),))
+    cost = timeline(plan, profile, fleet, state, BATCH).cost
+    speed = papers.server_speed() * fraction
+    assert cost.delay_s == close(papers.two_tier(0, cut, 3, speed))
+    work = papers.flops("forward", cut + 1, None) + papers.flops("backward", cut + 1, None)
+    cycles = 3 * work / fleet.servers.flops_per_cycle[0]
+    xi = fleet.servers.energy_coefficient[0]
+    assert cost.server_compute_j[0] == close(xi * clock**2 * cycles)
+
+
+@settings(max_examples=120, deadline=None)
+@given(scenario=rounds())
+def test_time_energy_and_bytes_are_conserved(scenario):
+    line = timeline(*scenario, BATCH)
+    cost = line.cost
+    for detail in (False, True):
+        activities = line.activities(detail)
+
+        def total(field, kinds, activities=activities):
+            return sum(getattr(a, field) for a in activities if a.kind in kinds)
+
+        moved = cost.uplink_bytes.sum() + cost.downlink_bytes.sum() + cost.backhaul_bytes.sum()
+        links = ("uplink", "downlink", "backhaul")
+        assert total("sent_bytes", links) == pytest.approx(moved, rel=1e-9, abs=1e-9)
+        everything = (*links, "compute", "aggregate")
+        assert total("energy_j", everything) == pytest.approx(cost.energy_j, rel=1e-9, abs=1e-12)
+        busy = cost.device_compute_s.sum() + cost.server_compute_s.sum()
+        assert total("busy_s", ("compute", "aggregate")) == close(busy)
+        assert max(a.end_s for a in activities) == close(cost.delay_s)
+        assert min(a.start_s for a in activities) >= -1e-12
+        assert all(a.end_s >= a.start_s - 1e-9 for a in activities)
+
+
+@settings(max_examples=80, deadline=None)
+@given(scenario=rounds())
+def test_activities_of_a_turn_follow_each_other(scenario):
+    plan, *_ = scenario
+    line = timeline(*scenario, BATCH)
+    by_branch = {}
+    for activity in line.activities(detail=True):
+        if activity.branch >= 0:
+            by_branch.setdefault(activity.branch, []).append(activity)
+    assert len(by_branch) == len(plan.branches)
+    for chain in by_branch.values():
+        for before, after in pairwise(chain):
+            assert (before.turn, before.step) <= (after.turn, after.step) or after.step == -1
+            assert after.start_s >= before.end_s - 1e-9
+
+
+@settings(max_examples=80, deadline=None)
+@given(scenario=rounds(disciplines=("fifo",)))
+def test_a_queueing_server_does_one_thing_at_a_time(scenario):
+    line = timeline(*scenario, BATCH)
+    served = {}
+    for a in line.activities(detail=True):
+        if a.kind == "compute" and not a.entity.startswith("device"):
+            served.setdefault(a.entity, []).append((a.start_s, a.end_s))
+    for spans in served.values():
+        spans.sort()
+        assert all(b[0] >= a[1] - 1e-9 for a, b in pairwise(spans))
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenario=rounds())
+def test_a_private_server_for_each_branch_is_never_slower(scenario):
+    plan, profile, fleet, state = scenario
+    private = replace(fleet, serving=replace(fleet.serving, discipline="unlimited"))
+    alone = timeline(plan, profile, private, state, BATCH).cost
+    shared = timeline(plan, profile, fleet, state, BATCH).cost
+    assert alone.delay_s <= shared.delay_s + 1e-9
+    assert alone.energy_j == close(shared.energy_j)
+    assert alone.waiting_s == pytest.approx(0, abs=1e-9)
+    assert shared.waiting_s >= -1e-9
+
+
+@few
+@given(seed=seeds, count=st.integers(1, 4))
+def test_steps_can_see_their_own_channel_state(seed, count):
+    """With one state per step, a turn takes what each step takes in its state."""
+    profile, fleet, _, papers = scene(seed, 1)
+    states = [random_state(seed, fleet, round_) for round_ in range(count)]
+    plan = RoundPlan((Branch((turn(0, Route.two_tier(N_BLOCKS, 2), count),)),))
+    found = timeline(plan, profile, fleet, states, BATCH).cost.delay_s
+    per_state = [Papers(profile, fleet, s, 1) for s in states]
+    speed, expected = papers.server_speed(), 0.0
+    for one in per_state:
+        adapters = one.adapters(0, 3)
+        expected += one.two_tier(0, 2, 1, speed) - adapters * (1 / one.up(0) + 1 / one.down(0))
+    expected += papers.adapters(0, 3) * (1 / per_state[0].down(0) + 1 / per_state[-1].up(0))
+    assert found == close(expected)
+
+
+@few
+@given(seed=seeds, up=st.floats(0.01, 1), down=st.floats(0.01, 1))
+def test_codecs_shrink_boundaries_but_not_adapters(seed, up, down):
+    profile, fleet, state, papers = scene(seed, 1)
+    codec = CodecPlan({"name": "a"}, {"name": "b"})
+    plan = RoundPlan((Branch((turn(0, Route.two_tier(N_BLOCKS, 2), 4, codec=codec),)),))
+    ratios = {"a": up, "b": down}
+    line = timeline(plan, profile, fleet, state, BATCH, lambda s: ratios[s["name"]])
+    raw, adapters = 4 * papers.boundary(2) / 8, papers.adapters(0, 3) / 8
+    assert line.cost.uplink_bytes[0] == close(up * raw + adapters)
+    assert line.cost.downlink_bytes[0] == close(down * raw + adapters)
+
+
+def test_bytes_of_a_real_run_replace_the_estimate():
+    profile, fleet, state, papers = scene(3, 2)
+    route = Route.two_tier(N_BLOCKS, 2)
+    plan = RoundPlan((Branch((turn(0, route, 4),)), Branch((turn(1, route, 4),))))
+    line = timeline(plan, profile, fleet, state, BATCH, sent={(1, 0, 0): (1000.0, 2000.0)})
+    adapters, raw = papers.adapters(0, 3) / 8, 4 * papers.boundary(2) / 8
+    assert line.cost.uplink_bytes[:2] == pytest.approx([raw + adapters, 1000 + adapters])
+    assert line.cost.downlink_bytes[:2] == pytest.approx([raw + adapters, 2000 + adapters])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"device": 5}, "turn.device=5: must be from 0 to 4"),
+        ({"edge": 1}, "turn.edge=1: must be from 0 to 0"),
+        ({"steps": -1}, "turn.steps=-1: must be at least 0"),
+        ({"uplink_hz": 0.0}, "turn.uplink_hz=0.0: must be above 0"),
+        ({"uplink_hz": 1e9}, "sum of turn.uplink_hz=1000000000.0: must be at most 2e\\+07"),
+        ({"server_hz": 1e12}, "turn.server_hz=1000000000000.0: must be above 0 and at most"),
+        ({"server_hz": float("nan")}, "turn.server_hz=nan"),
+        ({"route": Route.two_tier(3, 1)}, "route=.*must be 5 blocks"),
+        ({"route": Route.three_tier(5, 1, 2)}, "fleet.edges=0: must be at least 1"),
+    ],
+)
+def test_plans_that_do_not_fit_are_refused(change, named):
+    profile, fleet, state, _ = scene(0, 1)
+    good = turn(0, Route.two_tier(N_BLOCKS, 2), 1)
+    with pytest.raises(FedsplitError, match=named):
+        timeline(RoundPlan((Branch((replace(good, **change),)),)), profile, fleet, state, BATCH)
+
+
+def test_a_device_out_of_coverage_is_named():
+    profile, fleet, state, _ = scene(0, 1)
+    faint = replace(state, rate="cqi_64qam", gain_up=state.gain_up * 1e-12)
+    plan = RoundPlan((Branch((turn(2, Route.two_tier(N_BLOCKS, 2), 1),)),))
+    with pytest.raises(FedsplitError, match=r"device=2: uplink rate=0.0 bit/s"):
+        timeline(plan, profile, fleet, faint, BATCH)
+
+
+def test_fleet_and_channel_must_be_of_one_size():
+    profile, fleet, _, _ = scene(0, 1)
+    other = random_state(0, random_fleet(0, 3))
+    plan = RoundPlan((Branch((turn(0, Route.two_tier(N_BLOCKS, 2), 1),)),))
+    with pytest.raises(FedsplitError, match="channel devices=3: must be 5"):
+        timeline(plan, profile, fleet, other, BATCH)
