@@ -108,8 +108,9 @@ def pack(texts: Sequence[Text], tokenizer: "PreTrainedTokenizerBase", seq_len: i
     """Join texts and cut them in full samples; what is left over at the end is dropped."""
     stream: list[int] = []
     for text in texts:
-        stream += tokenizer(text.text, add_special_tokens=False, verbose=False).input_ids
-        if text.ends:
+        tokens = tokenizer(text.text, add_special_tokens=False, verbose=False).input_ids
+        stream += tokens
+        if text.ends and tokens:
             stream += _end(tokenizer)
     n_samples = len(stream) // seq_len
     require(

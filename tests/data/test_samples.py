@@ -59,7 +59,7 @@ def test_training_goes_through_the_samples_in_another_order_every_epoch():
 
 
 def test_texts_are_packed_without_padding_and_unrelated_ones_are_separated(tokenizer):
-    texts = [Text("abc\n\n", 0, ends=False), Text("de", 0), Text("fghij", 0)]
+    texts = [Text("abc\n\n", 0, ends=False), Text("de", 0), Text("", 0), Text("fghij", 0)]
     samples = pack(texts, tokenizer, 4)
     assert tokenizer.batch_decode(samples.tensors["input_ids"]) == [
         "abc\n",
