@@ -6,13 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.planning.errors import Array
-from fedsplit.planning.pools import Curve, Pool
+from fedsplit.planning.pools import LN2, Curve, Pool, shannon_curve
 
 _MAX_STEPS = 100
 # In logarithms: no share changes by more than a factor of about 7 in one step.
 _LONGEST_STEP = 2.0
 # Convergence is quadratic: the error after a step of this size is at rounding level.
 _CONVERGED = 1e-7
+_PRICE_STEPS = 4
 
 Users = NDArray[np.intp]
 
@@ -156,3 +157,32 @@ def balancing_shares(pool: Pool, weights: Array, users: Users) -> Array:
     shares: Array = scale * np.exp(-u)
     shares *= pool.budget / shares.sum()
     return shares
+
+
+def least_priced_s(bits: Array, snr_hz: Array, weight: Array, price: float) -> Array:
+    """Return ``min_b weight * delay(b) + price * b`` of Shannon links; all shapes broadcast.
+
+    The share at which a user's weighted saving per hertz equals the price; this is how the best
+    answer of each of many options to given prices is found.
+
+    Parameters
+    ----------
+    bits : ndarray
+        What is sent; 0 costs nothing.
+    snr_hz : ndarray
+        ``gain * power / noise density``, Hz.
+    weight : ndarray
+        Weight of the delay, above 0.
+    price : float
+        Price of a hertz, above 0.
+    """
+    seconds = weight * bits * LN2 / snr_hz
+    used = seconds > 0
+    wanted = np.log(np.divide(price * snr_hz, seconds, out=np.ones(seconds.shape), where=used))
+    # The marginal is 2u - ln 2 for poor signals and 2u - ln u for good ones.
+    u = np.maximum(wanted + LN2, wanted + np.log(np.maximum(wanted / 2, 1.0))) / 2
+    for _ in range(_PRICE_STEPS):
+        curve = shannon_curve(u)
+        u = u - (curve.marginal - wanted) / curve.curvature
+    result: Array = seconds * shannon_curve(u).gain + price * snr_hz * np.exp(-u)
+    return np.where(used, result, 0.0)

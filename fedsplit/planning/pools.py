@@ -125,20 +125,8 @@ class ShannonPool:
         return self.snr_hz
 
     def curve(self, u: Array) -> Curve:
-        """Return ``G(x) = x / ln(1 + x)``, `x` being the signal-to-noise ratio."""
-        x = np.exp(u)
-        log = np.log1p(x)
-        inverse = 1.0 / (1.0 + x)
-        # The first two terms of the series bound the difference from below and keep it positive
-        # where it is all rounding error.
-        slope = np.maximum(log - x * inverse, x * x * (0.5 - x * (2 / 3))) / log
-        rest = 1.0 - slope
-        return Curve(
-            x / log,
-            slope,
-            2 * u + np.log(slope / log),
-            1.0 + slope - rest * (inverse - rest) / slope,
-        )
+        """Return `shannon_curve`."""
+        return shannon_curve(u)
 
     def delay_s(self, share: Array) -> Array:
         """Return bits over rate, shape ``[K]``."""
@@ -208,6 +196,23 @@ def shannon_bps(bandwidth_hz: ArrayLike, snr_hz: ArrayLike) -> Array:
     ratio = np.divide(snr, band, out=np.zeros(band.shape), where=used)
     rate: Array = band * np.log1p(ratio) / LN2
     return rate
+
+
+def shannon_curve(u: Array) -> Curve:
+    """Return ``G(x) = x / ln(1 + x)``, `x` being the signal-to-noise ratio."""
+    x = np.exp(u)
+    log = np.log1p(x)
+    inverse = 1.0 / (1.0 + x)
+    # The first two terms of the series bound the difference from below and keep it positive
+    # where it is all rounding error.
+    slope = np.maximum(log - x * inverse, x * x * (0.5 - x * (2 / 3))) / log
+    rest = 1.0 - slope
+    return Curve(
+        x / log,
+        slope,
+        2 * u + np.log(slope / log),
+        1.0 + slope - rest * (inverse - rest) / slope,
+    )
 
 
 def _check_budget(name: str, work: Array, budget: float, unit: str) -> None:

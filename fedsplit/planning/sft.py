@@ -92,6 +92,11 @@ class SftProblem:
         normed: Array = weights / weights.sum()
         return normed
 
+    @property
+    def loss_limit(self) -> float:
+        """`max_loss_increase` with room for rounding in averages."""
+        return self.max_loss_increase + 1e-12 * (1 + self.max_loss_increase)
+
     def on_channel(self, uplink_snr_hz: ArrayLike, downlink_efficiency: ArrayLike) -> "SftProblem":
         """Return the same problem on another channel."""
         return replace(
@@ -185,7 +190,7 @@ def plan_large_timescale(problem: SftProblem, cuts: ArrayLike | None = None) -> 
     """
     table = problem.table.envelope()
     weights = problem.shares_of_data
-    if table.loss_increase[-1] > problem.max_loss_increase:
+    if table.loss_increase[-1] > problem.loss_limit:
         raise InfeasibleError(
             "loss increase of the mildest codec setting",
             table.loss_increase[-1],
@@ -212,7 +217,7 @@ def plan_large_timescale(problem: SftProblem, cuts: ArrayLike | None = None) -> 
         middle = (low + high) / 2
         chosen = settings(middle)
         loss = weights @ table.loss_increase[chosen]
-        good = (chosen >= 0).all(axis=0) & (loss <= problem.max_loss_increase)
+        good = (chosen >= 0).all(axis=0) & (loss <= problem.loss_limit)
         low, high = np.where(good, low, middle), np.where(good, middle, high)
     chosen = settings(high)
     reached = (fixed + per_ratio * table.ratio[chosen]).max(axis=0)
