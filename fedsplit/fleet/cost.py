@@ -47,13 +47,14 @@ def training_memory_bytes(
 ) -> Array:
     """Return the peak bytes of a node that trains a segment.
 
-    ``W copies + A b n_act + (R (1 weight + 1 gradient) + o) n_adapters`` (papers' section 1 (b),
-    with the number of live branches told apart by what each of them holds).
+    ``W copies + A b n_act + (R (1 weight + 1 gradient) + o) n_adapters`` with W the frozen weights,
+    all but the adapters (papers' section 1 (b), with the number of live branches told apart by
+    what each of them holds).
 
     Parameters
     ----------
     parameter_bytes, adapter_bytes, optimizer_bytes : array_like
-        Frozen weights, adapter weights and optimizer state of the segment.
+        All weights of the segment, the trained ones among them, and their optimizer state.
     activation_bytes : array_like
         Kept for backward, per sample.
     batch_size : array_like
@@ -63,10 +64,10 @@ def training_memory_bytes(
     copies : array_like
         Copies of the frozen weights: 1 when branches share them.
     """
-    weights = _array(parameter_bytes) * _array(copies)
+    frozen = (_array(parameter_bytes) - _array(adapter_bytes)) * _array(copies)
     activations = _array(activation_bytes) * _array(batch_size) * _array(live_activations)
     trained = (2 * _array(adapter_bytes) + _array(optimizer_bytes)) * _array(live_adapters)
-    return weights + activations + trained
+    return frozen + activations + trained
 
 
 def _array(values: ArrayLike) -> Array:

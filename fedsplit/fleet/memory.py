@@ -50,7 +50,7 @@ def server_memory_bytes(
     n_branches, n_servers = int(turns.branch.max()) + 1, len(fleet.servers)
     one_at_a_time = fleet.serving.discipline == "fifo"
     # What each branch holds on each server: the largest of its turns.
-    names = ("weights", "trained", "activations")
+    names = ("frozen", "trained", "activations")
     held = {name: np.zeros((n_branches, n_servers)) for name in names}
     single = np.zeros(n_servers)
     hosted: set[tuple[int, int, int, bool]] = set()
@@ -67,7 +67,8 @@ def server_memory_bytes(
             node = 1 + edge if tier == EDGE else np.zeros_like(edge)
             trained = 2 * group.adapter_bytes[:, column] + optimizer[:, column]
             live = batch_size * activations[:, column]
-            np.maximum.at(held["weights"], (branch, node), weights[:, column])
+            frozen = weights[:, column] - group.adapter_bytes[:, column]
+            np.maximum.at(held["frozen"], (branch, node), frozen)
             np.maximum.at(held["trained"], (branch, node), trained)
             if one_at_a_time and column == last:
                 np.maximum.at(single, node, live)
@@ -76,16 +77,19 @@ def server_memory_bytes(
             rows = np.stack([node, group.starts[:, column], group.stops[:, column]], axis=1)
             hosted |= {(*row, column == last) for row in map(tuple, rows.tolist())}
     shared = _shared_weights(hosted, profile, n_servers)
-    weights = held["weights"].sum(axis=0) if fleet.serving.private_backbones else shared
-    total: Array = weights + held["trained"].sum(axis=0) + held["activations"].sum(axis=0) + single
+    frozen_bytes = held["frozen"].sum(axis=0) if fleet.serving.private_backbones else shared
+    total: Array = (
+        frozen_bytes + held["trained"].sum(axis=0) + held["activations"].sum(axis=0) + single
+    )
     return total
 
 
 def _shared_weights(
     hosted: set[tuple[int, int, int, bool]], profile: ModelProfile, n_servers: int
 ) -> Array:
-    """Return the weights of every unit that some segment puts on each server, counted once."""
-    sizes = np.array([unit.parameter_bytes for unit in (*profile.blocks, profile.head)])
+    """Return the frozen weights of all units on each server, each counted once."""
+    units = (*profile.blocks, profile.head)
+    sizes = np.array([unit.parameter_bytes - unit.adapter_bytes for unit in units])
     wanted = np.zeros((n_servers, len(sizes)), dtype=bool)
     for node, start, stop, is_last in hosted:
         wanted[node, start:stop] = True

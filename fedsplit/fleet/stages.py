@@ -295,7 +295,7 @@ class StageBuilder:
         members = np.array(indices)
         adapters = self.costs.segments("adapter_bytes", starts, stops)
         stages = step_stages(tiers, has_edges)
-        forward, backward = self._boundary_bytes(members, indices, stops)
+        forward, backward = self._boundary_bytes(members, indices, stops, adapters)
         flops = {
             "forward": self.costs.segments("forward_flops", starts, stops),
             "backward": self.costs.segments("backward_flops", starts, stops),
@@ -379,11 +379,15 @@ class StageBuilder:
         return Block(stages, node, work, sent, joules)
 
     def _boundary_bytes(
-        self, members: IntArray, indices: list[int], stops: IntArray
+        self, members: IntArray, indices: list[int], stops: IntArray, adapters: Array
     ) -> tuple[Array, Array]:
-        """Return the bytes of each hop and mini-batch, forward and backward, ``[M, hops]``."""
+        """Return the bytes of each hop and mini-batch, forward and backward, ``[M, hops]``.
+
+        No gradient goes back where nothing before the hop is trained.
+        """
         raw = self._batch * self.costs.boundary_bytes[stops[:, :-1]]
-        forward, backward = raw.copy(), raw.copy()
+        trained_before = np.cumsum(adapters, axis=1)[:, :-1] > 0
+        forward, backward = raw.copy(), np.where(trained_before, raw, 0.0)
         if self._ratio is not None:
             known: dict[str, float] = {}
             for row, index in enumerate(indices):

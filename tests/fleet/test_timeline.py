@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from fleet_scenarios import N_BLOCKS, random_fleet, random_profile, random_state, rounds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenarios import N_BLOCKS, random_fleet, random_profile, random_state, rounds
 
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import timeline
@@ -308,6 +308,16 @@ def test_codecs_shrink_boundaries_but_not_adapters(seed, up, down):
     raw, adapters = 4 * papers.boundary(2) / 8, papers.adapters(0, 3) / 8
     assert line.cost.uplink_bytes[0] == close(up * raw + adapters)
     assert line.cost.downlink_bytes[0] == close(down * raw + adapters)
+
+
+def test_no_gradient_returns_to_a_device_that_trains_nothing():
+    profile, fleet, state, _ = scene(3, 1)
+    frozen = replace(profile, embed=replace(profile.embed, adapter_bytes=0.0))
+    for cut, returns in ((0, False), (1, True)):
+        plan = RoundPlan((Branch((turn(0, Route.two_tier(N_BLOCKS, cut), 4),)),))
+        cost = timeline(plan, frozen, fleet, state, BATCH).cost
+        assert cost.uplink_bytes[0] > 0
+        assert (cost.downlink_bytes[0] > 0) == returns
 
 
 def test_bytes_of_a_real_run_replace_the_estimate():

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from fleet_scenarios import N_BLOCKS, random_fleet, random_profile, random_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenarios import N_BLOCKS, random_fleet, random_profile, random_state
 
 from fedsplit.fleet import ServingSpec, timeline
 from fedsplit.plan import RoundPlan, Route, Turn
@@ -30,7 +30,8 @@ def part(profile, first, last):
 def splitllm(size, concurrent, copies):
     """Papers' section 1 (b): W copies + n_conc (A b + |R| (1 weight + 1 gradient) + o)."""
     trained = 2 * size["adapter"] + size["optimizer"]
-    return size["parameter"] * copies + concurrent * (BATCH * size["activation"] + trained)
+    frozen = size["parameter"] - size["adapter"]
+    return frozen * copies + concurrent * (BATCH * size["activation"] + trained)
 
 
 @few

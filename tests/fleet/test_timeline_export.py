@@ -4,9 +4,9 @@ import json
 from itertools import pairwise
 
 import pytest
+from fleet_scenarios import rounds
 from hypothesis import given, settings
 from matplotlib.image import imread
-from scenarios import rounds
 
 from fedsplit.fleet import timeline, write_chrome_trace, write_gantt, write_json
 from fedsplit.fleet.export import MAX_GANTT_ROWS
