@@ -19,6 +19,7 @@ class UnitProfile:
 
     FLOPs count a multiply-add as two. Bytes that depend on the batch (activation, boundary) are
     per sample; parameter, adapter and optimizer bytes are once per model, adapter set and branch.
+    `parameter_bytes` counts all weights, `adapter_bytes` those of them that are trained.
     """
 
     forward_flops: float = 0.0
