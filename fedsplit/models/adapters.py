@@ -5,6 +5,7 @@ import warnings
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULT_TARGETS
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
@@ -18,14 +19,22 @@ ADAPTER = "default"
 PEFT_PREFIX = "base_model.model."
 
 
-def lora_config(spec: ModelSpec) -> LoraConfig:
-    """Return PEFT's configuration for the adapters of `spec`."""
-    targets = spec.target_modules
+def lora_config(spec: ModelSpec, model_type: str | None = None) -> LoraConfig:
+    """Return PEFT's configuration for the adapters of `spec`.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        What is trained.
+    model_type : str or None
+        Architecture to take PEFT's default target modules of, where the spec names none.
+    """
+    targets = spec.target_modules or DEFAULT_TARGETS.get(model_type or "")
     return LoraConfig(
         r=spec.r,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
-        target_modules=list(targets) if isinstance(targets, tuple) else targets,
+        target_modules=targets if targets is None or isinstance(targets, str) else list(targets),
         modules_to_save=["classifier"] if spec.task == "image-classification" else None,
         task_type="CAUSAL_LM" if spec.task == "causal-lm" else None,
         base_model_name_or_path=spec.source,
@@ -42,10 +51,11 @@ def add_adapters(model: PreTrainedModel, spec: ModelSpec, owns: Owns) -> None:
     FedsplitError
         If PEFT has no default target modules for the architecture, or none matches.
     """
+    config = lora_config(spec, model.config.model_type)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-            inject_adapter_in_model(lora_config(spec), model, ADAPTER, low_cpu_mem_usage=True)
+            inject_adapter_in_model(config, model, ADAPTER, low_cpu_mem_usage=True)
     except ValueError as error:
         raise FedsplitError(
             f"target_modules={spec.target_modules!r}: PEFT cannot place adapters in "

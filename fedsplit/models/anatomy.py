@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from fedsplit.models.blocks import find_blocks
 from fedsplit.models.spec import model_class, usable_config
 from fedsplit.models.tiny import example_inputs, narrow
+from fedsplit.models.weights import stir
 
 EMBED = -1
 
@@ -45,6 +46,13 @@ class Anatomy:
         """Number of blocks."""
         return len(self.blocks)
 
+    def prune(self, output: Any) -> Any:
+        """Return a block's output with None for what nothing later reads."""
+        leaves, spec = tree_flatten(output)
+        return tree_unflatten(
+            [leaf if index in self.kept else None for index, leaf in enumerate(leaves)], spec
+        )
+
     def of_module(self, name: str) -> frozenset[int]:
         """Return the positions that use any weight of the module called `name`."""
         found = [where for key, where in self.positions.items() if key.startswith(f"{name}.")]
@@ -63,6 +71,7 @@ def build_twin(config: PretrainedConfig, task: str) -> PreTrainedModel:
     """Return a narrow twin of the model that `config` describes, in float32."""
     small = usable_config(narrow(config), task)
     twin: PreTrainedModel = model_class(small, task)._from_config(small, dtype=torch.float32)
+    stir(twin, seed=0)
     return twin.eval()
 
 
@@ -78,7 +87,11 @@ def _examine(config: PretrainedConfig, task: str) -> Anatomy:
     watch = _Watch(twin, blocks)
     with torch.no_grad(), watch:
         logits = twin(**inputs).logits
-    return Anatomy(blocks, watch.positions(), _kept(twin, blocks, inputs, logits))
+    positions = watch.positions()
+    everywhere = frozenset(range(EMBED, len(blocks) + 1))
+    for name in _read_later(twin, blocks, inputs, positions):
+        positions[name] = everywhere
+    return Anatomy(blocks, positions, _kept(twin, blocks, inputs, logits))
 
 
 class _Watch(TorchFunctionMode):
@@ -141,6 +154,38 @@ class _Watch(TorchFunctionMode):
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.state_dict(keep_vars=True))
+
+
+@torch.no_grad()
+def _read_later(
+    twin: PreTrainedModel,
+    blocks: tuple[str, ...],
+    inputs: dict[str, Tensor],
+    positions: Mapping[str, frozenset[int]],
+) -> list[str]:
+    """Return the weights used before the first block whose values later blocks read directly.
+
+    Some models compute there what every block is given besides the hidden states, such as a table
+    of positions. Found by fixing the first block's output and blanking one weight at a time.
+    """
+    first = twin.get_submodule(blocks[0])
+    fixed: list[Any] = []
+    _forward_with(twin, [first], inputs, lambda _module, _args, output: fixed.append(output))
+
+    def fix(_module: Any, _args: Any, _output: Any) -> Any:
+        return fixed[0]
+
+    expected = _forward_with(twin, [first], inputs, fix)
+    found = []
+    for name, weight in _weights(twin).items():
+        if positions[name] != {EMBED}:
+            continue
+        value = weight.clone()
+        weight.zero_()
+        if not torch.equal(_forward_with(twin, [first], inputs, fix), expected):
+            found.append(name)
+        weight.copy_(value)
+    return found
 
 
 def _kept(

@@ -33,8 +33,8 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, ...]:
     if staged:
         return tuple(names[item] for item in staged)
     raise FedsplitError(
-        f"model_type={model.config.model_type!r}: no list of blocks was found, so it cannot be "
-        "cut; only the device-only route is possible"
+        f"model_type={model.config.model_type!r}: no list of blocks was found, so it cannot be cut"
+        
     )
 
 

@@ -28,32 +28,16 @@ class Boundary:
     layout: str
 
     @classmethod
-    def pack(cls, output: Any, kept: frozenset[int] | None = None) -> "Boundary":
-        """Return the boundary made of what a block returned.
-
-        Parameters
-        ----------
-        output : pytree
-            What the block returned.
-        kept : frozenset of int or None
-            Leaves of the pytree that later blocks read; other tensors are left behind, and arrive
-            as None. None keeps all.
-        """
-        leaves, spec = tree_flatten(output)
-        tensors: list[Tensor] = []
-        slots: list[int | None] = []
-        for position, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor) and (kept is None or position in kept):
-                slots.append(len(tensors))
-                tensors.append(leaf)
-            else:
-                slots.append(None)
-        return cls(
-            tuple(tensors), json.dumps({"tree": json.loads(treespec_dumps(spec)), "slots": slots})
-        )
+    def pack(cls, values: Any) -> "Boundary":
+        """Return the boundary that carries the tensors of a pytree; its other leaves become None."""
+        leaves, spec = tree_flatten(values)
+        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        filled = [isinstance(leaf, Tensor) for leaf in leaves]
+        tree = json.loads(treespec_dumps(spec))
+        return cls(tensors, json.dumps({"tree": tree, "filled": filled}, separators=(",", ":")))
 
     def unpack(self) -> Any:
-        """Return what the block returned, with None for leaves that did not travel.
+        """Return the pytree that was packed.
 
         Raises
         ------
@@ -62,15 +46,15 @@ class Boundary:
         """
         try:
             layout = json.loads(self.layout)
-            slots = [None if slot is None else int(slot) for slot in layout["slots"]]
-            if sorted(slot for slot in slots if slot is not None) != list(range(len(self.tensors))):
-                raise ValueError("its slots do not match the tensors")
-            leaves = [None if slot is None else self.tensors[slot] for slot in slots]
+            tensors = iter(self.tensors)
+            leaves = [next(tensors) if filled else None for filled in layout["filled"]]
+            if next(tensors, None) is not None:
+                raise ValueError("some tensors are left over")
             return tree_unflatten(leaves, treespec_loads(json.dumps(layout["tree"])))
-        except (ValueError, KeyError, TypeError, IndexError, NotImplementedError) as error:
+        except (ValueError, LookupError, TypeError, StopIteration, NotImplementedError) as error:
             raise FedsplitError(
                 f"boundary layout={self.layout[:200]!r}: does not describe {len(self.tensors)} "
-                f"tensors ({error})"
+                f"tensors ({error!r})"
             ) from error
 
     def leaf(self) -> "Boundary":

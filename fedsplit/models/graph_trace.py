@@ -127,9 +127,7 @@ def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     tensors = [*model.parameters(), *model.buffers()]
     with mode:
         for tensor in tensors:
-            fake: Tensor = torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
-            )
+            fake: Tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             if isinstance(tensor, nn.Parameter):
                 fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
             memo[id(tensor)] = fake

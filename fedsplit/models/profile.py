@@ -1,22 +1,22 @@
 """What a model costs, block by block: counted from its operations, or timed on this machine."""
 
-import time
 from collections.abc import Mapping, Sequence
-from statistics import median
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fedsplit.errors import FedsplitError, require
+from fedsplit.errors import require
+from fedsplit.layergraph import LayerGraph
 from fedsplit.models.adapters import add_adapters, is_adapter
 from fedsplit.models.blocks import find_blocks
 from fedsplit.models.graph import layer_graph
-from fedsplit.models.graph_trace import Operation, Trace, trace
+from fedsplit.models.graph_memory import peak_bytes
+from fedsplit.models.graph_trace import Trace, trace
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import image_size
 from fedsplit.models.weights import build
-from fedsplit.layergraph import LayerGraph
 from fedsplit.profiles import ModelProfile, UnitProfile
 
 OPTIMIZER_COPIES = 2
@@ -68,7 +68,11 @@ def profile_module(
     """
     traced = trace(model, inputs, blocks)
     samples = next(iter(inputs.values())).shape[0]
-    units = [_unit(traced, position, samples) for position in range(-1, traced.blocks + 1)]
+    units, kept = [], 0.0
+    for position, peak in enumerate(peak_bytes(model, inputs, blocks), start=-1):
+        unit = _unit(traced, position, samples)
+        kept += unit.activation_bytes
+        units.append(replace(unit, workspace_bytes=max(peak / samples - kept, 0.0)))
     return ModelProfile(
         name or type(model).__name__, seq_len, units[0], tuple(units[1:-1]), units[-1]
     )

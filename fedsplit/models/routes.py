@@ -14,8 +14,8 @@ from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.spec import ModelSpec, usable_config
 from fedsplit.models.split import SplitModel, assemble
 from fedsplit.models.tiny import example_inputs, narrow
-from fedsplit.plan import Route, Segment
-from fedsplit.seeds import derive_seed
+from fedsplit.models.weights import stir
+from fedsplit.plan import Route
 
 _VERDICTS: dict[str, str | None] = {}
 
@@ -98,30 +98,22 @@ def gradients(
 ) -> dict[str, Tensor | None]:
     """Return the gradient of everything trained after one step along `route`, by name.
 
-    What is trained first gets values of its own, so that no gradient is zero by construction
-    (LoRA starts with B = 0).
+    All weights are stirred first, so that no gradient is zero by construction (LoRA starts with
+    B = 0).
     """
     names = dict.fromkeys(segment.tier for segment in route.segments)
     tiers = {
         tier: assemble(spec, config, route.on(tier), torch.device("cpu")).train() for tier in names
     }
     installed: dict[str, nn.Parameter] = {}
+    for model in tiers.values():
+        stir(model.model, spec.seed)
     for segment in route.segments:
-        parameters = stirred(tiers[segment.tier], segment)
+        parameters = tiers[segment.tier].trainable(segment)
         tiers[segment.tier].install(parameters)
         installed |= parameters
     step_through(tiers, route, inputs)
     return {name: value.grad for name, value in installed.items()}
-
-
-def stirred(model: SplitModel, segment: Segment) -> dict[str, nn.Parameter]:
-    """Return parameters for `segment`, each moved a little in a direction drawn from its name."""
-    parameters = model.trainable(segment)
-    for name, value in parameters.items():
-        generator = torch.Generator().manual_seed(derive_seed(model.spec.seed, "stir", name))
-        if value.requires_grad:
-            value.data += 0.02 * torch.randn(value.shape, generator=generator)
-    return parameters
 
 
 def _verdict(spec: ModelSpec, config: PretrainedConfig, route: Route) -> str | None:

@@ -119,6 +119,9 @@ def usable_config(config: PretrainedConfig, task: str) -> PretrainedConfig:
     if wanted is not type(config) and wanted is config.sub_configs.get("text_config"):
         config = config.get_text_config()
     config.use_cache = False
+    if hasattr(config, "rescale_every"):
+        # RWKV would divide the weights of all blocks, in place, in evaluation mode.
+        config.rescale_every = 0
     return config
 
 

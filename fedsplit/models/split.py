@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import KVSharingDict
 
 from fedsplit.errors import FedsplitError
 from fedsplit.models.adapters import adapted_module, add_adapters, is_adapter, peft_key
 from fedsplit.models.anatomy import EMBED, Anatomy, anatomy
 from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.spec import ModelSpec
-from fedsplit.models.tiny import image_size
+from fedsplit.models.tiny import placeholder
 from fedsplit.models.weights import build, held_bytes, is_phantom
 from fedsplit.plan import DEVICE, Route, Segment
 
@@ -62,15 +63,9 @@ def assemble(
     if segments is None:
         segments = [Segment(DEVICE, 0, parts.n_blocks)]
     owned = frozenset().union(*(_positions(segment, parts.n_blocks) for segment in segments))
-    # Token ids are of use only together with the (frozen) embeddings.
-    read = owned | {EMBED} if spec.share_token_ids else owned
-
-    def reads(name: str) -> bool:
-        return not read.isdisjoint(parts.positions[name])
-
-    model = build(spec, config, reads, device)
+    model = build(spec, config, lambda name: not owned.isdisjoint(parts.positions[name]), device)
     if spec.train == "lora":
-        add_adapters(model, spec, lambda name: not read.isdisjoint(parts.of_module(name)))
+        add_adapters(model, spec, lambda name: not owned.isdisjoint(parts.of_module(name)))
     return SplitModel(spec, config, model, parts, owned)
 
 
@@ -91,11 +86,18 @@ def _is_first(segment: Segment) -> bool:
 
 
 class _Reached(Exception):
-    """Leaves the model's forward at the end of a segment, with what its last block returned."""
+    """Leaves the model's forward at the end of a segment, with the values that cross the cut."""
 
-    def __init__(self, output: Any) -> None:
+    def __init__(self, output: Any, keywords: Mapping[str, Any]) -> None:
         super().__init__("end of segment")
-        self.output = output
+        self.values = {"output": output, "shared": _shared(keywords)}
+
+
+def _shared(keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the keys and values that earlier blocks leave for later ones (Gemma 3n and 4)."""
+    return {
+        name: dict(value) for name, value in keywords.items() if isinstance(value, KVSharingDict)
+    }
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,13 @@ class SplitModel:
         self.n_blocks = parts.n_blocks
         self._parts = parts
         self._owned = owned
-        self._slots = self._find_slots()
-        for slot in self._slots.values():
-            value = slot.get()
-            value.requires_grad_(isinstance(value, nn.Parameter))
         self._norms = [
             module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
         ]
+        self._slots = self._find_slots()
+        trained = {id(slot.get()) for slot in self._slots.values()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
         if spec.train == "lora":
             # The backbone is frozen, and many branches share it: so are its running statistics.
             for norm in self._norms:
@@ -276,7 +278,7 @@ class SplitModel:
             try:
                 result = self.model(**arguments)
             except _Reached as reached:
-                return Boundary.pack(reached.output, self._parts.kept)
+                return Boundary.pack(reached.values)
         labels = arguments["labels"]
         targets = labels[..., 1:] if self.spec.task == "causal-lm" else labels
         return Output(result.loss, int((targets != IGNORED_LABEL).sum()), result.logits)
@@ -300,14 +302,8 @@ class SplitModel:
             raise FedsplitError(f"segment={segment}: labels are needed where the head is")
         if boundary is None or self.spec.share_token_ids:
             return found
-        if self.spec.task == "causal-lm":
-            if "attention_mask" not in found:
-                raise FedsplitError(f"segment={segment}: the attention mask is needed")
-            found["input_ids"] = torch.zeros_like(found["attention_mask"])
-        else:
-            batch = boundary.tensors[0].shape[0]
-            found["pixel_values"] = torch.zeros(()).expand(batch, self.config.num_channels, *image_size(self.config))
-        return found
+        mask = found.get("attention_mask")
+        return found | placeholder(self.config, self.spec.task, mask, len(boundary.tensors[0]))
 
     @contextmanager
     def _running(self, segment: Segment, boundary: Boundary | None) -> Iterator[None]:
@@ -322,22 +318,24 @@ class SplitModel:
         """Return block `index`'s forward, obeying the segment that runs."""
 
         def staged(*args: Any, **kwargs: Any) -> Any:
-            segment = self._segment
+            segment, received = self._segment, self._received
             if segment is None:
                 return forward(*args, **kwargs)
             if index < segment.start:
-                return self._received
+                for name, values in received["shared"].items():
+                    kwargs[name].update(values)
+                return received["output"]
             if index >= segment.stop:
-                raise _Reached(args[0] if args else kwargs["hidden_states"])
-            if index == 0 and self._received is not None:
+                raise _Reached(args[0] if args else kwargs["hidden_states"], kwargs)
+            if index == 0 and received is not None:
                 # A cut before the first block: the boundary is that block's input.
                 if args:
-                    args = (self._received, *args[1:])
+                    args = (received["output"], *args[1:])
                 else:
-                    kwargs["hidden_states"] = self._received
+                    kwargs["hidden_states"] = received["output"]
             output = forward(*args, **kwargs)
             if index == segment.stop - 1 and segment.stop < self.n_blocks:
-                raise _Reached(output)
+                raise _Reached(self._parts.prune(output), kwargs)
             return output
 
         return staged
@@ -345,9 +343,15 @@ class SplitModel:
     def _find_slots(self) -> dict[str, _Slot]:
         """Return every trained tensor that this tier holds, by name."""
         lora = self.spec.train == "lora"
+        statistics = {
+            id(value)
+            for norm in self._norms
+            for value in (norm.running_mean, norm.running_var)
+            if value is not None
+        }
         tied: dict[int, list[str]] = defaultdict(list)
         for name, value in self.model.state_dict(keep_vars=True).items():
-            if is_adapter(name) if lora else value.is_floating_point():
+            if is_adapter(name) if lora else value.requires_grad or id(value) in statistics:
                 tied[id(value)].append(name)
         slots = {}
         for names in tied.values():

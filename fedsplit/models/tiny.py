@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
+from fedsplit.errors import FedsplitError
+
 VOCABULARY = 128
 HIDDEN, HEADS, HEAD, INNER, EXPERTS = 32, 4, 8, 64, 4
 TOKENS, IMAGE = 8, 32
@@ -72,6 +74,7 @@ CAPS: dict[str, int] = {
 _BY_TYPE: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 2 * HEADS},
     "dots3_note_text": {"head_dim": 2 * HEAD},
+    "dots3_note_vision": {"adapter_in_dim": HIDDEN, "adapter_out_dim": HIDDEN},
     "reformer": {"axial_pos_embds": False},
     "zamba": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HEAD},
     "zamba2": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HEAD,
@@ -197,6 +200,18 @@ def example_inputs(config: PretrainedConfig, task: str, seed: int = 0) -> dict[s
         "attention_mask": mask,
         "labels": ids.masked_fill(mask == 0, -100),
     }
+
+
+def placeholder(
+    config: PretrainedConfig, task: str, mask: Tensor | None, batch: int
+) -> dict[str, Tensor]:
+    """Return a stand-in, of the right shape, for the input that stays on the device."""
+    if task == "image-classification":
+        shape = (batch, config.num_channels, *image_size(config))
+        return {"pixel_values": torch.zeros(()).expand(shape)}
+    if mask is None:
+        raise FedsplitError("inputs: the attention mask is needed on later tiers")
+    return {"input_ids": torch.zeros_like(mask)}
 
 
 def image_size(config: PretrainedConfig) -> tuple[int, int]:

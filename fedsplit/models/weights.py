@@ -47,13 +47,14 @@ def build(
         for context in cls.get_init_context(spec.torch_dtype, False, False, False):
             contexts.enter_context(context)
         model = cls(config)
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
     if spec.source is not None:
         _read(model, spec, owns)
     _fill_in(model, owns, device)
     _initialise(model, spec.seed)
     model.tie_weights()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(spec.train == "full" and name in trained)
         if not is_phantom(parameter):
             parameter.data = parameter.data.to(device)
     for buffer in model.buffers():
@@ -70,6 +71,21 @@ def phantom(like: Tensor, device: torch.device | str = "cpu") -> Tensor:
 def is_phantom(tensor: Tensor) -> bool:
     """Return whether `tensor` is a view of a single element."""
     return tensor.numel() > 1 and not any(tensor.stride())
+
+
+@torch.no_grad()
+def stir(model: nn.Module, seed: int) -> None:
+    """Move every weight a little, each in a direction drawn from its name.
+
+    Random models hide dependencies behind weights that start at zero; a stirred one does not.
+    """
+    seen = set()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) in seen or not value.is_floating_point() or is_phantom(value):
+            continue
+        seen.add(id(value))
+        generator = torch.Generator().manual_seed(derive_seed(seed, "stir", name))
+        value += 0.02 * torch.randn(value.shape, generator=generator)
 
 
 def held_bytes(model: nn.Module) -> int:
@@ -143,7 +159,7 @@ def _fill_in(model: PreTrainedModel, owns: Owns, device: torch.device) -> None:
                     continue
                 name = f"{prefix}.{short}" if prefix else short
                 own = name not in stored or owns(name)
-                value = torch.empty_like(tensor, device="cpu") if own else phantom(tensor, device)
+                value = torch.zeros_like(tensor, device="cpu") if own else phantom(tensor, device)
                 if isinstance(tensor, nn.Parameter):
                     value = nn.Parameter(value, requires_grad=False)
                 value._is_hf_initialized = not own  # type: ignore[attr-defined]
