@@ -124,11 +124,10 @@ def from_raw(payload: Payload, shape: Sequence[int], dtype: torch.dtype) -> torc
 
 def saturate(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return `tensor` in `dtype`, with finite values kept finite."""
-    converted = tensor.to(dtype)
-    if torch.finfo(dtype).max >= torch.finfo(tensor.dtype).max:
-        return converted
-    overflown = converted.isinf() & tensor.isfinite()
-    if not overflown.any():
-        return converted
-    largest = torch.full_like(converted, torch.finfo(dtype).max)
-    return torch.where(overflown, torch.copysign(largest, converted), converted)
+    largest = torch.finfo(dtype).max
+    if largest >= torch.finfo(tensor.dtype).max:
+        return tensor.to(dtype)
+    low, high = torch.aminmax(tensor)
+    if -largest <= low and high <= largest:  # false for NaN
+        return tensor.to(dtype)
+    return torch.where(tensor.isinf(), tensor, tensor.clamp(-largest, largest)).to(dtype)

@@ -36,12 +36,12 @@ def kept_positions(rows: torch.Tensor, keep: float, per_token: bool) -> torch.Te
     flat = rows.reshape(-1)
     n_kept = n - n_dropped + 1
     bound = _lower_bound(flat, n_kept)
-    candidates = _nonzero((flat >= bound) | (flat <= -bound))
+    candidates = _nonzero((flat >= bound).logical_or_(flat <= -bound))
     if candidates.numel() < n_kept:
         candidates = torch.arange(n, device=flat.device)
-    magnitude = flat[candidates].abs()
+    magnitude = flat.index_select(0, candidates).abs_()
     threshold = _kth_smallest(magnitude, magnitude.numel() - n_kept + 1)
-    return candidates[magnitude >= threshold]
+    return candidates.index_select(0, _nonzero(magnitude >= threshold))
 
 
 def _lower_bound(flat: torch.Tensor, n_kept: int) -> torch.Tensor:

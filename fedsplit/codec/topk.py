@@ -128,7 +128,7 @@ class TopK(Codec):
         if scales is not None:
             rows = rows / scales.values().to(rows.device)
         positions = kept_positions(rows, self._keep, self._per_token)
-        values = rows.reshape(-1)[positions]
+        values = rows.reshape(-1).index_select(0, positions)
         magnitude = values.abs()
         grid = Grid.fit(magnitude, self._bits, self._clip)
         levels = grid.levels(magnitude, self._rounding, self._noise(magnitude))

@@ -1,0 +1,294 @@
+"""``fedsplit calibrate``: what each codec setting costs in loss and saves in bytes.
+
+Trains the configured model on the configured data once without and once with each setting at the
+cut, both ends in this process but every boundary through real bytes, and writes the table from
+which the SFT planner chooses, and a plot.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoTokenizer
+
+from apps.config import job, load_config
+from fedsplit.codec import Loopback, straight_through
+from fedsplit.data import DataSpec, Samples, batches, load_data, training_batches
+from fedsplit.errors import require, require_choice
+from fedsplit.execution import OptimizerSpec
+from fedsplit.models import Boundary, ModelSpec, Output, SplitModel, load
+from fedsplit.plan import Route
+from fedsplit.report.files import csv_text, write_atomically
+from fedsplit.seeds import derive_seed, generator
+
+Settings = Mapping[str, object]
+
+IDENTITY: Settings = {"name": "identity"}
+DIRECTIONS = ("uplink", "downlink", "both")
+GRID: tuple[Settings, ...] = (
+    {"name": "int8", "lossless": "zstd"},
+    *(
+        {"name": "topk", "keep": keep, "bits": bits, "rounding": "nearest"}
+        for keep in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+        for bits in (3, 4, 6)
+    ),
+)
+"""Settings that are measured unless others are given."""
+_EVAL_BATCH = 32
+
+
+@dataclass(frozen=True)
+class CutTraining:
+    """A fine-tuning run with one cut.
+
+    Parameters
+    ----------
+    model : ModelSpec
+        What is trained.
+    data : DataSpec
+        What on; all devices' data together.
+    optimizer : OptimizerSpec
+        Its rate falls linearly to zero, so that runs end near a minimum and can be compared.
+    cut : int
+        Blocks on the device.
+    batch_size, steps : int
+        Mini-batches trained.
+    eval_samples : int
+        Test samples of the final loss, at most.
+    """
+
+    model: ModelSpec
+    data: DataSpec
+    optimizer: OptimizerSpec
+    cut: int
+    batch_size: int
+    steps: int
+    eval_samples: int = 256
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Parameters
+    ----------
+    loss : float
+        Mean loss per target on the test data, in nats, of the model run whole.
+    uplink, downlink : float
+        Bytes sent over bytes of the uncompressed tensors.
+    """
+
+    loss: float
+    uplink: float
+    downlink: float
+
+    @property
+    def traffic(self) -> float:
+        """Bytes sent over uncompressed bytes, both ways together (they carry equal tensors)."""
+        return (self.uplink + self.downlink) / 2
+
+
+def fine_tune(training: CutTraining, uplink: Settings, downlink: Settings, seed: int) -> Outcome:
+    """Train with these codecs at the cut, and evaluate.
+
+    Everything random depends on `seed` alone, so that runs with other codecs can be compared.
+    """
+    model = load(training.model)
+    route = Route.two_tier(model.n_blocks, training.cut)
+    tokenizer = None
+    if training.model.task == "causal-lm":
+        tokenizer = AutoTokenizer.from_pretrained(training.model.source)
+    data = load_data(training.data, tokenizer, 1, seed)
+
+    parameters = {
+        name: parameter
+        for segment in route.segments
+        for name, parameter in model.trainable(segment).items()
+    }
+    model.install(parameters)
+    optimizer = training.optimizer.build(parameters.values())
+    schedule = LambdaLR(optimizer, lambda step: 1 - step / training.steps)
+    up = Loopback(uplink, derive_seed(seed, "uplink"))
+    down = Loopback(downlink, derive_seed(seed, "downlink"))
+    order = generator(seed, "order")
+    model.train()
+    for batch in training_batches(data.train(0), training.batch_size, order, training.steps):
+        first, second = route.segments
+        boundary = _boundary(model.run(first, batch.inputs))
+        crossed = tuple(
+            straight_through(tensor, up, down, batch.samples) for tensor in boundary.tensors
+        )
+        received = Boundary(crossed, boundary.layout)
+        optimizer.zero_grad()
+        output = _output(model.run(second, model.travelling(batch.inputs, route), received))
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    loss = evaluate(model, route, data.test(0), training.eval_samples)
+    return Outcome(loss, up.n_bytes / up.n_raw_bytes, down.n_bytes / down.n_raw_bytes)
+
+
+def evaluate(model: SplitModel, route: Route, samples: Samples, limit: int) -> float:
+    """Return the mean loss per target on the first `limit` samples, without compression."""
+    first, second = route.segments
+    total, n_targets = 0.0, 0
+    model.eval()
+    with torch.no_grad():
+        for i, batch in enumerate(batches(samples, _EVAL_BATCH)):
+            if i * _EVAL_BATCH >= limit:
+                break
+            boundary = _boundary(model.run(first, batch.inputs))
+            output = _output(model.run(second, model.travelling(batch.inputs, route), boundary))
+            total += output.loss.item() * output.n_targets
+            n_targets += output.n_targets
+    return total / n_targets
+
+
+def _boundary(result: Boundary | Output) -> Boundary:
+    assert isinstance(result, Boundary)
+    return result
+
+
+def _output(result: Boundary | Output) -> Output:
+    assert isinstance(result, Output)
+    return result
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting, measured: a line of the table that `fedsplit.planning.CodecTable` reads.
+
+    Parameters
+    ----------
+    ratio : float
+        Bytes sent over uncompressed bytes, in the compressed directions.
+    loss_increase : float
+        Rise of the test loss against no compression, in nats, mean over seeds.
+    settings : mapping
+        See `fedsplit.codec.make_codec`.
+    """
+
+    ratio: float
+    loss_increase: float
+    settings: Settings
+
+
+def measure(
+    training: CutTraining, settings: Settings, direction: str, baseline: Mapping[int, float]
+) -> Row:
+    """Return what `settings` do, against the `baseline` losses by seed."""
+    up = settings if direction in ("uplink", "both") else IDENTITY
+    down = settings if direction in ("downlink", "both") else IDENTITY
+    outcomes = [fine_tune(training, up, down, seed) for seed in baseline]
+    ratios = {
+        "uplink": [outcome.uplink for outcome in outcomes],
+        "downlink": [outcome.downlink for outcome in outcomes],
+        "both": [outcome.traffic for outcome in outcomes],
+    }
+    rise = fmean(o.loss - loss for o, loss in zip(outcomes, baseline.values(), strict=True))
+    return Row(fmean(ratios[direction]), rise, settings)
+
+
+def calibrate(
+    overrides: Sequence[str],
+    *,
+    output: Path,
+    console: Console,
+    grid: Sequence[Settings] = GRID,
+    direction: str = "uplink",
+    steps: int = 200,
+    seeds: int = 1,
+) -> int:
+    """Measure `grid` for the job that `overrides` describe; return the exit code.
+
+    Writes `output` (CSV with the columns ratio, loss_increase, name, settings) and beside it a
+    plot with the same name and the suffix ``.png``.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        As for ``fedsplit run``: model, data, train.batch_size, train.optimizer, strategy.cut.
+    grid : sequence of mapping
+        Settings of codecs.
+    direction : {"uplink", "downlink", "both"}
+        Where they are used; SFT compresses the uplink.
+    steps : int
+        Mini-batches of each run.
+    seeds : int
+        Runs of each setting, whose mean is written.
+
+    Raises
+    ------
+    FedsplitError
+        If the configuration, a setting or an argument is wrong, before anything is trained.
+    """
+    require_choice("direction", direction, DIRECTIONS)
+    require(steps >= 1, "steps", steps, "at least 1")
+    require(seeds >= 1, "seeds", seeds, "at least 1")
+    require(len(grid) > 0, "grid", list(grid), "at least one setting")
+    for settings in grid:
+        Loopback(settings, 0)
+    config = load_config(overrides)
+    work = job(config)
+    cut = config.strategy.get("cut") or 1
+    training = CutTraining(work.model, work.data, work.optimizer, cut, work.batch_size, steps)
+
+    baseline = {
+        seed: fine_tune(training, IDENTITY, IDENTITY, seed).loss
+        for seed in range(work.seed, work.seed + seeds)
+    }
+    console.print(f"loss without compression {fmean(baseline.values()):.4f}, {steps} steps")
+    table = Table("settings", "ratio", "loss increase", title=f"{direction}, cut {cut}")
+    rows = []
+    for number, settings in enumerate(grid, 1):
+        row = measure(training, settings, direction, baseline)
+        rows.append(row)
+        table.add_row(json.dumps(dict(settings)), f"{row.ratio:.4f}", f"{row.loss_increase:+.4f}")
+        console.print(f"{number}/{len(grid)} {row.ratio:.4f} {row.loss_increase:+.4f}")
+    write_table(rows, output)
+    plot(rows, output.with_suffix(".png"))
+    console.print(table)
+    console.print(f"table {output}, plot {output.with_suffix('.png')}", soft_wrap=True)
+    return 0
+
+
+def write_table(rows: Sequence[Row], path: Path) -> None:
+    """Write the CSV table that the SFT planner reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "ratio": row.ratio,
+            "loss_increase": row.loss_increase,
+            "name": row.settings["name"],
+            "settings": json.dumps(dict(row.settings)),
+        }
+        for row in rows
+    ]
+    write_atomically(path, csv_text(lines))
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw loss increase over ratio to a PNG at `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(
+        xlabel="bytes sent / uncompressed", ylabel="loss increase (nats)", xscale="log"
+    )
+    for name in dict.fromkeys(str(row.settings["name"]) for row in rows):
+        chosen = [row for row in rows if row.settings["name"] == name]
+        axes.plot(
+            [row.ratio for row in chosen], [row.loss_increase for row in chosen], "o", label=name
+        )
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)

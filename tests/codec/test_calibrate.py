@@ -1,0 +1,87 @@
+"""Calibration: real training with codecs at the cut, and the table that planning reads."""
+
+import pytest
+from rich.console import Console
+
+from apps.calibrate import IDENTITY, CutTraining, Row, calibrate, fine_tune, plot, write_table
+from fedsplit.data import DataSpec
+from fedsplit.errors import FedsplitError
+from fedsplit.execution import OptimizerSpec
+from fedsplit.models import ModelSpec
+from fedsplit.planning.codec_table import CodecTable
+
+TINY = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+    "num_labels": 10,
+}
+TRAINING = CutTraining(
+    model=ModelSpec(
+        model_type="vit",
+        task="image-classification",
+        config=TINY,
+        target_modules="all-linear",
+    ),
+    data=DataSpec(source="digits", image_size=8, max_samples=64),
+    optimizer=OptimizerSpec(lr=1e-2),
+    cut=1,
+    batch_size=16,
+    steps=12,
+    eval_samples=32,
+)
+
+
+@pytest.fixture(scope="module")
+def uncompressed():
+    pytest.importorskip("sklearn")
+    return fine_tune(TRAINING, IDENTITY, IDENTITY, 0)
+
+
+def test_without_compression_everything_is_sent_and_runs_repeat(uncompressed):
+    assert (uncompressed.uplink, uncompressed.downlink, uncompressed.traffic) == (1, 1, 1)
+    assert fine_tune(TRAINING, IDENTITY, IDENTITY, 0) == uncompressed
+    assert fine_tune(TRAINING, IDENTITY, IDENTITY, 1).loss != uncompressed.loss
+
+
+def test_harsh_compression_is_seen_in_bytes_and_loss(uncompressed):
+    gentle = fine_tune(TRAINING, {"name": "bf16"}, {"name": "bf16"}, 0)
+    harsh = fine_tune(TRAINING, {"name": "topk", "keep": 0.01, "bits": 2}, IDENTITY, 0)
+    assert gentle.traffic == pytest.approx(0.5)
+    assert abs(gentle.loss - uncompressed.loss) < abs(harsh.loss - uncompressed.loss)
+    assert harsh.uplink < 0.03
+    assert harsh.downlink == 1
+
+
+def test_the_table_is_what_planning_reads(tmp_path):
+    rows = [
+        Row(0.25, 0.001, {"name": "int8"}),
+        Row(0.05, 0.02, {"name": "topk", "keep": 0.2, "bits": 4}),
+    ]
+    path = tmp_path / "deep" / "table.csv"
+    write_table(rows, path)
+    plot(rows, path.with_suffix(".png"))
+    table = CodecTable.read_csv(path)
+    assert table.ratio.tolist() == [0.25, 0.05]
+    assert table.loss_increase.tolist() == [0.001, 0.02]
+    assert list(table.settings) == [row.settings for row in rows]
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"direction": "sideways"},
+        {"steps": 0},
+        {"seeds": 0},
+        {"grid": ()},
+        {"grid": [{"name": "x"}]},
+    ],
+)
+def test_wrong_arguments_are_refused_before_training(wrong, tmp_path):
+    with pytest.raises(FedsplitError):
+        calibrate([], output=tmp_path / "table.csv", console=Console(quiet=True), **wrong)
+    assert not list(tmp_path.iterdir())
