@@ -1,0 +1,182 @@
+"""Pools are divided so that nobody can be helped without hurting somebody who is no better off."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planning_scenarios import mobile_band, shared_pools
+from scipy.optimize import brentq
+
+from fedsplit.errors import FedsplitError
+from fedsplit.planning.bandwidth import (
+    equal_shares,
+    evaluate_shares,
+    minmax_shares,
+    required_bandwidth,
+    weighted_shares,
+)
+from fedsplit.planning.errors import InfeasibleError
+from fedsplit.planning.pools import LinearPool, ShannonPool, shannon_bps
+
+cvxpy = pytest.importorskip("cvxpy")
+
+
+@given(snr_hz=st.floats(1e2, 1e12), fraction=st.floats(1e-6, 0.999))
+def test_required_bandwidth_gives_the_rate(snr_hz: float, fraction: float) -> None:
+    rate = fraction * snr_hz / np.log(2)
+    assert shannon_bps(required_bandwidth(rate, snr_hz), snr_hz) == pytest.approx(rate, rel=1e-11)
+
+
+def test_no_rate_needs_no_bandwidth() -> None:
+    assert required_bandwidth([0.0, 1e6], [0.0, 1e6])[0] == 0
+
+
+def test_a_rate_beyond_the_limit_is_refused_with_what_is_missing() -> None:
+    with pytest.raises(InfeasibleError, match="rate of user 1") as caught:
+        required_bandwidth([1e3, 2e6], 1e6)
+    assert caught.value.shortfall == pytest.approx(2e6 - 1e6 / np.log(2))
+
+
+@settings(max_examples=150)
+@given(shared_pools())
+def test_minmax_is_feasible_certified_and_no_worse_than_equal_shares(problem) -> None:
+    pools, fixed = problem
+    found = minmax_shares(pools, fixed)
+    for pool, share in zip(pools, found.shares, strict=True):
+        assert (share >= 0).all()
+        assert share.sum() <= pool.budget * (1 + 1e-12)
+    np.testing.assert_allclose(
+        found.delay_s, evaluate_shares(pools, found.shares, fixed).delay_s, rtol=1e-12
+    )
+    assert found.objective_s == found.delay_s.max()
+    assert found.gap <= 1e-10
+    assert found.objective_s <= equal_shares(pools, fixed).objective_s * (1 + 1e-10)
+
+
+@settings(max_examples=60)
+@given(shared_pools(), st.integers(0, 2**32))
+def test_no_other_division_passes_the_bounds(problem, seed: int) -> None:
+    pools, fixed = problem
+    rng = np.random.default_rng(seed)
+    weights = rng.uniform(0.1, 1.0, len(fixed))
+    longest, weighted = minmax_shares(pools, fixed), weighted_shares(pools, weights, fixed)
+    assert weighted.gap <= 1e-10
+    for near in (longest, weighted):
+        other = evaluate_shares(
+            pools,
+            tuple(
+                _disturbed(share, pool.budget, rng)
+                for share, pool in zip(near.shares, pools, strict=True)
+            ),
+            fixed,
+        )
+        assert other.objective_s >= longest.bound_s * (1 - 1e-12)
+        assert weights @ other.delay_s >= weighted.bound_s * (1 - 1e-12)
+
+
+def _disturbed(share: np.ndarray, budget: float, rng: np.random.Generator) -> np.ndarray:
+    moved = share * rng.uniform(0.5, 1.5, len(share))
+    return moved * budget / moved.sum() if moved.any() else moved
+
+
+@pytest.mark.parametrize("n_users", [1, 7, 300])
+def test_one_band_equals_bisection_on_the_delay(n_users: int) -> None:
+    pool, fixed = mobile_band(n_users, seed=1)
+
+    def excess(limit_s: float) -> float:
+        return required_bandwidth(pool.bits / (limit_s - fixed), pool.snr_hz).sum() - pool.budget
+
+    least = (fixed + pool.bits * np.log(2) / pool.snr_hz).max()
+    expected = brentq(excess, least * (1 + 1e-9), 1e4 * least, xtol=1e-14, rtol=1e-14)
+    assert minmax_shares([pool], fixed).objective_s == pytest.approx(expected, rel=1e-11)
+
+
+@pytest.mark.parametrize("n_users", [5, 30, 100])
+def test_one_band_equals_a_conic_solver(n_users: int) -> None:
+    pool, fixed = mobile_band(n_users, seed=n_users)
+    longest, share = cvxpy.Variable(), cvxpy.Variable(n_users)
+    cvxpy.Problem(
+        cvxpy.Minimize(longest), [*_arrive(pool, share, longest - fixed), cvxpy.sum(share) <= 20]
+    ).solve(solver="CLARABEL", tol_gap_rel=1e-10, tol_gap_abs=1e-10, tol_feas=1e-10)
+    assert minmax_shares([pool], fixed).objective_s == pytest.approx(longest.value, rel=1e-8)
+
+
+def test_weighted_sum_over_two_bands_equals_a_conic_solver() -> None:
+    pools = [mobile_band(12, seed)[0] for seed in (1, 2)]
+    weights = np.random.default_rng(0).uniform(0.2, 1.0, 12)
+    delays = [cvxpy.Variable(12) for _ in pools]
+    limits = []
+    for pool, delay in zip(pools, delays, strict=True):
+        share = cvxpy.Variable(12)
+        limits += [*_arrive(pool, share, delay), cvxpy.sum(share) <= 20]
+    total = sum(weights @ delay for delay in delays)
+    cvxpy.Problem(cvxpy.Minimize(total), limits).solve(solver="CLARABEL")
+    assert weighted_shares(pools, weights).objective_s == pytest.approx(total.value, rel=1e-6)
+
+
+def _arrive(pool: ShannonPool, share_mhz, time_s) -> list:
+    """Return the constraints that all bits arrive within `time_s`, in Mbit and MHz."""
+    rate = -cvxpy.rel_entr(share_mhz, share_mhz + pool.snr_hz / 1e6) / np.log(2)
+    return [cvxpy.multiply(pool.bits / 1e6, cvxpy.inv_pos(time_s)) <= rate]
+
+
+def test_prices_are_what_more_budget_saves() -> None:
+    band, fixed = mobile_band(20, seed=3)
+    server = LinearPool(np.linspace(1e9, 5e9, 20), 1e11)
+    found = minmax_shares([band, server], fixed)
+    wider = ShannonPool(band.bits, band.snr_hz, band.budget * (1 + 1e-5))
+    faster = LinearPool(server.work, server.budget * (1 + 1e-5))
+    for pools, price, budget in (
+        ([wider, server], found.prices[0], band.budget),
+        ([band, faster], found.prices[1], server.budget),
+    ):
+        saved = found.objective_s - minmax_shares(pools, fixed).objective_s
+        assert saved == pytest.approx(price * budget * 1e-5, rel=1e-3)
+
+
+def test_pools_without_common_users_are_separate_problems() -> None:
+    first = ShannonPool([1e6, 2e6, 0, 0], [1e7, 1e6, 1e6, 1e6], 1e6)
+    second = ShannonPool([0, 0, 5e6, 1e6], [1e6, 1e6, 1e5, 1e7], 1e6)
+    alone = [minmax_shares([pool]).objective_s for pool in (first, second)]
+    found = minmax_shares([first, second])
+    assert found.objective_s == pytest.approx(max(alone), rel=1e-12)
+    np.testing.assert_allclose(found.delay_s, np.repeat(alone, 2), rtol=1e-10)
+    assert found.gap <= 1e-10
+
+
+def test_a_user_that_sends_nothing_takes_nothing_and_may_still_be_last() -> None:
+    pool = ShannonPool([1e6, 0.0], [1e7, 1e7], 1e6)
+    found = minmax_shares([pool], [0.0, 100.0])
+    assert found.shares[0].tolist() == [1e6, 0.0]
+    assert found.objective_s == found.bound_s == 100.0
+
+
+def test_ten_thousand_users_are_certified() -> None:
+    pool, fixed = mobile_band(10_000, seed=0)
+    assert minmax_shares([pool], fixed).gap <= 1e-10
+
+
+def test_a_band_of_zero_width_and_a_dead_channel_are_infeasible() -> None:
+    with pytest.raises(InfeasibleError, match=r"uplink: budget is 0.* needs 3 bit, has 0 bit"):
+        ShannonPool([1.0, 2.0], [1.0, 1.0], 0.0, "uplink")
+    with pytest.raises(InfeasibleError, match=r"uplink: user 1 has no channel gain.* 2 bit"):
+        ShannonPool([1.0, 2.0], [1.0, 0.0], 1e6, "uplink")
+
+
+@pytest.mark.parametrize("bad", [np.nan, -1.0, np.inf])
+def test_bad_numbers_are_refused_by_name(bad: float) -> None:
+    with pytest.raises(FedsplitError, match=r"band bits\[1\]"):
+        ShannonPool([1.0, bad], [1.0, 1.0], 1e6)
+    with pytest.raises(FedsplitError, match=r"band snr_hz\[0\]"):
+        ShannonPool([1.0, 1.0], [bad, 1.0], 1e6)
+    with pytest.raises(FedsplitError, match="server budget"):
+        LinearPool([1.0], bad)
+    with pytest.raises(FedsplitError, match="fixed_s"):
+        minmax_shares([LinearPool([1.0], 1.0)], [bad])
+    with pytest.raises(FedsplitError, match="weights"):
+        weighted_shares([LinearPool([1.0], 1.0)], bad)
+
+
+def test_pools_for_different_users_are_refused() -> None:
+    with pytest.raises(FedsplitError, match="users"):
+        minmax_shares([LinearPool([1.0], 1.0), LinearPool([1.0, 2.0], 1.0)])

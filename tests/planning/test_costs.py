@@ -1,0 +1,84 @@
+"""Costs per cut are those of the model's profile; a device holds only what fits."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsplit.errors import FedsplitError
+from fedsplit.plan import Route
+from fedsplit.planning.costs import CutCosts, Devices
+from fedsplit.planning.errors import InfeasibleError
+from fedsplit.profiles import ModelProfile, UnitProfile
+
+_UNITS = st.builds(
+    UnitProfile,
+    *(st.floats(0, 1e12) for _ in range(7)),
+)
+
+
+@given(_UNITS, st.lists(_UNITS, min_size=1, max_size=6), _UNITS, st.integers(1, 64))
+def test_costs_are_the_segments_of_the_profile(embed, blocks, head, batch: int) -> None:
+    profile = ModelProfile("random", 8, embed, tuple(blocks), head)
+    costs = CutCosts.from_profile(profile, batch)
+    for cut in range(len(blocks) + 1):
+        device, server = profile.segments(Route.two_tier(len(blocks), cut))
+        assert costs.device_flops[cut] == pytest.approx(
+            batch * (device.forward_flops + device.backward_flops)
+        )
+        whole = costs.device_flops[cut] + costs.server_flops[cut]
+        assert costs.server_flops[cut] == pytest.approx(
+            batch * (server.forward_flops + server.backward_flops), rel=1e-9, abs=1e-9 * whole
+        )
+        assert costs.uplink_bits[cut] == 8 * batch * device.boundary_bytes
+        trained = device.adapter_bytes > 0
+        assert costs.downlink_bits[cut] == (costs.uplink_bits[cut] if trained else 0)
+        assert costs.adapter_bits[cut] == pytest.approx(8 * device.adapter_bytes)
+        assert costs.memory_bytes[cut] == pytest.approx(
+            device.parameter_bytes
+            + batch * device.activation_bytes
+            + device.adapter_bytes  # their gradients
+            + device.optimizer_bytes
+        )
+
+
+def _costs(**changes) -> CutCosts:
+    values = {"uplink_bits": 8.0, "downlink_bits": 8.0, "adapter_bits": 1.0, "memory_bytes": 1.0}
+    return CutCosts(np.arange(4.0), np.arange(4.0)[::-1], **{**values, **changes})
+
+
+def test_a_codec_scales_each_direction() -> None:
+    costs = _costs().compressed(0.25, [1.0, 0.5, 0.5, 0.5])
+    assert costs.uplink_bits.tolist() == [2.0] * 4
+    assert costs.downlink_bits.tolist() == [8.0, 4.0, 4.0, 4.0]
+
+
+def test_devices_hold_the_cuts_that_fit() -> None:
+    devices = Devices([1.0, 1.0], [25.0, np.inf])
+    allowed = devices.allowed_cuts(_costs(memory_bytes=[0, 10, 20, 30]), min_cut=1)
+    assert allowed.tolist() == [[False, True, True, False], [False, True, True, True]]
+
+
+def test_a_device_too_small_for_one_block_is_named_with_what_it_lacks() -> None:
+    with pytest.raises(InfeasibleError, match=r"memory of device 1 .*off by 7 bytes") as caught:
+        Devices([1.0, 1.0], [99.0, 3.0]).allowed_cuts(_costs(memory_bytes=[1, 10, 20, 30]), 1)
+    assert (caught.value.needed, caught.value.available) == (10, 3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -1.0, np.inf])
+def test_bad_numbers_are_refused_by_name(bad: float) -> None:
+    with pytest.raises(FedsplitError, match=r"uplink_bits\[2\]"):
+        _costs(uplink_bits=[1.0, 1.0, bad, 1.0])
+    with pytest.raises(FedsplitError, match="flops_per_s"):
+        Devices([bad])
+    with pytest.raises(FedsplitError, match="steps"):
+        Devices([1.0], steps=bad)
+
+
+def test_wrong_shapes_and_ranges_are_refused() -> None:
+    with pytest.raises(FedsplitError, match="memory_bytes shape"):
+        _costs(memory_bytes=[1.0, 2.0])
+    with pytest.raises(FedsplitError, match="min_cut=4"):
+        Devices([1.0]).allowed_cuts(_costs(), 4)
+    with pytest.raises(FedsplitError, match="batch"):
+        CutCosts.from_profile(ModelProfile("m", 1, UnitProfile(), (), UnitProfile()), 0)

@@ -1,0 +1,96 @@
+"""The joint plan is near the best of all combinations, and never below its bound."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planning_scenarios import sft_problem
+
+from fedsplit.planning.bandwidth import evaluate_shares, minmax_shares
+from fedsplit.planning.costs import Devices
+from fedsplit.planning.errors import InfeasibleError
+from fedsplit.planning.joint import plan_joint
+from fedsplit.planning.pools import LinearPool, ShannonPool
+from fedsplit.planning.sft import SftProblem, plan_large_timescale, plan_small_timescale
+
+
+def _pools(problem: SftProblem, cut: np.ndarray, ratio: np.ndarray):
+    """Return what a round with these cuts and ratios needs of the bands and the server."""
+    costs, steps = problem.costs, problem.devices.steps
+    up = costs.adapter_bits[cut] + steps * costs.uplink_bits[cut] * ratio
+    back = ratio if problem.compress_gradients else 1.0
+    down = costs.adapter_bits[cut] + steps * costs.downlink_bits[cut] * back
+    return [
+        ShannonPool(up, problem.uplink_snr_hz, problem.uplink_hz),
+        LinearPool(down / problem.downlink_efficiency, problem.downlink_hz),
+        LinearPool(steps * costs.server_flops[cut], np.sum(problem.server_flops_per_s)),
+    ], steps * costs.device_flops[cut] / problem.devices.flops_per_s
+
+
+@pytest.mark.parametrize("equal_blocks", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_near_the_best_of_all_combinations(seed: int, equal_blocks: bool) -> None:
+    problem = sft_problem(3, seed, n_blocks=3, n_settings=3, equal_blocks=equal_blocks)
+    table = problem.table
+    best = np.inf
+    for setting in product(range(3), repeat=3):
+        if problem.shares_of_data @ table.loss_increase[list(setting)] > problem.loss_limit:
+            continue
+        for cut in product(range(1, 4), repeat=3):
+            pools, fixed = _pools(problem, np.array(cut), table.ratio[list(setting)])
+            best = min(best, minmax_shares(pools, fixed).objective_s)
+    plan = plan_joint(problem)
+    assert plan.bound_s <= best * (1 + 1e-9)
+    assert best * (1 - 1e-9) <= plan.round_s <= best * 1.01
+
+
+@settings(max_examples=12)
+@given(st.integers(1, 40), st.integers(0, 2**20), st.booleans())
+def test_the_plan_is_feasible_and_beats_a_common_cut(
+    n_devices: int, seed: int, equal_blocks: bool
+) -> None:
+    problem = sft_problem(n_devices, seed, equal_blocks=equal_blocks)
+    plan = plan_joint(problem, iterations=6, trials=5)
+    assert (problem.costs.memory_bytes[plan.cut] <= problem.devices.memory_bytes).all()
+    assert plan.cut.min() >= 1
+    loss = problem.shares_of_data @ plan.table.loss_increase[plan.setting]
+    assert loss <= problem.loss_limit
+    pools, fixed = _pools(problem, plan.cut, plan.ratio)
+    shares = (plan.uplink_hz, plan.downlink_hz, plan.server_flops_per_s)
+    for pool, share in zip(pools, shares, strict=True):
+        assert share.sum() <= pool.budget * (1 + 1e-12)
+    reached = evaluate_shares(pools, shares, fixed)
+    np.testing.assert_allclose(plan.delay_s, reached.delay_s, rtol=1e-9)
+    assert plan.round_s == pytest.approx(reached.objective_s)
+    assert plan.bound_s <= plan.round_s
+    common = plan_large_timescale(problem)
+    spectrum_only = plan_small_timescale(problem, common.cut, common.ratio)
+    assert plan.round_s <= spectrum_only.objective_s * (1 + 1e-9)
+
+
+def test_certified_gaps_are_small_and_shrink_with_the_fleet() -> None:
+    gaps = {n: [plan_joint(sft_problem(n, seed)).gap for seed in range(5)] for n in (4, 60)}
+    assert max(gaps[4]) <= 0.1
+    assert max(gaps[60]) <= 0.02
+
+
+def test_no_round_is_faster_than_the_bound_on_any_means() -> None:
+    """A looser problem has a lower bound: more band, memory or loss cannot raise it by much."""
+    problem = sft_problem(10, 5)
+    plan = plan_joint(problem)
+    wider = plan_joint(replace(problem, uplink_hz=2 * problem.uplink_hz))
+    assert wider.bound_s <= plan.round_s
+    assert wider.round_s < plan.round_s
+
+
+def test_infeasible_problems_name_the_limit() -> None:
+    problem = sft_problem(3, 0)
+    with pytest.raises(InfeasibleError, match="memory of device 2"):
+        plan_joint(
+            replace(problem, devices=Devices(problem.devices.flops_per_s, [1e10, 1e10, 1e8]))
+        )
+    with pytest.raises(InfeasibleError, match="loss increase"):
+        plan_joint(replace(problem, max_loss_increase=0.0))
