@@ -134,7 +134,7 @@ class Tier:
             torch.manual_seed(derive_seed(self._seed, "dropout", self._step, segment.start))
             produced = self._model.run(segment, inputs, boundary)
         if isinstance(produced, Output) and not torch.isfinite(produced.loss):
-            loss = float(produced.loss)
+            loss = produced.loss.item()
             raise FedsplitError(f"loss={loss}: must be finite (step {self._step}, {segment})")
         return produced
 

@@ -114,14 +114,7 @@ class StageTurn:
     ) -> StepReply:
         """See `fedsplit.transport.Link.step`."""
         with self._calls, self._lane_for_step():
-            if self._link is None:
-                output, gradients = self.tier.train_on(self._segment, inputs, boundary)
-                reply = StepReply(gradients, output.loss.item(), output.n_targets)
-            else:
-                produced = as_boundary(self.tier.forward(self._segment, inputs, boundary))
-                onward = self._link.step(inputs, produced, samples)
-                gradients = self.tier.backward(produced, onward.gradients, boundary)
-                reply = replace(onward, gradients=gradients)
+            reply = self._step(inputs, boundary, samples)
             self._update_due = True
             return reply
 
@@ -130,27 +123,20 @@ class StageTurn:
     ) -> Boundary:
         """See `fedsplit.transport.Link.forward`."""
         with self._calls, self._lane_for_step(keep=self.request.train):
-            produced = as_boundary(self.tier.forward(self._segment, inputs, boundary))
-            if self.request.train:
-                self._pending = (boundary, produced)
-            else:
+            onward = self._forward(inputs, boundary)
+            if not self.request.train:
                 self._count_step()
-            if self._link is None:
-                return produced
-            return self._link.forward(inputs, produced, samples)
+            return onward if self._link is None else self._link.forward(inputs, onward, samples)
 
     def backward(self, gradients: Gradients) -> Gradients:
         """See `fedsplit.transport.Link.backward`."""
         with self._calls:
             self._require_active()
-            if self._pending is None:
-                raise LinkError("backward: must follow a forward")
             try:
-                received, produced = self._pending
                 if self._link is not None:
                     gradients = self._link.backward(gradients)
                 self._update_due = True
-                return self.tier.backward(produced, gradients, received)
+                return self._backward(gradients)
             finally:
                 self._pending = None
                 self._release_lane()
@@ -160,13 +146,8 @@ class StageTurn:
     ) -> EvalReply:
         """See `fedsplit.transport.Link.evaluate`."""
         with self._calls, self._lane_for_step():
-            produced = self.tier.forward(self._segment, inputs, boundary)
             self._count_step()
-            if self._link is not None:
-                return self._link.evaluate(inputs, as_boundary(produced), samples)
-            output = as_output(produced)
-            correct = count_correct(output, inputs["labels"])
-            return EvalReply(output.loss.item(), output.n_targets, correct)
+            return self._evaluate(inputs, boundary, samples)
 
     def settle(self) -> None:
         """See `fedsplit.transport.Visit.settle`."""
@@ -194,6 +175,43 @@ class StageTurn:
         with self._calls:
             self._pending = None
             self._release_lane()
+
+    # The following hold a step's graph in their own variables only, so that its memory is free
+    # again when the lane passes to another branch.
+
+    def _step(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> StepReply:
+        if self._link is None:
+            output, gradients = self.tier.train_on(self._segment, inputs, boundary)
+            return StepReply(gradients, output.loss.item(), output.n_targets)
+        produced = as_boundary(self.tier.forward(self._segment, inputs, boundary))
+        onward = self._link.step(inputs, produced, samples)
+        return replace(onward, gradients=self.tier.backward(produced, onward.gradients, boundary))
+
+    def _forward(self, inputs: Mapping[str, Tensor], boundary: Boundary) -> Boundary:
+        produced = as_boundary(self.tier.forward(self._segment, inputs, boundary))
+        if self.request.train:
+            self._pending = (boundary, produced)
+        leaves = (item.detach().requires_grad_(item.requires_grad) for item in produced.tensors)
+        return Boundary(tuple(leaves), produced.layout)
+
+    def _backward(self, gradients: Gradients) -> Gradients:
+        if self._pending is None:
+            raise LinkError("backward: must follow a forward")
+        received, produced = self._pending
+        self._pending = None
+        return self.tier.backward(produced, gradients, received)
+
+    def _evaluate(
+        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+    ) -> EvalReply:
+        produced = self.tier.forward(self._segment, inputs, boundary)
+        if self._link is not None:
+            return self._link.evaluate(inputs, as_boundary(produced), samples)
+        output = as_output(produced)
+        correct = count_correct(output, inputs["labels"])
+        return EvalReply(output.loss.item(), output.n_targets, correct)
 
     def _require_active(self) -> None:
         if self.status.state != ACTIVE:

@@ -41,14 +41,6 @@ class Session:
         self._ended = False
         self._returned: tuple[Tensor, ...] = ()
         self._samples: tuple[int, ...] = ()
-        self._answers: dict[Kind, Callable[[Frame], Frame]] = {
-            Kind.OPEN: self._open,
-            Kind.STEP: self._step,
-            Kind.FORWARD: self._forward,
-            Kind.BACKWARD: self._backward,
-            Kind.EVALUATE: self._evaluate,
-            Kind.CLOSE: self._close,
-        }
         self._due: tuple[Kind, ...] = (Kind.OPEN,)
 
     @property
@@ -72,7 +64,7 @@ class Session:
             frame = decode(
                 data, self._limits, kinds=self._due, number=self._number, token=self._token
             )
-            reply = self._answers[frame.kind](frame)
+            reply = _ANSWERS[frame.kind](self, frame)
         except FedsplitError as error:
             return self._refuse(data, str(error))
         except Exception as error:  # e.g. tensors that the model cannot take
@@ -182,6 +174,16 @@ class Session:
         self, gradients: Gradients, samples: tuple[int, ...]
     ) -> tuple[Packed | None, ...]:
         return self._coder.pack(Stream.GRADIENT_DOWN, gradients, samples)
+
+
+_ANSWERS: dict[Kind, Callable[[Session, Frame], Frame]] = {
+    Kind.OPEN: Session._open,
+    Kind.STEP: Session._step,
+    Kind.FORWARD: Session._forward,
+    Kind.BACKWARD: Session._backward,
+    Kind.EVALUATE: Session._evaluate,
+    Kind.CLOSE: Session._close,
+}
 
 
 def _plain(value: object) -> object:
