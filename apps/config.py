@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,40 @@ from fedsplit.plan import CodecPlan
 
 _PACKAGED = "package:default"
 _CHOICE = re.compile(r"(model|strategy)=(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a run is carried out on this machine, and how long it goes on.
+
+    Parameters
+    ----------
+    rounds, evaluate_every : int
+        Rounds in all, and between evaluations.
+    concurrency : int
+        Devices that run at once in a simulation.
+    threads, server_threads : int
+        Torch threads of a device and of the server.
+    accelerator : str
+        ``auto``, ``cpu`` or a torch device.
+    connect_s, deadline_s : float
+        How long to wait for all devices, and for the answer of a turn.
+    """
+
+    rounds: int
+    evaluate_every: int
+    concurrency: int
+    threads: int
+    server_threads: int
+    accelerator: str
+    connect_s: float
+    deadline_s: float
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "evaluate_every", "concurrency", "threads", "server_threads"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("connect_s", "deadline_s"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
 
 def config_dir() -> Path:
@@ -127,6 +162,12 @@ def job(config: DictConfig, source: str = "") -> Job:
         accelerator=config.run.accelerator,
         source=source,
     )
+
+
+def run_settings(config: DictConfig) -> RunSettings:
+    """Return how the run is carried out."""
+    values = {"rounds": config.rounds, "evaluate_every": config.evaluate.every, **plain(config.run)}
+    return from_mapping(RunSettings, values, "run")
 
 
 def local_work(config: DictConfig) -> LocalWork:

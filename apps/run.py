@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from apps.config import codec_plan, job, load_config, local_work, output_folder
+from apps.config import codec_plan, job, load_config, local_work, output_folder, run_settings
 from apps.local_flower import LocalFlower
 from apps.server_app import ERROR_FILE, PROGRESS, build_strategy
 from fedsplit.errors import FedsplitError, require
@@ -61,10 +61,7 @@ def check(config: DictConfig, folder: Path) -> None:
     FedsplitError
         Naming the field.
     """
-    require(config.rounds >= 1, "rounds", config.rounds, "at least 1")
-    require(config.fleet.devices >= 1, "fleet.devices", config.fleet.devices, "at least 1")
-    require(config.evaluate.every >= 1, "evaluate.every", config.evaluate.every, "at least 1")
-    require(config.run.concurrency >= 1, "run.concurrency", config.run.concurrency, "at least 1")
+    run_settings(config)
     job(config)
     local_work(config)
     codec_plan(config)
@@ -84,7 +81,7 @@ def absolute(overrides: Sequence[str], config: DictConfig) -> list[str]:
     fixed = [item for item in overrides if not item.startswith(("resume=", "output="))]
     for key, value in (
         ("model.source", config.model.get("source")),
-        ("data.path", config.data.path),
+        ("data.path", config.data.get("path")),
     ):
         if value is not None and Path(value).exists():
             fixed.append(f"++{key}='{Path(value).resolve()}'")

@@ -14,7 +14,7 @@ from flwr.supercore import log
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from apps.config import codec_plan, job, load_config, local_work, output_folder, plain
+from apps.config import codec_plan, job, load_config, local_work, output_folder, plain, run_settings
 from apps.records import record_of
 from fedsplit.errors import FedsplitError
 from fedsplit.flower import (
@@ -37,6 +37,7 @@ from fedsplit.flower.checkpoint import (
 from fedsplit.flower.messages import to_record
 from fedsplit.flower.source import source_hash
 from fedsplit.models.adapters import lora_config
+from fedsplit.models.routes import check_route
 from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
 
@@ -76,8 +77,8 @@ class Run:
     """One run: its parts, built from the configuration, and what happens after each round."""
 
     def __init__(self, config: DictConfig, folder: Path) -> None:
-        self._config = config
         self._folder = folder
+        self._settings = run_settings(config)
         self._job = job(config, source_hash())
         self._work = local_work(config)
         self._codec = codec_plan(config)
@@ -85,23 +86,24 @@ class Run:
         resumed = config.resume is not None
         self._checkpoint = load_checkpoint(folder) if resumed else None
         if self._checkpoint is not None:
-            self._report = RunReport.resume(folder, self._checkpoint.server_round, config.rounds)
+            self._report = RunReport.resume(
+                folder, self._checkpoint.server_round, self._settings.rounds
+            )
         else:
-            self._report = RunReport(folder, plain(config), config.rounds)
+            self._report = RunReport(folder, plain(config), self._settings.rounds)
 
     def execute(self, grid: Grid) -> None:
         """Run all rounds and write what came out."""
-        config = self._config
-        torch.set_num_threads(config.run.server_threads)
-        job = self._job
+        settings, job = self._settings, self._job
+        torch.set_num_threads(settings.server_threads)
         with StageHost(job.model, job.optimizer, job.accelerator) as host:
             self._host = host
             scene = self._scene(1, dict.fromkeys(range(job.n_devices), 1))
             for turn in self._strategy.plan_evaluation(scene):
-                host.model.check_route(turn.route)
-            roster = discover(grid, job, config.run.connect_s)
+                check_route(job.model, turn.route)
+            roster = discover(grid, job, settings.connect_s)
             coordinator = Coordinator(
-                grid, host, job, roster, config.run.deadline_s, self._on_progress
+                grid, host, job, roster, settings.deadline_s, self._on_progress
             )
             done = self._checkpoint.server_round if self._checkpoint else 0
             self._strategy.bind(
@@ -110,14 +112,14 @@ class Run:
                     self._scene,
                     self._on_round,
                     first_round=done + 1,
-                    evaluate_every=config.evaluate.every,
+                    evaluate_every=settings.evaluate_every,
                 )
             )
             adapters = host.initial_adapters()
             if self._checkpoint is not None:
                 adapters = self._checkpoint.adapters
                 restore_strategy(self._strategy.inner, self._checkpoint.strategy)
-            result = self._strategy.start(grid, to_record(adapters), num_rounds=config.rounds)
+            result = self._strategy.start(grid, to_record(adapters), num_rounds=settings.rounds)
             self._finish(result.arrays)
 
     def _scene(self, server_round: int, samples: dict[int, int]) -> Scene:

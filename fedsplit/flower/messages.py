@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import Tensor
 
 from fedsplit.data import DataSpec
-from fedsplit.errors import FedsplitError
+from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import OptimizerSpec
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec
@@ -53,6 +53,10 @@ class Job:
     threads: int = 1
     accelerator: str = "auto"
     source: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("n_devices", "batch_size", "threads"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True)
