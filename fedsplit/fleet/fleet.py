@@ -161,7 +161,7 @@ class FleetSpec:
     samples : tuple of int
         Range of training samples, drawn uniformly, both ends included.
     members : tuple of DeviceSpec
-        Devices described by hand; they replace all that is sampled, and `devices` is their count.
+        Devices described by hand, as many as `devices`, in place of sampled ones.
     radius_m, min_distance_m : float
         Devices stand uniformly in a ring around their station.
     utilisation : float
@@ -222,6 +222,9 @@ class FleetSpec:
         ring = self.edge_ring_m
         require(0 <= ring < math.inf, "fleet.edge_ring_m", ring, "finite and at least 0")
         require(0 < self.utilisation <= 1, "fleet.utilisation", self.utilisation, "in (0, 1]")
+        given = len(self.members)
+        fits = given in (0, self.devices)
+        require(fits, "fleet.devices", self.devices, f"{given}, as many as fleet.members")
         for i, member in enumerate(self.members):
             place = f"fleet.members[{i}]"
             require_choice(f"{place}.type", member.type, known)
@@ -254,7 +257,7 @@ def build_fleet(spec: FleetSpec, seed: int = 0) -> Fleet:
         changing one setting leaves the others' draws alone.
     """
     known = {**DEVICES, **SERVERS, **spec.processors}
-    n_devices = len(spec.members) or spec.devices
+    n_devices = spec.devices
     home = np.arange(n_devices) % max(spec.edges, 1)
     servers = _servers(spec, known)
     stations = servers.positions_m[1 + home if spec.edges else 0 * home]

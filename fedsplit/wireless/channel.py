@@ -230,6 +230,12 @@ class Channel:
             spec.gap_db,
         )
 
+    def realise_steps(self, round_: int, steps: int) -> tuple[ChannelState, ...]:
+        """Return the links in a round: one state, or one per step if fading is per step."""
+        if self._spec.fading.per == "round" or self._trace is not None:
+            return (self.realise(round_),)
+        return tuple(self.realise(round_, step) for step in range(max(steps, 1)))
+
     def _mean_gain(self, positions_m: Array) -> tuple[Array, NDArray[np.bool_]]:
         """Return each link's gain without small-scale fading, and whether it is in sight."""
         spec = self._spec

@@ -89,7 +89,7 @@ def test_fleet_described_device_by_device_with_own_processors():
         DeviceSpec("mine", (290.0, 0.0), clock_hz=5e8, samples=7),
         DeviceSpec("jetson_nano", (-290.0, 1.0)),
     )
-    spec = FleetSpec(members=members, edges=2, edge_ring_m=300.0, processors={"mine": OWN})
+    spec = FleetSpec(2, members=members, edges=2, edge_ring_m=300.0, processors={"mine": OWN})
     fleet = build_fleet(spec)
     assert fleet.devices.names == ("mine", "jetson_nano")
     assert fleet.devices.clock_hz.tolist() == [5e8, DEVICES["jetson_nano"].max_hz]
@@ -112,9 +112,10 @@ def test_fleet_described_device_by_device_with_own_processors():
         ({"min_distance_m": 300.0}, "fleet.min_distance_m=300.0: must be from 0 to radius_m=250"),
         ({"edge_ring_m": float("inf")}, "fleet.edge_ring_m=inf"),
         ({"types_by": "taste"}, "fleet.types_by='taste': must be one of rotation, random"),
-        ({"members": (DeviceSpec("a100", (0.0, float("nan"))),)}, r"members\[0\].position_m"),
-        ({"members": (DeviceSpec("a100", (0.0, 0.0), 1e12),)}, r"members\[0\].clock_hz=10{12}"),
-        ({"members": (DeviceSpec("a100", (0.0, 0.0), None, -1),)}, r"members\[0\].samples=-1"),
+        ({"members": (DeviceSpec("a100", (0.0, 0.0)),)}, "fleet.devices=4: must be 1, as many as"),
+        ({"members": (DeviceSpec("a100", (0.0, float("nan"))),), "devices": 1}, r"members\[0\].position_m"),
+        ({"members": (DeviceSpec("a100", (0.0, 0.0), 1e12),), "devices": 1}, r"members\[0\].clock_hz=10{12}"),
+        ({"members": (DeviceSpec("a100", (0.0, 0.0), None, -1),), "devices": 1}, r"members\[0\].samples=-1"),
     ],
 )
 def test_bad_descriptions_are_named(change, named):

@@ -56,6 +56,14 @@ def test_steps_differ_only_when_fading_is_per_step(spec):
     assert same == (spec.fading.per == "round" or not (changes or moves))
 
 
+def test_a_round_has_one_state_or_one_per_step():
+    assert len(Channel(ChannelSpec(), POSITIONS).realise_steps(2, 5)) == 1
+    channel = Channel(ChannelSpec(fading=FadingSpec(per="step")), POSITIONS)
+    states = channel.realise_steps(2, 5)
+    assert len(states) == 5
+    assert np.array_equal(states[3].gain_up, channel.realise(2, 3).gain_up)
+
+
 def test_gain_without_randomness_is_the_path_loss():
     state = Channel(STILL, POSITIONS, [30.0, 40.0]).realise(0)
     distance = np.hypot(POSITIONS[:, 0] - 30, POSITIONS[:, 1] - 40)
