@@ -1,0 +1,137 @@
+"""The default job against centralised LoRA: same data, same model, same number of steps.
+
+``python -m benchmarks.centralised`` runs the default job's devices, server and link in one
+process, then trains the unsplit model with plain PEFT on all devices' data together.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from apps.config import job, load_config, local_work
+from apps.run import run
+from fedsplit.data import Batch, FederatedData, batches, load_data, training_batches
+from fedsplit.flower import Job
+from fedsplit.report import read_records
+from fedsplit.seeds import generator
+
+MARGIN = 0.02
+
+
+def main() -> int:
+    """Print both losses; exit 1 if the split run is more than 2 % above the centralised one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("overrides", nargs="*", help="as for `fedsplit run`")
+    options = parser.parse_args()
+    console = Console()
+    config = load_config(options.overrides)
+    settings = job(config)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "run"
+        if run([*options.overrides, f"output={output}"], console) != 0:
+            return 1
+        records = read_records(output)
+    initial, split = records[0].eval_loss, records[-1].eval_loss
+    assert initial is not None
+    assert split is not None
+    data = load_data(
+        settings.data,
+        AutoTokenizer.from_pretrained(settings.model.source),
+        settings.n_devices,
+        settings.seed,
+    )
+    work = local_work(config)
+    steps = config.rounds * sum(
+        work.steps_for(len(data.train(device))) for device in range(settings.n_devices)
+    )
+    centralised, check = train_centralised(settings, data, steps)
+    table = Table(title="Evaluation loss on all devices' test data")
+    for heading in ("", "loss", "against centralised"):
+        table.add_column(heading, justify="right")
+    table.add_row("before training", f"{initial:.4f}", "")
+    table.add_row(
+        f"fedsplit run, {config.rounds} rounds", f"{split:.4f}", f"{split / centralised - 1:+.2%}"
+    )
+    table.add_row(f"centralised LoRA, {steps} steps", f"{centralised:.4f}", "")
+    console.print(table)
+    assert abs(check - initial) < 1e-3 * initial, "the two evaluations must agree before training"
+    result = {
+        "split_loss": split,
+        "centralised_loss": centralised,
+        "initial_loss": initial,
+        "steps": steps,
+    }
+    print(json.dumps(result))
+    return int(split > (1 + MARGIN) * centralised)
+
+
+def train_centralised(settings: Job, data: FederatedData, steps: int) -> tuple[float, float]:
+    """Train the unsplit model with PEFT on everyone's data; return the loss after and before."""
+    spec = settings.model
+    torch.manual_seed(settings.seed)
+    base = AutoModelForCausalLM.from_pretrained(spec.source)
+    model = get_peft_model(
+        base,
+        LoraConfig(
+            r=spec.r,
+            lora_alpha=spec.alpha,
+            lora_dropout=spec.dropout,
+            target_modules=spec.target_modules,
+            task_type=TaskType.CAUSAL_LM,
+        ),
+    )
+    before = evaluate(model, data, settings.batch_size)
+    optimizer = settings.optimizer.build(p for p in model.parameters() if p.requires_grad)
+    model.train()
+    for batch in pooled_batches(settings, data, steps):
+        optimizer.zero_grad()
+        model(**batch.inputs).loss.backward()
+        optimizer.step()
+    return evaluate(model, data, settings.batch_size), before
+
+
+def pooled_batches(settings: Job, data: FederatedData, steps: int) -> "itertools.islice[Batch]":
+    """Return `steps` mini-batches drawn from all devices' data together."""
+
+    class Pool:
+        """All devices' training samples as one data set."""
+
+        def __init__(self) -> None:
+            parts = [data.train(device) for device in range(data.n_devices)]
+            self._places = [(part, i) for part in parts for i in range(len(part))]
+
+        def __len__(self) -> int:
+            return len(self._places)
+
+        def select(self, indices: "list[int] | tuple[int, ...]") -> dict[str, torch.Tensor]:
+            rows = [self._places[i][0].select([self._places[i][1]]) for i in indices]
+            return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+
+    rng = generator(settings.seed, "centralised")
+    return itertools.islice(training_batches(Pool(), settings.batch_size, rng, steps), steps)
+
+
+def evaluate(model: PreTrainedModel, data: FederatedData, batch_size: int) -> float:
+    """Return the mean loss per token over all devices' test data."""
+    model.eval()
+    total, targets = 0.0, 0
+    with torch.no_grad():
+        for device in range(data.n_devices):
+            for batch in batches(data.test(device), batch_size):
+                count = int((batch.inputs["labels"][:, 1:] != -100).sum())
+                total += float(model(**batch.inputs).loss) * count
+                targets += count
+    return total / targets
+
+
+if __name__ == "__main__":
+    sys.exit(main())
