@@ -20,6 +20,9 @@ class UnitProfile:
     FLOPs count a multiply-add as two. Bytes that depend on the batch (activation, boundary) are
     per sample; parameter, adapter and optimizer bytes are once per model, adapter set and branch.
     `parameter_bytes` counts all weights, `adapter_bytes` those of them that are trained.
+    `activation_bytes` is what the forward pass keeps for the backward pass; `workspace_bytes` what
+    the unit needs on top while it computes. So a segment's peak is the sum of the one and the
+    largest of the other.
     """
 
     forward_flops: float = 0.0
@@ -29,15 +32,23 @@ class UnitProfile:
     optimizer_bytes: float = 0.0
     activation_bytes: float = 0.0
     boundary_bytes: float = 0.0
+    workspace_bytes: float = 0.0
 
     def __add__(self, other: "UnitProfile") -> "UnitProfile":
-        """Return the cost of both units; the boundary is that of `other`, which comes last."""
+        """Return the cost of both units; the boundary is that of `other`, which comes last.
+
+        They compute one after the other, so that workspace does not add up.
+        """
         summed = {
             item.name: getattr(self, item.name) + getattr(other, item.name)
             for item in fields(self)
-            if item.name != "boundary_bytes"
+            if item.name not in ("boundary_bytes", "workspace_bytes")
         }
-        return UnitProfile(**summed, boundary_bytes=other.boundary_bytes)
+        return UnitProfile(
+            **summed,
+            boundary_bytes=other.boundary_bytes,
+            workspace_bytes=max(self.workspace_bytes, other.workspace_bytes),
+        )
 
 
 def total(units: Iterable[UnitProfile]) -> UnitProfile:

@@ -156,9 +156,7 @@ def export(
     return ExportedModel(fold(traced, samples, name or type(model).__name__), module)
 
 
-def _needed(
-    wanted: list[fx.Node], sides: Mapping[fx.Node, str] | None = None
-) -> set[fx.Node]:
+def _needed(wanted: list[fx.Node], sides: Mapping[fx.Node, str] | None = None) -> set[fx.Node]:
     """Return `wanted` and all that it needs; with `sides`, up to where the device's part begins."""
     found: set[fx.Node] = set()
     stack = list(wanted)

@@ -33,11 +33,11 @@ def peak_bytes(
     watch = _Live(len(blocks) + 2, {tensor.untyped_storage()._cdata for tensor in held})
     for parameter in fake.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+            parameter.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
     for unit, name in enumerate(blocks, start=1):
         block = fake.get_submodule(name)
-        block.register_forward_pre_hook(lambda *_, unit=unit: watch.enter(unit))  # type: ignore[misc]
-        block.register_forward_hook(lambda *_, unit=unit: watch.enter(unit + 1))  # type: ignore[misc]
+        block.register_forward_pre_hook(lambda *_, unit=unit: watch.enter(unit))
+        block.register_forward_hook(lambda *_, unit=unit: watch.enter(unit + 1))
     with mode, watch:
         output = fake(**fake_inputs)
         loss = getattr(output, "loss", output)
@@ -47,7 +47,7 @@ def peak_bytes(
     return watch.peaks
 
 
-def _drop_gradient(parameter: Tensor) -> None:
+def _drop(parameter: Tensor) -> None:
     parameter.grad = None
 
 

@@ -85,7 +85,8 @@ def planned_model(spec: ModelSpec) -> PreTrainedModel:
         add_adapters(model, spec, lambda _: False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(spec.train == "full" or is_adapter(name))
-    return model.train()
+    model.train()
+    return model
 
 
 def example_batch(
@@ -108,7 +109,8 @@ def _unit(traced: Trace, position: int, samples: int) -> UnitProfile:
     """Return the cost of block `position`; -1 is what comes before the first."""
     inside = [step for step in traced.operations if step.block == position]
     used = {item for step in inside for item in step.parameters}
-    adapter = sum(traced.parameters[item].n_bytes for item in used if _trained(traced, item))
+    weights = [traced.parameters[item] for item in used]
+    adapter = sum(weight.n_bytes for weight in weights if weight.trainable)
 
     def per_sample(read: str) -> float:
         return float(sum(getattr(step, read) for step in inside)) / samples
@@ -117,13 +119,9 @@ def _unit(traced: Trace, position: int, samples: int) -> UnitProfile:
     return UnitProfile(
         forward_flops=per_sample("forward_flops"),
         backward_flops=per_sample("backward_flops"),
-        parameter_bytes=sum(traced.parameters[item].n_bytes for item in used),
+        parameter_bytes=sum(weight.n_bytes for weight in weights),
         adapter_bytes=adapter,
         optimizer_bytes=OPTIMIZER_COPIES * adapter,
         activation_bytes=per_sample("saved_bytes"),
         boundary_bytes=0.0 if last else traced.boundary_bytes[position + 1] / samples,
     )
-
-
-def _trained(traced: Trace, item: int) -> bool:
-    return traced.parameters[item].trainable

@@ -1,0 +1,114 @@
+"""What a model costs on this machine, block by block, by the clock."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from fedsplit.errors import require
+from fedsplit.models.blocks import find_blocks
+from fedsplit.models.profile import example_batch, profile_model
+from fedsplit.models.spec import ModelSpec
+from fedsplit.models.split import load
+from fedsplit.profiles import ModelProfile
+
+
+def measure_model(
+    spec: ModelSpec, seq_len: int, batch: int = 1, repeats: int = 5
+) -> tuple[ModelProfile, float]:
+    """Time a training step of the model of `spec` on this machine.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    seq_len, batch : int
+        Shape of the batch.
+    repeats : int
+        Steps; the median of each unit's times counts. One more goes before, unmeasured.
+
+    Returns
+    -------
+    ModelProfile
+        As `profile_model` counts it, but with FLOPs in proportion to the time that each unit took:
+        divided by the machine's rate they give that time. Its `source` is "measured".
+    float
+        The machine's rate: counted FLOPs of a step per second of a step.
+
+    Raises
+    ------
+    FedsplitError
+        If the model is unknown or has no blocks, or `repeats` is below 1.
+    """
+    require(repeats >= 1, "repeats", repeats, "at least 1")
+    counted = profile_model(spec, seq_len, batch)
+    held = load(spec)
+    held.train()
+    inputs = example_batch(held.config, spec.task, seq_len, batch)
+    blocks = find_blocks(held.model)
+    runs = [unit_seconds(held.model, inputs, blocks) for _ in range(repeats + 1)][1:]
+    forward, backward = (
+        [median(run[turn][unit] for run in runs) for unit in range(len(blocks) + 2)]
+        for turn in range(2)
+    )
+    units = [counted.embed, *counted.blocks, counted.head]
+    flops = batch * sum(unit.forward_flops + unit.backward_flops for unit in units)
+    rate = flops / sum([*forward, *backward])
+    timed = [
+        replace(unit, forward_flops=up * rate / batch, backward_flops=down * rate / batch)
+        for unit, up, down in zip(units, forward, backward, strict=True)
+    ]
+    profile = replace(
+        counted,
+        embed=timed[0],
+        blocks=tuple(timed[1:-1]),
+        head=timed[-1],
+        source="measured",
+    )
+    return profile, rate
+
+
+def unit_seconds(
+    model: nn.Module, inputs: Mapping[str, Tensor], blocks: Sequence[str]
+) -> tuple[list[float], list[float]]:
+    """Return the forward and the backward time of every unit in one step, in s.
+
+    Units are what comes before the first block, the blocks, and what comes after the last.
+    """
+    n_units = len(blocks) + 2
+    spent = ([0.0] * n_units, [0.0] * n_units)
+    at: list[Any] = [0, 0, time.perf_counter()]  # direction, unit, since when
+
+    def move(direction: int, unit: int, *_: Any) -> None:
+        now = time.perf_counter()
+        spent[at[0]][at[1]] += now - at[2]
+        at[:] = direction, unit, now
+
+    def leave(unit: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        move(0, unit + 1)
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and leaf.requires_grad:
+                leaf.register_hook(partial(move, 1, unit))  # its gradient is there
+                break
+
+    handles = []
+    for unit, name in enumerate(blocks, start=1):
+        block = model.get_submodule(name)
+        handles += [
+            block.register_forward_pre_hook(partial(move, 0, unit)),
+            block.register_forward_hook(partial(leave, unit)),
+        ]
+    try:
+        loss = model(**inputs).loss
+        move(1, n_units - 1)
+        loss.backward()
+        move(1, 0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    model.zero_grad(set_to_none=True)
+    return spent
