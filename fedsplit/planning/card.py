@@ -72,7 +72,7 @@ class CardPlan:
     utility: Array
 
 
-def card(
+def plan_card(
     costs: CutCosts,
     devices: Devices,
     uplink_bps: ArrayLike,

@@ -1,0 +1,80 @@
+"""What a round should look like: cuts, bands, clocks, codecs and groups; arrays in, plans out."""
+
+from fedsplit.planning.association import (
+    Association,
+    associate_by_channel,
+    associate_by_load,
+    select_users,
+)
+from fedsplit.planning.bandwidth import (
+    Allocation,
+    equal_shares,
+    evaluate_shares,
+    minmax_shares,
+    required_bandwidth,
+    weighted_shares,
+)
+from fedsplit.planning.card import CardPlan, ServerClock, plan_card
+from fedsplit.planning.codec_table import CodecTable
+from fedsplit.planning.costs import CutCosts, Devices
+from fedsplit.planning.cut import CutResult, CutSolver
+from fedsplit.planning.cut_cost import CutCost, CutLimits, CutSystem
+from fedsplit.planning.errors import InfeasibleError
+from fedsplit.planning.fedsllm import FedsllmPlan, FedsllmProblem, LearningCurve, plan_fedsllm
+from fedsplit.planning.grouping import Grouping, balanced_groups, exact_groups, random_groups
+from fedsplit.planning.joint import JointPlan, plan_joint
+from fedsplit.planning.pools import LinearPool, Pool, ShannonPool, shannon_bps
+from fedsplit.planning.sft import SftPlan, SftProblem, plan_large_timescale, plan_small_timescale
+from fedsplit.planning.sft_alm import AlmResult, plan_large_timescale_alm
+from fedsplit.planning.sqp import minmax_shares_sqp
+from fedsplit.planning.system import devices_of, downlink_efficiency, server_of, uplink_snr_hz
+
+__all__ = [
+    "Allocation",
+    "AlmResult",
+    "Association",
+    "CardPlan",
+    "CodecTable",
+    "CutCost",
+    "CutCosts",
+    "CutLimits",
+    "CutResult",
+    "CutSolver",
+    "CutSystem",
+    "Devices",
+    "FedsllmPlan",
+    "FedsllmProblem",
+    "Grouping",
+    "InfeasibleError",
+    "JointPlan",
+    "LearningCurve",
+    "LinearPool",
+    "Pool",
+    "ServerClock",
+    "SftPlan",
+    "SftProblem",
+    "ShannonPool",
+    "associate_by_channel",
+    "associate_by_load",
+    "balanced_groups",
+    "devices_of",
+    "downlink_efficiency",
+    "equal_shares",
+    "evaluate_shares",
+    "exact_groups",
+    "minmax_shares",
+    "minmax_shares_sqp",
+    "plan_card",
+    "plan_fedsllm",
+    "plan_joint",
+    "plan_large_timescale",
+    "plan_large_timescale_alm",
+    "plan_small_timescale",
+    "random_groups",
+    "required_bandwidth",
+    "select_users",
+    "server_of",
+    "shannon_bps",
+    "uplink_snr_hz",
+    "weighted_shares",
+]

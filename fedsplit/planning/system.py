@@ -1,0 +1,44 @@
+"""From a fleet and its channel to the arrays that planners read."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fedsplit.fleet import Fleet
+from fedsplit.planning.card import ServerClock
+from fedsplit.planning.costs import Devices
+from fedsplit.planning.errors import Array
+from fedsplit.wireless import ChannelState, db_to_linear, downlink_bps
+
+
+def devices_of(fleet: Fleet, steps: ArrayLike, members: Sequence[int] | None = None) -> Devices:
+    """Return the devices of a fleet (all, or `members`) with this many mini-batches each."""
+    which = np.arange(fleet.n_devices) if members is None else np.asarray(members)
+    return Devices(fleet.devices.flops[which], fleet.devices.memory_bytes[which], steps)
+
+
+def server_of(fleet: Fleet, server: int = 0) -> ServerClock:
+    """Return a server of a fleet: 0 is the cloud or only server, 1.. are the edges."""
+    nodes = fleet.servers
+    return ServerClock(
+        float(nodes.flops_per_cycle[server]),
+        float(nodes.min_hz[server]),
+        float(nodes.clock_hz[server]),
+        float(nodes.energy_coefficient[server]),
+    )
+
+
+def uplink_snr_hz(state: ChannelState) -> Array:
+    """Return ``gain * power / noise density`` of every uplink, Hz, shape ``[N]``.
+
+    Less the channel's distance from capacity. Planners divide bands by Shannon's formula; with a
+    table of modulation schemes the plan is that of the capacity the table approximates.
+    """
+    snr: Array = state.gain_up * state.power_up_w / state.noise_w_hz / db_to_linear(state.gap_db)
+    return snr
+
+
+def downlink_efficiency(state: ChannelState) -> Array:
+    """Return the bit/s per hertz of every downlink, shape ``[N]``; its power is spread evenly."""
+    return downlink_bps(state, 1.0)
