@@ -38,8 +38,20 @@ class Visits:
 
     def firsts(self) -> list[int]:
         """Return the index of each branch's first visit."""
-        changes = np.flatnonzero(np.diff(self.branch, prepend=-1))
-        return [int(index) for index in changes]
+        indices: list[int] = np.flatnonzero(np.diff(self.branch, prepend=-1)).tolist()
+        return indices
+
+    def ends(self) -> list[bool]:
+        """Return for each visit whether it is its branch's last."""
+        last = np.append(np.diff(self.branch) != 0, np.ones(min(len(self.branch), 1), dtype=bool))
+        flags: list[bool] = last.tolist()
+        return flags
+
+    def arrivals(self, ends: Array) -> Array:
+        """Return when each visit arrives if the visits end at `ends`."""
+        previous = np.concatenate([np.zeros(1), ends[:-1]])
+        previous[self.firsts()] = 0.0
+        return previous + self.delay_s
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,24 +66,23 @@ class Served:
 def first_come_first_served(visits: Visits) -> Served:
     """Serve one visit at a time on each server, in order of arrival (ties: lower branch first)."""
     delay, work, node = visits.delay_s.tolist(), visits.work_s.tolist(), visits.node.tolist()
-    firsts = visits.firsts()
-    starts = set(firsts)
-    arrive, begin, end = ([0.0] * len(delay) for _ in range(3))
+    last, end = visits.ends(), [0.0] * len(visits.delay_s)
     free = [0.0] * (max(node, default=0) + 1)
-    waiting = [(delay[first], first) for first in firsts]
+    waiting = [(delay[first], first) for first in visits.firsts()]
     heapq.heapify(waiting)
     while waiting:
         time, visit = waiting[0]
         server = node[visit]
-        arrive[visit] = time
-        begin[visit] = start = max(time, free[server])
-        end[visit] = free[server] = done = start + work[visit]
-        following = visit + 1
-        if following < len(delay) and following not in starts:
-            heapq.heapreplace(waiting, (done + delay[following], following))
-        else:
+        start = free[server] if free[server] > time else time
+        free[server] = end[visit] = done = start + work[visit]
+        if last[visit]:
             heapq.heappop(waiting)
-    return Served(np.array(arrive), np.array(begin), np.array(end))
+        else:
+            heapq.heapreplace(waiting, (done + delay[visit + 1], visit + 1))
+    ends = np.array(end)
+    arrivals = visits.arrivals(ends)
+    # Rounding may take the begin a last digit below the arrival.
+    return Served(arrivals, np.maximum(ends - visits.work_s, arrivals), ends)
 
 
 class _SharedServer:
@@ -102,20 +113,18 @@ class _SharedServer:
 def processor_sharing(visits: Visits) -> Served:
     """Serve all present visits of a server at once, each at an equal share of its speed."""
     delay, work, node = visits.delay_s.tolist(), visits.work_s.tolist(), visits.node.tolist()
-    firsts = visits.firsts()
-    starts = set(firsts)
-    arrive, end = [0.0] * len(delay), [0.0] * len(delay)
+    last = visits.ends()
+    end = [0.0] * len(delay)
     servers = [_SharedServer() for _ in range(max(node, default=0) + 1)]
     # (time, order, visit that arrives or server that a visit leaves, version of the server);
     # departures (order 0) go before arrivals at the same time.
-    events: list[tuple[float, int, int, int]] = [(delay[f], 1, f, 0) for f in firsts]
+    events: list[tuple[float, int, int, int]] = [(delay[f], 1, f, 0) for f in visits.firsts()]
     heapq.heapify(events)
     while events:
         time, arrives, subject, version = heapq.heappop(events)
         if arrives:
             server, number = servers[node[subject]], node[subject]
             server.advance(time)
-            arrive[subject] = time
             heapq.heappush(server.present, (server.level + work[subject], subject))
         else:
             server, number = servers[subject], subject
@@ -125,10 +134,10 @@ def processor_sharing(visits: Visits) -> Served:
             finish, visit = heapq.heappop(server.present)
             server.level = finish
             end[visit] = time
-            following = visit + 1
-            if following < len(delay) and following not in starts:
-                heapq.heappush(events, (time + delay[following], 1, following, 0))
+            if not last[visit]:
+                heapq.heappush(events, (time + delay[visit + 1], 1, visit + 1, 0))
         if server.present:
             heapq.heappush(events, (server.next_departure(), 0, number, server.version))
-    begin = np.array(arrive)
-    return Served(begin, begin.copy(), np.array(end))
+    ends = np.array(end)
+    arrivals = visits.arrivals(ends)
+    return Served(arrivals, arrivals, ends)

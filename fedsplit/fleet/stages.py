@@ -282,7 +282,8 @@ class StageBuilder:
         n_blocks = self._profile.n_blocks
         for index, turn in enumerate(self._flat):
             route = turn.route
-            require(route.n_blocks == n_blocks, "route", str(route), f"{n_blocks} blocks")
+            if route.n_blocks != n_blocks:
+                raise FedsplitError(f"route={route}: must be of {n_blocks} blocks, as the profile")
             by_tiers.setdefault(tuple(s.tier for s in route.segments), []).append(index)
         return tuple(self._group(tiers, members) for tiers, members in by_tiers.items())
 

@@ -340,7 +340,7 @@ def test_bytes_of_a_real_run_replace_the_estimate():
         ({"uplink_hz": 1e9}, "sum of turn.uplink_hz=1000000000.0: must be at most 2e\\+07"),
         ({"server_hz": 1e12}, "turn.server_hz=1000000000000.0: must be above 0 and at most"),
         ({"server_hz": float("nan")}, "turn.server_hz=nan"),
-        ({"route": Route.two_tier(3, 1)}, "route=.*must be 5 blocks"),
+        ({"route": Route.two_tier(3, 1)}, "route=.*must be of 5 blocks"),
         ({"route": Route.three_tier(5, 1, 2)}, "fleet.edges=0: must be at least 1"),
     ],
 )

@@ -1,0 +1,87 @@
+"""How many rounds a second can be planned: ``python -m benchmarks.plan``.
+
+A planned round is a new channel realisation, a plan and its timeline, here for GPT-2 small's shape
+(batch 4 x 128, LoRA r=8), 10 steps per device and a cut of its own for each. SplitFed makes every
+device queue at one server, the dearest case for the timeline; vanilla split learning has
+no queue. Sizes are interleaved, the best of several turns counts, and time is this process's own.
+
+Floor: a round of 10,000 devices may take at most 20 times one of 1,000 (linear growth would be 10).
+"""
+
+import json
+import sys
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsplit.fleet import FleetSpec, build_fleet, timeline
+from fedsplit.models import ModelSpec
+from fedsplit.models.profile import profile_model
+from fedsplit.plan import RoundPlan, Route, Turn
+from fedsplit.profiles import ModelProfile
+from fedsplit.wireless import Channel, ChannelSpec
+
+SIZES = (10, 1_000, 10_000)
+TURNS = 5
+BATCH, STEPS = 4, 10
+MAX_GROWTH = 20.0
+SCHEMES = {"splitfed": RoundPlan.parallel, "vanilla": RoundPlan.sequential}
+
+
+class Case:
+    """A scheme on a fleet of one size."""
+
+    def __init__(self, scheme: str, n_devices: int, profile: ModelProfile) -> None:
+        self._form, self._profile = SCHEMES[scheme], profile
+        self._fleet = build_fleet(FleetSpec(devices=n_devices, clock=(0.5, 1.0)))
+        places = self._fleet.devices.positions_m
+        self._channel = Channel(ChannelSpec(), places, self._fleet.stations_m)
+        self._round = 0
+
+    def seconds(self, repeats: int) -> float:
+        """Return the processor time of a round, over `repeats` rounds."""
+        begin = time.process_time()
+        for _ in range(repeats):
+            self._round += 1
+            self._plan_round()
+        return (time.process_time() - begin) / repeats
+
+    def _plan_round(self) -> None:
+        n_blocks = self._profile.n_blocks
+        plan = self._form(
+            Turn(n, Route.two_tier(n_blocks, 1 + n % (n_blocks - 1)), STEPS)
+            for n in range(self._fleet.n_devices)
+        )
+        state = self._channel.realise(self._round)
+        timeline(plan, self._profile, self._fleet, state, BATCH)
+
+
+def main() -> int:
+    """Time every scheme and size; return the exit code."""
+    profile = profile_model(ModelSpec(model_type="gpt2", r=8), 128)
+    cases = {(scheme, n): Case(scheme, n, profile) for scheme in SCHEMES for n in SIZES}
+    best = dict.fromkeys(cases, float("inf"))
+    for _ in range(TURNS):
+        for key, case in cases.items():
+            best[key] = min(best[key], case.seconds(max(1, 1_000 // key[1])))
+    table = Table(title="Planning a round (processor time)")
+    for heading in ("scheme", "devices", "ms per round", "us per device", "rounds per second"):
+        table.add_column(heading, justify="right")
+    for (scheme, n), seconds in best.items():
+        figures = (1e3 * seconds, 1e6 * seconds / n, 1 / seconds)
+        table.add_row(scheme, f"{n:,}", *(f"{figure:,.2f}" for figure in figures))
+    Console().print(table)
+    growth = {s: best[s, SIZES[-1]] / best[s, SIZES[-2]] for s in SCHEMES}
+    rates = {s: {str(n): 1 / best[s, n] for n in SIZES} for s in SCHEMES}
+    record = {
+        "rounds_per_second": rates["splitfed"],
+        "rounds_per_second_vanilla": rates["vanilla"],
+        "growth_1000_to_10000": growth,
+    }
+    print(json.dumps(record))
+    return 0 if max(growth.values()) <= MAX_GROWTH else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
