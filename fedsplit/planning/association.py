@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment, linprog
-from scipy.sparse import coo_array, hstack
+from scipy.sparse import coo_array, csr_array, hstack
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from fedsplit.errors import require, require_choice
 from fedsplit.planning.errors import Array, InfeasibleError, checked
@@ -67,12 +68,11 @@ def associate_by_channel(times_s: ArrayLike, capacity: int | None = None) -> Ass
     require(room >= 1, "capacity", room, "at least 1")
     if room * n_edges < n_users:
         raise InfeasibleError("room at the edges", n_users, room * n_edges, "users")
-    try:
-        user, slot = linear_sum_assignment(np.repeat(times, room, axis=1))
-    except ValueError as error:
-        raise InfeasibleError(
-            "room at the edges in reach", n_users, n_users - 1, "users"
-        ) from error
+    slots = np.repeat(times, room, axis=1)
+    served = maximum_bipartite_matching(csr_array(np.isfinite(slots)), perm_type="column") >= 0
+    if not served.all():
+        raise InfeasibleError("room at the edges in reach", n_users, served.sum(), "users")
+    user, slot = linear_sum_assignment(slots)
     edge = np.empty(n_users, dtype=np.int64)
     edge[user] = slot // room
     total = float(times[np.arange(n_users), edge].sum())

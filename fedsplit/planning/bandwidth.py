@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fedsplit.errors import require
 from fedsplit.planning.errors import Array, InfeasibleError, checked
@@ -217,16 +217,14 @@ def _equal(pool: Pool) -> Array:
     return np.where(needed, pool.budget / max(1, int(needed.sum())), 0.0)
 
 
-def _connected(needs: Array) -> list[list[int]]:
+def _connected(needs: NDArray[np.bool_]) -> list[list[int]]:
     """Return groups of pools (rows of `needs`) that are linked by common users."""
     groups: list[list[int]] = []
     for pool in range(len(needs)):
         if not needs[pool].any():
             continue
         linked = [
-            group
-            for group in groups
-            if any((needs[pool].astype(bool) & needs[other].astype(bool)).any() for other in group)
+            group for group in groups if any((needs[pool] & needs[other]).any() for other in group)
         ]
         groups = [group for group in groups if group not in linked]
         groups.append(sorted([pool, *(index for group in linked for index in group)]))

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedsplit.errors import require
 from fedsplit.planning.costs import CutCosts, Devices
-from fedsplit.planning.errors import Array, checked
+from fedsplit.planning.errors import Array, checked, checked_links
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,15 @@ def plan_card(
     Raises
     ------
     InfeasibleError
-        If a device cannot hold its smallest allowed part.
+        If a device cannot hold its smallest allowed part, or has no rate.
     FedsplitError
         If a value is NaN, negative or out of range.
     """
     require(0 <= delay_weight <= 1, "delay_weight", delay_weight, "0 to 1")
     shape = (len(devices),)
-    up = checked("uplink_bps", uplink_bps, shape, positive=True)[:, None]
-    down = checked("downlink_bps", downlink_bps, shape, positive=True)[:, None]
+    bits = np.asarray(devices.steps) * costs.uplink_bits.min()
+    up = checked_links("uplink_bps", uplink_bps, shape, bits)[:, None]
+    down = checked_links("downlink_bps", downlink_bps, shape, bits)[:, None]
     allowed = devices.allowed_cuts(costs, min_cut)
     steps = np.asarray(devices.steps)[:, None]
     base = costs.adapter_bits * (1 / up + 1 / down) + steps * (

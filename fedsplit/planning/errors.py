@@ -87,3 +87,19 @@ def checked(
         allowed = f"{'above' if positive else 'at least'} 0{'' if infinite else ' and finite'}"
         require(False, place, float(array[where]), allowed)
     return array
+
+
+def checked_links(name: str, quality: ArrayLike, shape: tuple[int, ...], bits: ArrayLike) -> Array:
+    """Return `quality` (a rate, gain or efficiency per user) as `checked` does, none of it 0.
+
+    Raises
+    ------
+    InfeasibleError
+        If a link has quality 0, saying how many of its `bits` cannot be sent.
+    """
+    array = checked(name, quality, shape)
+    dead = np.flatnonzero(array == 0)
+    if len(dead):
+        needed = np.broadcast_to(np.asarray(bits, dtype=np.float64), shape)
+        raise InfeasibleError(f"{name}[{dead[0]}]=0, what it carries", needed[dead[0]], 0, "bit")
+    return array

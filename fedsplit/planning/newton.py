@@ -96,7 +96,7 @@ def equalising_shares(pools: Sequence[Pool], fixed_s: Array, users: Users) -> tu
         try:
             step = np.linalg.solve(system, right)
         except np.linalg.LinAlgError:
-            break
+            break  # The last division stands; its bound says how good it is.
         weight_step = own + step[:n_pools] @ reach - lag * step[n_pools]
         u_step = np.where(
             active, (step[:n_pools, None] - weight_step - mismatch) / curve.curvature, 0.0
@@ -139,10 +139,9 @@ def balancing_shares(pool: Pool, weights: Array, users: Users) -> Array:
     scale = pool.scale[users]
     offset = np.log(weights * pool.seconds[users] / scale)
     u = np.log(scale * len(users) / pool.budget)
-    price = None
+    curve = pool.curve(u)
+    price = (offset + curve.marginal).mean()
     for _ in range(_MAX_STEPS):
-        curve = pool.curve(u)
-        price = (offset + curve.marginal).mean() if price is None else price
         mismatch = offset + curve.marginal - price
         used = scale * np.exp(-u)
         use = used / (used.sum() * curve.curvature)
@@ -154,6 +153,7 @@ def balancing_shares(pool: Pool, weights: Array, users: Users) -> Array:
         price += damping * step
         if size < _CONVERGED:
             break
+        curve = pool.curve(u)
     shares: Array = scale * np.exp(-u)
     shares *= pool.budget / shares.sum()
     return shares

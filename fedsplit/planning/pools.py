@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from fedsplit.planning.errors import Array, InfeasibleError, checked
 
 LN2 = float(np.log(2.0))
+_POOR = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,9 +204,12 @@ def shannon_curve(u: Array) -> Curve:
     x = np.exp(u)
     log = np.log1p(x)
     inverse = 1.0 / (1.0 + x)
-    # The first two terms of the series bound the difference from below and keep it positive
-    # where it is all rounding error.
-    slope = np.maximum(log - x * inverse, x * x * (0.5 - x * (2 / 3))) / log
+    # ln(1 + x) - x / (1 + x), whose terms cancel for poor signals: there by its series.
+    rise = log - x * inverse
+    if x.size and x.min() < _POOR:
+        series = x * x * (1 / 2 - x * (2 / 3 - x * (3 / 4 - x * (4 / 5 - x * (5 / 6)))))
+        rise = np.where(x < _POOR, series, rise)
+    slope = rise / log
     rest = 1.0 - slope
     return Curve(
         x / log,

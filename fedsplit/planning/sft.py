@@ -16,7 +16,7 @@ from fedsplit.errors import require
 from fedsplit.planning.bandwidth import Allocation, minmax_shares
 from fedsplit.planning.codec_table import CodecTable
 from fedsplit.planning.costs import CutCosts, Devices
-from fedsplit.planning.errors import Array, InfeasibleError, checked
+from fedsplit.planning.errors import Array, InfeasibleError, checked, checked_links
 from fedsplit.planning.pools import LinearPool, Pool, ShannonPool, shannon_bps
 from fedsplit.planning.sqp import minmax_shares_sqp
 
@@ -55,6 +55,8 @@ class SftProblem:
 
     Raises
     ------
+    InfeasibleError
+        If a band or a device's channel carries nothing.
     FedsplitError
         If a value is NaN, negative, or 0 where that makes no sense.
     """
@@ -74,16 +76,18 @@ class SftProblem:
 
     def __post_init__(self) -> None:
         shape = (len(self.devices),)
-        for name in (
-            "uplink_snr_hz", "downlink_efficiency", "server_flops_per_s", "data_weights",
-        ):  # fmt: skip
-            value = checked(name, getattr(self, name), shape, positive=name != "data_weights")
+        bits = np.asarray(self.devices.steps) * self.costs.uplink_bits.min()
+        for name in ("uplink_snr_hz", "downlink_efficiency"):
+            value = checked_links(name, getattr(self, name), shape, bits)
             object.__setattr__(self, name, value)
-        weights = np.asarray(self.data_weights)
-        require(weights.sum() > 0, "data_weights", weights.tolist(), "not all 0")
-        checked("max_loss_increase", self.max_loss_increase)
         for name in ("uplink_hz", "downlink_hz"):
-            checked(name, getattr(self, name), positive=True)
+            checked_links(name, [getattr(self, name)], (1,), bits.sum())
+        speed = checked("server_flops_per_s", self.server_flops_per_s, shape, positive=True)
+        object.__setattr__(self, "server_flops_per_s", speed)
+        weights = checked("data_weights", self.data_weights, shape)
+        require(weights.sum() > 0, "data_weights", weights.tolist(), "not all 0")
+        object.__setattr__(self, "data_weights", weights)
+        checked("max_loss_increase", self.max_loss_increase)
 
     @property
     def shares_of_data(self) -> Array:

@@ -99,7 +99,10 @@ def test_random_selection_varies() -> None:
 def test_infeasible_and_bad_input_is_refused() -> None:
     with pytest.raises(InfeasibleError, match=r"room at the edges: needs 5 users, has 4"):
         associate_by_channel(_times(5, 2, 0), capacity=2)
-    times = _times(3, 2, 0)
+    times = _times(4, 2, 0)
+    times[:3, 1] = np.inf
+    with pytest.raises(InfeasibleError, match=r"edges in reach: needs 4 users, has 3"):
+        associate_by_channel(times)
     times[1] = np.inf
     for associate in (associate_by_channel, associate_by_load):
         with pytest.raises(InfeasibleError, match="in reach of user 1"):

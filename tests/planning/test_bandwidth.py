@@ -134,6 +134,20 @@ def test_prices_are_what_more_budget_saves() -> None:
         assert saved == pytest.approx(price * budget * 1e-5, rel=1e-3)
 
 
+@pytest.mark.parametrize("snr_db", [-140, -60, -30, 0, 60])
+def test_bounds_hold_at_any_signal_strength(snr_db: int) -> None:
+    band_hz, rng = 1e6, np.random.default_rng(0)
+    pool = ShannonPool([1e3, 3e3, 2e3], 10 ** (snr_db / 10) * band_hz * np.arange(1, 4), band_hz)
+    found, weights = minmax_shares([pool]), np.array([0.5, 0.3, 0.2])
+    best = weighted_shares([pool], weights)
+    assert found.gap <= 1e-9
+    assert best.gap <= 1e-9
+    for _ in range(100):
+        other = evaluate_shares([pool], (_disturbed(best.shares[0], band_hz, rng),))
+        assert weights @ other.delay_s >= best.bound_s * (1 - 1e-14)
+        assert other.objective_s >= found.bound_s * (1 - 1e-14)
+
+
 def test_pools_without_common_users_are_separate_problems() -> None:
     first = ShannonPool([1e6, 2e6, 0, 0], [1e7, 1e6, 1e6, 1e6], 1e6)
     second = ShannonPool([0, 0, 5e6, 1e6], [1e6, 1e6, 1e5, 1e7], 1e6)

@@ -109,7 +109,9 @@ def test_infeasible_and_bad_input_is_refused() -> None:
         plan_card(costs, Devices(devices.flops_per_s, 1e3), up, down, SERVER, 0.5)
     with pytest.raises(FedsplitError, match="delay_weight"):
         plan_card(costs, devices, up, down, SERVER, np.nan)
-    with pytest.raises(FedsplitError, match=r"uplink_bps\[1\]=0.0"):
+    with pytest.raises(InfeasibleError, match=r"uplink_bps\[1\]=0.* has 0 bit"):
         plan_card(costs, devices, [1.0, 0.0], down, SERVER, 0.5)
+    with pytest.raises(FedsplitError, match=r"downlink_bps\[0\]=nan"):
+        plan_card(costs, devices, up, np.nan, SERVER, 0.5)
     with pytest.raises(FedsplitError, match="min_hz"):
         ServerClock(1.0, 2.0, 1.0, 1.0)

@@ -125,6 +125,10 @@ def test_infeasible_problems_say_which_limit_and_by_how_much(plan) -> None:
     with pytest.raises(InfeasibleError, match="loss increase of the mildest") as caught:
         plan(replace(problem, table=table, max_loss_increase=least / 2))
     assert caught.value.shortfall == pytest.approx(least / 2)
+    with pytest.raises(InfeasibleError, match=r"uplink_hz\[0\]=0, .* has 0 bit"):
+        replace(problem, uplink_hz=0.0)
+    with pytest.raises(InfeasibleError, match=r"uplink_snr_hz\[1\]=0, .* has 0 bit"):
+        replace(problem, uplink_snr_hz=[1e7, 0.0, 1e7])
 
 
 def test_bad_input_is_refused_by_name() -> None:
@@ -135,7 +139,7 @@ def test_bad_input_is_refused_by_name() -> None:
     with pytest.raises(FedsplitError, match="max_loss_increase"):
         replace(problem, max_loss_increase=-0.1)
     with pytest.raises(FedsplitError, match="uplink_hz"):
-        replace(problem, uplink_hz=0.0)
+        replace(problem, uplink_hz=-1.0)
     with pytest.raises(FedsplitError, match="data_weights"):
         replace(problem, data_weights=0.0)
     with pytest.raises(FedsplitError, match="method"):
