@@ -218,7 +218,7 @@ def _pack(vertices: dict[int, _Vertex], traced: Trace, samples: int, name: str) 
     requires = [
         (order[index], order[reader])
         for index, vertex in vertices.items()
-        for reader in vertex.before
+        for reader in vertex.before - vertex.parents
         if reader != index
     ]
     users: dict[int, list[int]] = {}

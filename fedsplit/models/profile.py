@@ -1,5 +1,6 @@
 """What a model costs, block by block: counted from its operations, or timed on this machine."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fedsplit.errors import require
+from fedsplit.errors import FedsplitError, require
 from fedsplit.layergraph import LayerGraph
 from fedsplit.models.adapters import add_adapters, is_adapter
 from fedsplit.models.blocks import find_blocks
@@ -49,10 +50,17 @@ def profile_model(spec: ModelSpec, seq_len: int, batch: int = 1) -> ModelProfile
 
 
 def profile_graph(spec: ModelSpec, seq_len: int, batch: int = 1) -> LayerGraph:
-    """Return the graph of the model of `spec`, without weights or data; as `profile_model`."""
+    """Return the graph of the model of `spec`, without weights or data.
+
+    Parameters are those of `profile_model`; a model without a list of blocks has a graph all the
+    same, but none of its vertices belongs to a block.
+    """
     model = planned_model(spec)
     inputs = example_batch(model.config, spec.task, seq_len, batch)
-    return layer_graph(model, inputs, find_blocks(model), spec.source or str(spec.model_type))
+    blocks: tuple[str, ...] = ()
+    with contextlib.suppress(FedsplitError):
+        blocks = find_blocks(model)
+    return layer_graph(model, inputs, blocks, spec.source or str(spec.model_type))
 
 
 def profile_module(

@@ -92,7 +92,8 @@ def unit_seconds(
         move(0, unit + 1)
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor) and leaf.requires_grad:
-                leaf.register_hook(partial(move, 1, unit))  # its gradient is there
+                # Called when the gradient of the output is there.
+                leaf.register_hook(partial(move, 1, unit))  # type: ignore[no-untyped-call]
                 break
 
     handles = []

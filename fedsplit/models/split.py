@@ -63,9 +63,11 @@ def assemble(
     if segments is None:
         segments = [Segment(DEVICE, 0, parts.n_blocks)]
     owned = frozenset().union(*(_positions(segment, parts.n_blocks) for segment in segments))
-    model = build(spec, config, lambda name: not owned.isdisjoint(parts.positions[name]), device)
+    # Token ids are of use only together with the embeddings, which stay frozen there.
+    read = owned | {EMBED} if spec.share_token_ids else owned
+    model = build(spec, config, lambda name: not read.isdisjoint(parts.positions[name]), device)
     if spec.train == "lora":
-        add_adapters(model, spec, lambda name: not owned.isdisjoint(parts.of_module(name)))
+        add_adapters(model, spec, lambda name: not read.isdisjoint(parts.of_module(name)))
     return SplitModel(spec, config, model, parts, owned)
 
 

@@ -1,0 +1,1 @@
+"""What is timed or counted, and against what: `python -m benchmarks.NAME`."""
