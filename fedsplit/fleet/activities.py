@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.fleet.schedule import Schedule, stretched
-from fedsplit.fleet.stages import BACKHAUL, DOWNLINK, UPLINK, Group, Stage, Turns
+from fedsplit.fleet.stages import BACKHAUL, DOWNLINK, UPLINK, Group, Stage
+from fedsplit.fleet.turns import Turns
 from fedsplit.plan import DEVICE
 
 Array = NDArray[np.float64]

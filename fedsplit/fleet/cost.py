@@ -44,12 +44,13 @@ def training_memory_bytes(
     live_activations: ArrayLike = 1,
     live_adapters: ArrayLike = 1,
     copies: ArrayLike = 1,
+    workspace_bytes: ArrayLike = 0,
 ) -> Array:
     """Return the peak bytes of a node that trains a segment.
 
-    ``W copies + A b n_act + (R (1 weight + 1 gradient) + o) n_adapters`` with W the frozen weights,
-    all but the adapters (papers' section 1 (b), with the number of live branches told apart by
-    what each of them holds).
+    ``W copies + A b n_act + (R (1 weight + 1 gradient) + o) n_adapters + w b`` with W the frozen
+    weights, all but the adapters (papers' section 1 (b), with the number of live branches told
+    apart by what each of them holds, and the workspace w of the unit that computes).
 
     Parameters
     ----------
@@ -63,11 +64,13 @@ def training_memory_bytes(
         Branches whose activations, and whose adapters, are held at once.
     copies : array_like
         Copies of the frozen weights: 1 when branches share them.
+    workspace_bytes : array_like
+        Needed on top while computing, per sample.
     """
     frozen = (_array(parameter_bytes) - _array(adapter_bytes)) * _array(copies)
     activations = _array(activation_bytes) * _array(batch_size) * _array(live_activations)
     trained = (2 * _array(adapter_bytes) + _array(optimizer_bytes)) * _array(live_adapters)
-    return frozen + activations + trained
+    return frozen + activations + trained + _array(workspace_bytes) * _array(batch_size)
 
 
 def _array(values: ArrayLike) -> Array:

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from fedsplit.fleet.cost import training_memory_bytes
 from fedsplit.fleet.fleet import Fleet
-from fedsplit.fleet.stages import CostTable, Group, Turns
+from fedsplit.fleet.stages import Group
+from fedsplit.fleet.turns import CostTable, Turns
 from fedsplit.plan import DEVICE, EDGE
 from fedsplit.profiles import ModelProfile
 
@@ -27,7 +28,15 @@ def device_memory_bytes(
             for name in ("parameter_bytes", "activation_bytes", "optimizer_bytes")
         )
         adapters = group.adapter_bytes[:, own].sum(axis=1)
-        needed = training_memory_bytes(weights, activations, adapters, optimizer, batch_size)
+        workspace = costs.largest("workspace_bytes", group.starts, group.stops)[:, own].max(axis=1)
+        needed = training_memory_bytes(
+            weights,
+            activations,
+            adapters,
+            optimizer,
+            batch_size,
+            workspace_bytes=workspace,
+        )
         np.maximum.at(peak, turns.device[group.members], needed)
     return peak
 
@@ -44,8 +53,9 @@ def server_memory_bytes(
 
     Branches share the frozen weights of all blocks that any of them puts on the server, unless
     `ServingSpec.private_backbones`; each live branch holds its adapters and optimizer state. It
-    holds its activations too, except on the last segment of a first-come-first-served server:
-    there forward and backward are one visit, so one mini-batch is live at a time.
+    holds its activations and workspace too, but a first-come-first-served server needs one
+    workspace at a time, and activations of one mini-batch at a time on the last segment, where
+    forward and backward are one visit.
     """
     n_branches, n_servers = int(turns.branch.max()) + 1, len(fleet.servers)
     one_at_a_time = fleet.serving.discipline == "fifo"
@@ -60,6 +70,7 @@ def server_memory_bytes(
             costs.segments(name, group.starts, group.stops)
             for name in ("parameter_bytes", "activation_bytes", "optimizer_bytes")
         )
+        workspace = costs.largest("workspace_bytes", group.starts, group.stops)
         for column, tier in enumerate(group.tiers):
             if tier == DEVICE:
                 continue
@@ -67,13 +78,17 @@ def server_memory_bytes(
             node = 1 + edge if tier == EDGE else np.zeros_like(edge)
             trained = 2 * group.adapter_bytes[:, column] + optimizer[:, column]
             live = batch_size * activations[:, column]
+            busy = batch_size * workspace[:, column]
             frozen = weights[:, column] - group.adapter_bytes[:, column]
             np.maximum.at(held["frozen"], (branch, node), frozen)
             np.maximum.at(held["trained"], (branch, node), trained)
-            if one_at_a_time and column == last:
-                np.maximum.at(single, node, live)
+            if not one_at_a_time:
+                np.maximum.at(held["activations"], (branch, node), live + busy)
+            elif column == last:
+                np.maximum.at(single, node, live + busy)
             else:
                 np.maximum.at(held["activations"], (branch, node), live)
+                np.maximum.at(single, node, busy)
             rows = np.stack([node, group.starts[:, column], group.stops[:, column]], axis=1)
             hosted |= {(*row, column == last) for row in map(tuple, rows.tolist())}
     shared = _shared_weights(hosted, profile, n_servers)

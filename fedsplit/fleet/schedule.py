@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from fedsplit.fleet.fleet import ServingSpec
 from fedsplit.fleet.queues import Served, Visits, first_come_first_served, processor_sharing
-from fedsplit.fleet.stages import Block, Group, Turns
+from fedsplit.fleet.stages import Block, Group
+from fedsplit.fleet.turns import Turns
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet.cost import compute_delay_s, compute_energy_j, transmit_energy_j
 from fedsplit.fleet.fleet import Fleet
-from fedsplit.plan import DEVICE, EDGE, RoundPlan, Turn
+from fedsplit.fleet.turns import CostTable, read_turns
+from fedsplit.plan import DEVICE, EDGE, RoundPlan
 from fedsplit.profiles import ModelProfile
 from fedsplit.wireless import ChannelState, downlink_bps, uplink_bps
 
@@ -56,20 +57,6 @@ class Stage:
     def on_server(self) -> bool:
         """Whether a server computes this stage."""
         return self.kind == COMPUTE and self.tier != DEVICE
-
-
-@dataclass(frozen=True, eq=False)
-class Turns:
-    """The turns of a plan as arrays of shape ``[T]``, branch by branch."""
-
-    branch: IntArray
-    place: IntArray
-    device: IntArray
-    steps: IntArray
-    edge: IntArray
-    uplink_hz: Array
-    downlink_hz: Array
-    server_hz: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,89 +110,6 @@ class Group:
     before: Block
     step: Block
     after: Block
-
-
-class CostTable:
-    """Sums of a profile's figures over ranges of blocks, for many turns at once."""
-
-    def __init__(self, profile: ModelProfile) -> None:
-        self._profile = profile
-        self._sums: dict[str, Array] = {}
-        blocks = (profile.embed, *profile.blocks)
-        self.boundary_bytes = np.array([unit.boundary_bytes for unit in blocks])
-
-    def segments(self, name: str, starts: IntArray, stops: IntArray) -> Array:
-        """Return the sum of field `name` over each segment, ``[M, segments]``.
-
-        The embeddings count to the first segment, the head to the last.
-        """
-        if name not in self._sums:
-            values = [0.0, *(getattr(unit, name) for unit in self._profile.blocks)]
-            self._sums[name] = np.cumsum(values, dtype=np.float64)
-        total = self._sums[name][stops] - self._sums[name][starts]
-        total[:, 0] += getattr(self._profile.embed, name)
-        total[:, -1] += getattr(self._profile.head, name)
-        return total
-
-
-def read_turns(plan: RoundPlan, fleet: Fleet, state: ChannelState) -> Turns:
-    """Return the turns of `plan` as arrays, with what it leaves open filled in.
-
-    A bandwidth share that is None is the band over the number of branches, as one device of each
-    branch is on the air at a time. An edge that is None is the device's home.
-
-    Raises
-    ------
-    FedsplitError
-        If the plan names a device, edge or clock that the fleet does not have, or gives
-        away more than the band.
-    """
-    flat = [
-        (b, place, turn)
-        for b, branch in enumerate(plan.branches)
-        for place, turn in enumerate(branch.turns)
-    ]
-    n_branches = len(plan.branches)
-
-    def column(read: Callable[[Turn], float | None], default: float) -> Array:
-        values = (read(turn) for _, _, turn in flat)
-        return np.array([default if value is None else value for value in values])
-
-    branch = np.array([b for b, _, _ in flat])
-    device = column(lambda turn: turn.device, 0).astype(np.int64)
-    _require_index("turn.device", device, fleet.n_devices)
-    edge = column(lambda turn: turn.edge, -1).astype(np.int64)
-    edge = np.where(edge < 0, fleet.home[device], edge)
-    _require_index("turn.edge", edge, max(fleet.n_edges, 1))
-    steps = column(lambda turn: turn.steps, 0).astype(np.int64)
-    require(int(steps.min()) >= 0, "turn.steps", int(steps.min()), "at least 0")
-    top = float(fleet.servers.clock_hz[0])
-    clock = column(lambda turn: turn.server_hz, top)
-    bad = ~((clock > 0) & (clock <= top * (1 + 1e-9)))
-    if bad.any():
-        allowed = f"above 0 and at most {top:g}, the server's highest clock"
-        require(False, "turn.server_hz", float(clock[bad][0]), allowed)
-    shares = []
-    for name, band, read in (
-        ("uplink_hz", state.uplink_hz, lambda turn: turn.uplink_hz),
-        ("downlink_hz", state.downlink_hz, lambda turn: turn.downlink_hz),
-    ):
-        share = column(read, band / n_branches)
-        low = float(share.min())
-        require(low > 0, f"turn.{name}", low, "above 0")
-        widest = np.zeros(n_branches)
-        np.maximum.at(widest, branch, share)
-        used = float(widest.sum())
-        require(used <= band * (1 + 1e-6), f"sum of turn.{name}", used, f"at most {band:g}")
-        shares.append(share)
-    place = np.array([p for _, p, _ in flat])
-    return Turns(branch, place, device, steps, edge, shares[0], shares[1], clock)
-
-
-def _require_index(name: str, values: IntArray, count: int) -> None:
-    bad = values[(values < 0) | (values >= count)]
-    if len(bad):
-        raise FedsplitError(f"{name}={bad[0]}: must be from 0 to {count - 1}")
 
 
 def step_stages(tiers: Sequence[str], has_edges: bool) -> tuple[Stage, ...]:

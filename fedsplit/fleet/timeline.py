@@ -20,8 +20,8 @@ from fedsplit.fleet.stages import (
     Group,
     SentBytes,
     StageBuilder,
-    Turns,
 )
+from fedsplit.fleet.turns import Turns
 from fedsplit.plan import RoundPlan
 from fedsplit.profiles import ModelProfile, total
 from fedsplit.wireless import ChannelState

@@ -113,9 +113,18 @@ def test_fleet_described_device_by_device_with_own_processors():
         ({"edge_ring_m": float("inf")}, "fleet.edge_ring_m=inf"),
         ({"types_by": "taste"}, "fleet.types_by='taste': must be one of rotation, random"),
         ({"members": (DeviceSpec("a100", (0.0, 0.0)),)}, "fleet.devices=4: must be 1, as many as"),
-        ({"members": (DeviceSpec("a100", (0.0, float("nan"))),), "devices": 1}, r"members\[0\].position_m"),
-        ({"members": (DeviceSpec("a100", (0.0, 0.0), 1e12),), "devices": 1}, r"members\[0\].clock_hz=10{12}"),
-        ({"members": (DeviceSpec("a100", (0.0, 0.0), None, -1),), "devices": 1}, r"members\[0\].samples=-1"),
+        (
+            {"members": (DeviceSpec("a100", (0.0, float("nan"))),), "devices": 1},
+            r"members\[0\].position_m",
+        ),
+        (
+            {"members": (DeviceSpec("a100", (0.0, 0.0), 1e12),), "devices": 1},
+            r"members\[0\].clock_hz=10{12}",
+        ),
+        (
+            {"members": (DeviceSpec("a100", (0.0, 0.0), None, -1),), "devices": 1},
+            r"members\[0\].samples=-1",
+        ),
     ],
 )
 def test_bad_descriptions_are_named(change, named):

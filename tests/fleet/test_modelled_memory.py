@@ -21,14 +21,18 @@ def server_memory(profile, fleet, plan, node=0):
 
 def part(profile, first, last):
     units = [profile.embed, *profile.blocks, profile.head][first:last]
-    return {
+    sizes = {
         name: sum(getattr(unit, f"{name}_bytes") for unit in units)
         for name in ("parameter", "activation", "adapter", "optimizer")
     }
+    return {**sizes, "workspace": max((unit.workspace_bytes for unit in units), default=0.0)}
 
 
 def splitllm(size, concurrent, copies):
-    """Papers' section 1 (b): W copies + n_conc (A b + |R| (1 weight + 1 gradient) + o)."""
+    """Papers' section 1 (b): W copies + n_conc (A b + |R| (1 weight + 1 gradient) + o).
+
+    What a unit needs while it computes is no part of the formula; tests add it.
+    """
     trained = 2 * size["adapter"] + size["optimizer"]
     frozen = size["parameter"] - size["adapter"]
     return frozen * copies + concurrent * (BATCH * size["activation"] + trained)
@@ -45,7 +49,8 @@ def test_concurrent_branches_follow_the_formula(seed, cut, n, private):
     profile = random_profile(seed)
     fleet = replace(random_fleet(seed, n), serving=ServingSpec("sharing", private))
     plan = RoundPlan.parallel(Turn(i, Route.two_tier(N_BLOCKS, cut), 1) for i in range(n))
-    expected = splitllm(part(profile, cut + 1, None), n, n if private else 1)
+    size = part(profile, cut + 1, None)
+    expected = splitllm(size, n, n if private else 1) + n * BATCH * size["workspace"]
     assert server_memory(profile, fleet, plan) == pytest.approx(expected)
 
 
@@ -56,6 +61,7 @@ def test_a_queue_holds_activations_once(seed, cut, n):
     plan = RoundPlan.parallel(Turn(i, Route.two_tier(N_BLOCKS, cut), 1) for i in range(n))
     size = part(profile, cut + 1, None)
     expected = splitllm(size, n, 1) - (n - 1) * BATCH * size["activation"]
+    expected += BATCH * size["workspace"]
     assert server_memory(profile, fleet, plan) == pytest.approx(expected)
 
 
@@ -65,7 +71,8 @@ def test_waiting_for_gradients_keeps_activations_alive_in_a_queue(seed, n):
     """Edges of three tiers and the middle of a U hold them until the gradient comes back."""
     profile, fleet = random_profile(seed), random_fleet(seed, n, edges=1)
     three = RoundPlan.parallel(Turn(i, Route.three_tier(N_BLOCKS, 1, 3), 1) for i in range(n))
-    expected = splitllm(part(profile, 2, 4), n, 1)
+    size = part(profile, 2, 4)
+    expected = splitllm(size, n, 1) + BATCH * size["workspace"]
     assert server_memory(profile, fleet, three, node=1) == pytest.approx(expected)
     u_shape = RoundPlan.parallel(Turn(i, Route.u_shaped(N_BLOCKS, 1, 3), 1) for i in range(n))
     assert server_memory(profile, fleet, u_shape) == pytest.approx(expected)
@@ -74,7 +81,8 @@ def test_waiting_for_gradients_keeps_activations_alive_in_a_queue(seed, n):
 def test_sequential_devices_need_one_branch_of_memory_and_all_blocks_they_use():
     profile, fleet = random_profile(0), random_fleet(0, 2)
     turns = [Turn(0, Route.two_tier(N_BLOCKS, 3), 1), Turn(1, Route.two_tier(N_BLOCKS, 1), 1)]
-    expected = splitllm(part(profile, 2, None), 1, 1)
+    size = part(profile, 2, None)
+    expected = splitllm(size, 1, 1) + BATCH * size["workspace"]
     assert server_memory(profile, fleet, RoundPlan.sequential(turns)) == pytest.approx(expected)
 
 
@@ -87,6 +95,7 @@ def test_device_memory_is_that_of_its_segments(seed, cuts):
     cost = timeline(plan, profile, fleet, random_state(0, fleet), BATCH).cost
     head, tail = part(profile, 0, first + 1), part(profile, last + 1, None)
     expected = splitllm(head, 1, 1) + splitllm(tail, 1, 1)
+    expected += BATCH * max(head["workspace"], tail["workspace"])
     assert cost.device_memory_bytes == pytest.approx([0, expected, 0])
 
 
