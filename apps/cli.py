@@ -36,6 +36,12 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     return run(options.overrides, console)
 
 
+def _plan(options: argparse.Namespace, console: Console) -> int:
+    from apps.plan import plan
+
+    return plan(options.overrides, options.multirun, console)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedsplit", description="Split federated fine-tuning over wireless networks."
@@ -50,6 +56,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("overrides", nargs="*", metavar="OVERRIDES")
     run.add_argument("--cfg", action="store_true", help="print the configuration and stop")
     run.set_defaults(command=_run)
+    plan = commands.add_parser(
+        "plan",
+        help="say what a scheme would cost, without training",
+        description="Costs the rounds of a scheme on a modelled system. With -m, OVERRIDES may "
+        "sweep: channel.bandwidth_hz=5e6,10e6 'strategy=glob(*)'.",
+    )
+    plan.add_argument("overrides", nargs="*", metavar="OVERRIDES")
+    plan.add_argument("-m", "--multirun", action="store_true", help="try every combination")
+    plan.set_defaults(command=_plan)
     return parser
 
 

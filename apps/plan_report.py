@@ -10,6 +10,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from fedsplit.fleet import Fleet, RoundCost
+from fedsplit.plan import RoundPlan
+
 Results = Mapping[str, Sequence["RoundRow"]]
 MAX_BARS = 40
 
@@ -34,6 +37,26 @@ class RoundRow:
     server_peak_bytes: float
     devices_over_memory: int
     servers_over_memory: int
+
+
+def round_row(server_round: int, plan: RoundPlan, cost: RoundCost, fleet: Fleet) -> RoundRow:
+    """Return what `cost` says of a round as one row."""
+    devices, servers = fleet.devices, fleet.servers
+    return RoundRow(
+        round=server_round,
+        branches=len(plan.branches),
+        delay_s=cost.delay_s,
+        waiting_s=cost.waiting_s,
+        device_energy_j=float(cost.device_energy_j.sum()),
+        server_energy_j=float(cost.server_energy_j.sum()),
+        uplink_bytes=float(cost.uplink_bytes.sum()),
+        downlink_bytes=float(cost.downlink_bytes.sum()),
+        backhaul_bytes=float(cost.backhaul_bytes.sum()),
+        device_peak_bytes=float(cost.device_memory_bytes.max()),
+        server_peak_bytes=float(cost.server_memory_bytes.max()),
+        devices_over_memory=int((cost.device_memory_bytes > devices.memory_bytes).sum()),
+        servers_over_memory=int((cost.server_memory_bytes > servers.memory_bytes).sum()),
+    )
 
 
 def totals(rows: Sequence[RoundRow]) -> dict[str, float]:

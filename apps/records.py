@@ -32,6 +32,28 @@ def record_of(outcome: RoundOutcome, task: str) -> RoundRecord:
     )
 
 
+def sent_bytes(outcome: RoundOutcome) -> dict[tuple[int, int, int], tuple[float, float]]:
+    """Return the bytes that each finished turn put on each hop, for the timeline.
+
+    A device's link counts bytes up and down. On a U-shaped route both directions carry a boundary
+    and a gradient of equal raw size, so each gets half; what a round costs does not depend on it.
+    """
+    sent: dict[tuple[int, int, int], tuple[float, float]] = {}
+    for branch in outcome.branches:
+        for done in branch.turns:
+            place = branch.branch.turns.index(done.turn)
+            up, down = done.link_bytes["up"], done.link_bytes["down"]
+            if done.turn.route.returns_home:
+                sent[branch.index, place, 0] = (up / 2, down / 2)
+                sent[branch.index, place, 1] = (down / 2, up / 2)
+            elif len(done.turn.route.segments) > 1:
+                sent[branch.index, place, 0] = (up, down)
+            if "backhaul-up" in done.link_bytes:
+                backhaul = (done.link_bytes["backhaul-up"], done.link_bytes["backhaul-down"])
+                sent[branch.index, place, 1] = backhaul
+    return sent
+
+
 def _perplexity(loss: float | None) -> float:
     return math.exp(min(loss if loss is not None else 0.0, 700.0))
 

@@ -9,8 +9,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from apps.config import codec_plan, job, load_config, local_work, output_folder, run_settings
+from apps.config import job, load_config, output_folder, run_settings
 from apps.local_flower import LocalFlower
+from apps.scenario import build_system
 from apps.server_app import ERROR_FILE, PROGRESS, build_strategy
 from fedsplit.errors import FedsplitError, require
 from fedsplit.flower.checkpoint import load_checkpoint
@@ -63,8 +64,7 @@ def check(config: DictConfig, folder: Path) -> None:
     """
     run_settings(config)
     job(config)
-    local_work(config)
-    codec_plan(config)
+    build_system(config)
     build_strategy(config)
     if config.resume is not None:
         reached = load_checkpoint(folder).server_round

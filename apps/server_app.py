@@ -3,6 +3,7 @@
 import json
 import shlex
 import time
+from dataclasses import asdict, replace
 from logging import ERROR, INFO
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from flwr.supercore import log
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from apps.config import codec_plan, job, load_config, local_work, output_folder, plain, run_settings
-from apps.records import record_of
+from apps.config import job, load_config, output_folder, plain, run_settings
+from apps.plan_report import round_row
+from apps.records import record_of, sent_bytes
+from apps.scenario import build_system
 from fedsplit.errors import FedsplitError
+from fedsplit.fleet import write_chrome_trace
 from fedsplit.flower import (
     Coordinator,
     RoundOutcome,
-    Scene,
     SplitRun,
     SplitStrategy,
     StageHost,
@@ -42,7 +45,7 @@ from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
 
 app = ServerApp()
-PROGRESS, ERROR_FILE = "progress.json", "error.txt"
+PROGRESS, ERROR_FILE, TRACE = "progress.json", "error.txt", "modelled_trace.json"
 
 
 @app.main()
@@ -80,8 +83,7 @@ class Run:
         self._folder = folder
         self._settings = run_settings(config)
         self._job = job(config, source_hash())
-        self._work = local_work(config)
-        self._codec = codec_plan(config)
+        self._system = build_system(config)
         self._strategy = build_strategy(config)
         resumed = config.resume is not None
         self._checkpoint = load_checkpoint(folder) if resumed else None
@@ -98,7 +100,7 @@ class Run:
         torch.set_num_threads(settings.server_threads)
         with StageHost(job.model, job.optimizer, job.accelerator) as host:
             self._host = host
-            scene = self._scene(1, dict.fromkeys(range(job.n_devices), 1))
+            scene = self._system.scene(1, dict.fromkeys(range(job.n_devices), 1))
             for turn in self._strategy.plan_evaluation(scene):
                 check_route(job.model, turn.route)
             roster = discover(grid, job, settings.connect_s)
@@ -109,7 +111,7 @@ class Run:
             self._strategy.bind(
                 SplitRun(
                     coordinator,
-                    self._scene,
+                    self._system.scene,
                     self._on_round,
                     first_round=done + 1,
                     evaluate_every=settings.evaluate_every,
@@ -121,16 +123,6 @@ class Run:
                 restore_strategy(self._strategy.inner, self._checkpoint.strategy)
             result = self._strategy.start(grid, to_record(adapters), num_rounds=settings.rounds)
             self._finish(result.arrays)
-
-    def _scene(self, server_round: int, samples: dict[int, int]) -> Scene:
-        return Scene(
-            server_round=server_round,
-            n_blocks=self._host.n_blocks,
-            samples=samples,
-            work=self._work,
-            codec=self._codec,
-            seed=self._job.seed,
-        )
 
     def _on_progress(self, phase: str, done: int, planned: int) -> None:
         progress = {"phase": phase, "steps": done, "planned": planned, "time": time.time()}
@@ -145,7 +137,20 @@ class Run:
                 self._folder,
                 Checkpoint(outcome.server_round, dict(arrays.to_torch_state_dict()), state),
             )
-        self._report.add_round(record_of(outcome, self._job.model.task))
+        record = record_of(outcome, self._job.model.task)
+        if outcome.server_round > 0:
+            record = replace(record, modelled=self._modelled(outcome))
+        self._report.add_round(record)
+
+    def _modelled(self, outcome: RoundOutcome) -> dict[str, float]:
+        """Return what the round costs on the modelled system, with the bytes really sent."""
+        plan, system = outcome.plan, self._system
+        line = system.timeline(plan, outcome.server_round, sent_bytes(outcome))
+        write_chrome_trace(line, self._folder / TRACE)
+        row = asdict(round_row(outcome.server_round, plan, line.cost, system.fleet))
+        del row["round"]
+        energy_j = row["device_energy_j"] + row["server_energy_j"]
+        return {"delay_s": row.pop("delay_s"), "energy_j": energy_j, **row}
 
     def _finish(self, arrays: ArrayRecord) -> None:
         adapters = dict(arrays.to_torch_state_dict())

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedsplit.errors import require
+from fedsplit.fleet import Fleet
 from fedsplit.plan import CodecPlan, Route, Turn
+from fedsplit.profiles import ModelProfile
+from fedsplit.wireless import ChannelState
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class LocalWork:
         return self.epochs * max(n_samples // self.batch_size, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """The situation that a scheme plans a round for.
 
@@ -50,12 +53,16 @@ class Scene:
     ----------
     server_round : int
         The round, from 1.
-    n_blocks : int
-        Blocks of the model.
     samples : mapping of int to int
         Training samples of each device that takes part, in the order that they should be visited.
     work : LocalWork
         How much a device trains in a turn.
+    profile : ModelProfile
+        What the model costs, block by block.
+    fleet : Fleet
+        The devices and servers; devices are indices into it.
+    channel : ChannelState
+        The radio links of all devices of the fleet in this round.
     codec : CodecPlan
         The compression that the configuration asks for.
     seed : int
@@ -63,11 +70,18 @@ class Scene:
     """
 
     server_round: int
-    n_blocks: int
     samples: Mapping[int, int]
     work: LocalWork
+    profile: ModelProfile
+    fleet: Fleet
+    channel: ChannelState
     codec: CodecPlan = field(default_factory=CodecPlan)
     seed: int = 0
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of the model."""
+        return self.profile.n_blocks
 
     @property
     def devices(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from apps.client_app import app as client_app
 from fedsplit.data import DataSpec
 from fedsplit.execution import OptimizerSpec
+from fedsplit.fleet import FleetSpec, build_fleet
 from fedsplit.flower import (
     Coordinator,
     Job,
@@ -25,6 +26,8 @@ from fedsplit.flower import (
 from fedsplit.flower.messages import to_record
 from fedsplit.flower.source import source_hash
 from fedsplit.models import ModelSpec
+from fedsplit.models.profile import profile_model
+from fedsplit.wireless import Channel, ChannelSpec
 from tests.flower.federation import ThreadGrid
 
 N_DEVICES = 4
@@ -43,6 +46,10 @@ class Federation:
             seed=7,
             source=source_hash(),
         )
+        self.profile = profile_model(self.job.model, seq_len=16)
+        self.fleet = build_fleet(FleetSpec(devices=N_DEVICES, edges=2))
+        devices = self.fleet.devices
+        self.channel = Channel(ChannelSpec(), devices.positions_m, self.fleet.stations_m, seed=7)
 
     def run(
         self,
@@ -65,7 +72,16 @@ class Federation:
 
             def scene(server_round: int, samples: dict[int, int]) -> Scene:
                 work = LocalWork(batch_size=self.job.batch_size, steps=steps)
-                return Scene(server_round, host.n_blocks, samples, work, seed=self.job.seed)
+                state = self.channel.realise(server_round)
+                return Scene(
+                    server_round,
+                    samples,
+                    work,
+                    self.profile,
+                    self.fleet,
+                    state,
+                    seed=self.job.seed,
+                )
 
             def keep(outcome: RoundOutcome, _: ArrayRecord, __: MetricRecord | None) -> None:
                 outcomes.append(outcome)
