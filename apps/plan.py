@@ -24,6 +24,9 @@ from fedsplit.fleet import Timeline, write_chrome_trace, write_gantt, write_json
 from fedsplit.flower import SplitStrategy
 from fedsplit.plan import RoundPlan
 
+# Beyond this, pictures and traces sum a turn's mini-batches up.
+MAX_DETAILED_ACTIVITIES = 20_000
+
 
 @dataclass(frozen=True, eq=False)
 class Scenario:

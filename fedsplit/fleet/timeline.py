@@ -121,6 +121,15 @@ class Timeline:
     _schedule: Schedule
     _has_edges: bool
 
+    @property
+    def n_activities(self) -> int:
+        """How many activities there are in detail."""
+        return sum(
+            int(repeats.sum()) * len(block.stages)
+            for group in self._groups
+            for block, repeats in repeated_blocks(group, self._turns)
+        ) + int(self.aggregation_s > 0)
+
     def activities(self, detail: bool = False) -> list[Activity]:
         """Return what happened when.
 

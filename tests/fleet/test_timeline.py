@@ -226,6 +226,7 @@ def test_time_energy_and_bytes_are_conserved(scenario):
         def total(field, kinds, activities=activities):
             return sum(getattr(a, field) for a in activities if a.kind in kinds)
 
+        assert not detail or len(activities) == line.n_activities
         moved = cost.uplink_bytes.sum() + cost.downlink_bytes.sum() + cost.backhaul_bytes.sum()
         links = ("uplink", "downlink", "backhaul")
         assert total("sent_bytes", links) == pytest.approx(moved, rel=1e-9, abs=1e-9)

@@ -1,0 +1,112 @@
+"""``fedsplit plan``: sweeps, files, and mistakes by name. No model is trained."""
+
+import csv
+import json
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from apps.config import load_config
+from apps.plan import build_scenario, expand_sweeps, plan
+from fedsplit.errors import FedsplitError
+
+
+def printed(overrides, multirun=False):
+    console = Console(file=StringIO(), width=80)
+    assert plan(overrides, multirun, console) == 0
+    return console.file.getvalue()
+
+
+def test_sweeps_multiply_out_and_groups_expand():
+    expanded = expand_sweeps(
+        ["strategy=glob(*)", "channel.bandwidth_hz=5e6,10e6", "rounds=2"], multirun=True
+    )
+    names = {dict(item.split("=") for item in chosen)["strategy"] for chosen in expanded}
+    assert {"splitfed", "vanilla", "fedlora"} <= names
+    assert len(expanded) == 2 * len(names)
+    assert all(chosen[2] == "rounds=2" for chosen in expanded)
+
+
+def test_sweep_without_multirun_is_refused():
+    with pytest.raises(FedsplitError, match="rounds=1,2.*need --multirun"):
+        expand_sweeps(["rounds=1,2"], multirun=False)
+
+
+def test_comparison_of_schemes_and_bands(tmp_path):
+    text = printed(
+        [
+            f"output={tmp_path}",
+            "strategy=splitfed,vanilla,fedlora",
+            "channel.bandwidth_hz=5e6,20e6",
+            "rounds=3",
+        ],
+        multirun=True,
+    )
+    assert "strategy=vanilla" in text
+    assert str(tmp_path.name) in text.replace("\n", "")
+    record = json.loads((tmp_path / "plan.json").read_text())
+    assert len(record) == 6
+    for name, scenario in record.items():
+        total = sum(row["delay_s"] for row in scenario["rounds"])
+        assert scenario["total"]["delay_s"] == pytest.approx(total)
+        assert scenario["total"]["rounds"] == 3
+        wide = record[name.replace("bandwidth_hz=5e+06", "bandwidth_hz=2e+07")]
+        assert wide["total"]["delay_s"] <= total
+    with (tmp_path / "plan.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 6 * 3
+    assert (tmp_path / "plan.png").stat().st_size > 1000
+
+
+def test_a_single_scenario_leaves_its_timeline(tmp_path):
+    printed([f"output={tmp_path}", "rounds=2", "fleet=hierarchical"])
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    cost = json.loads((tmp_path / "timeline.json").read_text())["cost"]
+    rows = json.loads((tmp_path / "plan.json").read_text())
+    assert len(trace["traceEvents"]) > 100
+    assert len(cost["uplink_bytes"]) == 20
+    assert next(iter(rows.values()))["rounds"][0]["delay_s"] == cost["delay_s"]
+    assert (tmp_path / "gantt.png").stat().st_size > 1000
+
+
+def test_rounds_are_planned_independently_of_each_other():
+    config = load_config(["fleet=heterogeneous", "channel=umi", "channel.mobility.enabled=true"])
+    late_first, in_order = build_scenario(config), build_scenario(config)
+    seventh = late_first.row(7)
+    assert [in_order.row(r) for r in range(1, 8)][-1] == seventh
+
+
+def test_a_smaller_codec_sends_less():
+    plain, small = (
+        build_scenario(load_config([f"codec={name}"])).row(1) for name in ("identity", "int8")
+    )
+    assert 3 < plain.uplink_bytes / small.uplink_bytes < 4.5
+
+
+def test_a_machine_that_is_too_small_is_counted(tmp_path):
+    tiny = "{flops_per_cycle: 512, min_hz: 1e8, max_hz: 1e9, memory_bytes: 1e6, power_w: 5}"
+    overrides = [f"+fleet.processors.tiny={tiny}".replace(": ", ":"), "fleet.types=[tiny]"]
+    assert build_scenario(load_config(overrides)).row(1).devices_over_memory == 4
+    assert "more than the machine has" in printed([f"output={tmp_path}", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["channel.bandwidth_hz=-1"], r"channel/papers\.yaml or an override: .*bandwidth_hz=-1.0"),
+        (
+            ["channel=umi", "channel.fading.kind=fog"],
+            r"channel/umi\.yaml .*kind='fog': must be one",
+        ),
+        (["+channel.antennas=4"], r"channel/papers\.yaml .*antennas"),
+        (["channel=trace"], r"channel/trace\.yaml .*trace_file=None: must be a CSV file"),
+        (["channel=trace", "channel.trace_file=no.csv"], r"no\.csv: cannot be read"),
+        (["fleet=hierarchical", "fleet.edges=-1"], r"fleet/hierarchical\.yaml .*edges=-1: must be"),
+        (["fleet.types=[abacus]"], r"fleet/default\.yaml .*types='abacus': must be one of jetson"),
+        (["rounds=0"], "rounds=0: must be at least 1"),
+        (["channel=nowhere"], "configuration: .*nowhere"),
+    ],
+)
+def test_mistakes_name_file_field_and_range(overrides, named):
+    with pytest.raises(FedsplitError, match=named):
+        plan(overrides, False, Console(file=StringIO()))
