@@ -86,7 +86,7 @@ def associate_by_load(times_s: ArrayLike) -> Association:
     users split between edges; those go where they end first. From there and from everyone's fastest
     edge, users move and swap while that relieves the busiest edge.
 
-    Parameters and errors as in `associate_by_channel`.
+    `times_s` and errors as in `associate_by_channel`.
     """
     times = _checked_times(times_s)
     n_users, n_edges = times.shape

@@ -152,9 +152,9 @@ class FedsllmProblem:
         If a value is NaN or negative.
     """
 
-    device_s: Array
-    smashed_bits: Array
-    adapter_bits: Array
+    device_s: ArrayLike
+    smashed_bits: ArrayLike
+    adapter_bits: ArrayLike
     main_snr_hz: Array
     fed_snr_hz: Array
     main_hz: float
@@ -175,11 +175,12 @@ class FedsllmProblem:
     def round_at(self, accuracy: float) -> tuple[list[Pool], Array]:
         """Return what a round at this local accuracy sends, and its compute time ``[K]``."""
         iterations = self.learning.local_iterations(accuracy)
-        smashed = self.smashed_bits * (iterations if self.smashed_per == "iteration" else 1.0)
-        compute = iterations * (self.device_s + np.asarray(self.server_s))
+        times = iterations if self.smashed_per == "iteration" else 1.0
+        smashed, adapters = np.asarray(self.smashed_bits) * times, np.asarray(self.adapter_bits)
+        compute = iterations * (np.asarray(self.device_s) + np.asarray(self.server_s))
         return [
             ShannonPool(smashed, self.main_snr_hz, self.main_hz, "main band"),
-            ShannonPool(self.adapter_bits, self.fed_snr_hz, self.fed_hz, "federated band"),
+            ShannonPool(adapters, self.fed_snr_hz, self.fed_hz, "federated band"),
         ], compute
 
 

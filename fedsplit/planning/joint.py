@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.errors import require
 from fedsplit.planning.bandwidth import Allocation, minmax_shares
 from fedsplit.planning.codec_table import CodecTable
 from fedsplit.planning.errors import Array
@@ -74,7 +75,7 @@ def plan_joint(
 ) -> JointPlan:
     """Minimise the delay of a round over each device's cut and codec, both bands and the clock.
 
-    Starts from the best common cut, which it therefore never does worse than with the same means.
+    It starts from SFT's plan, a common cut, and is never slower than that.
 
     Parameters
     ----------
@@ -96,30 +97,26 @@ def plan_joint(
     ------
     InfeasibleError
         As `sft.plan_large_timescale`.
+    FedsplitError
+        If `iterations` is below 1.
     """
+    require(iterations >= 1, "iterations", iterations, "at least 1")
     common = plan_large_timescale(problem)
     options = _Options(problem, common.table)
-    answer = common.cut * len(common.table) + common.setting
-    best, chosen = options.divide(answer), answer
-    latest, bound = best, 0.0
-    multipliers = costs = None
-    for iteration in range(iterations):
-        if iteration:
-            latest = options.divide(answer)
-            if latest.objective_s < best.objective_s:
-                best, chosen = latest, answer
-        logs = np.log(np.maximum(np.concatenate([latest.weights, latest.prices]), _TINY))
-        multipliers = (
-            logs
-            if multipliers is None
-            else multipliers + 2 / (iteration + 2) * (logs - multipliers)
-        )
+    chosen = common.cut * len(common.table) + common.setting
+    best, bound = options.divide(chosen), 0.0
+    multipliers = _logs(best)
+    for iteration in range(1, iterations + 1):
         costs = options.priced(np.exp(multipliers))
         answer, loss_price = options.answer(costs)
         bound = max(bound, options.bound(costs, np.exp(multipliers), loss_price))
+        latest = options.divide(answer)
+        if latest.objective_s < best.objective_s:
+            best, chosen = latest, answer
         if 1 - bound / best.objective_s <= tolerance:
             break
-    if costs is not None and 1 - bound / best.objective_s > tolerance:
+        multipliers += 2 / (iteration + 2) * (_logs(latest) - multipliers)
+    else:
         best, chosen = _change_one(options, best, chosen, costs, trials)
     cut, setting = np.divmod(chosen, len(common.table))
     return JointPlan(
@@ -133,6 +130,13 @@ def plan_joint(
         best.objective_s,
         min(bound, best.objective_s),
     )
+
+
+def _logs(allocation: Allocation) -> Array:
+    """Return the logarithms of the users' weights and the pools' prices, ``[N + 3]``."""
+    values = np.concatenate([allocation.weights, allocation.prices])
+    logs: Array = np.log(np.maximum(values, _TINY))
+    return logs
 
 
 def _change_one(

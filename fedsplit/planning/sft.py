@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedsplit.errors import require
+from fedsplit.errors import require, require_choice
 from fedsplit.planning.bandwidth import Allocation, minmax_shares
 from fedsplit.planning.codec_table import CodecTable
 from fedsplit.planning.costs import CutCosts, Devices
@@ -264,5 +264,5 @@ def plan_small_timescale(
         ``shares`` are those of the uplink and of the downlink, Hz.
     """
     methods = {"exact": minmax_shares, "sqp": minmax_shares_sqp}
-    require(method in methods, "method", method, "exact or sqp")
+    require_choice("method", method, methods)
     return methods[method](*problem.pools(cut, ratio))

@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from fedsplit.errors import FedsplitError
 from fedsplit.planning.bandwidth import Allocation, equal_shares, evaluate_shares
-from fedsplit.planning.errors import Array
+from fedsplit.planning.errors import Array, checked
 from fedsplit.planning.pools import Pool
 
 
@@ -34,14 +34,14 @@ def minmax_shares_sqp(
         If SLSQP finds no feasible division.
     """
     start = equal_shares(pools, fixed_s)
-    fixed = start.delay_s - sum(
-        pool.delay_s(share) for pool, share in zip(pools, start.shares, strict=True)
-    )
+    n_users = len(start.delay_s)
+    fixed = checked("fixed_s", fixed_s, (n_users,))
     where = [np.flatnonzero(share > 0) for share in start.shares]
     sizes = [len(users) for users in where]
     edges = np.cumsum([1, *sizes])
     unit = start.objective_s
-    n_users = len(fixed)
+    if not any(sizes):
+        return start
 
     def shares_of(x: Array) -> list[Array]:
         found = []

@@ -1,8 +1,10 @@
 """Random fleets, models and channels for the tests of planners."""
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
+from fedsplit.planning.bandwidth import equal_shares
 from fedsplit.planning.codec_table import CodecTable
 from fedsplit.planning.costs import CutCosts, Devices
 from fedsplit.planning.pools import LinearPool, Pool, ShannonPool
@@ -87,3 +89,27 @@ def sft_problem(
         data_weights=rng.integers(50, 500, n_devices),
         compress_gradients=bool(seed % 2),
     )
+
+
+def conic_longest_s(pools: list[ShannonPool], fixed_s: np.ndarray) -> float:
+    """Return the least longest delay over bands by Clarabel, in units of equal shares."""
+    cvxpy = pytest.importorskip("cvxpy")
+    n_users, unit_s = len(fixed_s), equal_shares(pools, fixed_s).objective_s
+    longest, limits, spent = cvxpy.Variable(), [], fixed_s / unit_s
+    for pool in pools:
+        time_s = cvxpy.Variable(n_users)
+        limits += in_time(pool, time_s, unit_s)
+        spent = spent + time_s
+    problem = cvxpy.Problem(cvxpy.Minimize(longest), [*limits, spent <= longest])
+    problem.solve(solver="CLARABEL", tol_gap_rel=1e-10, tol_gap_abs=1e-10, tol_feas=1e-10)
+    return float(longest.value) * unit_s
+
+
+def in_time(pool: ShannonPool, time_s, unit_s: float) -> list:
+    """Return conic constraints: the band sends each user's bits within ``time_s unit_s``."""
+    cvxpy = pytest.importorskip("cvxpy")
+    n_users = len(pool.bits)
+    even_hz, share = pool.budget / n_users, cvxpy.Variable(n_users)
+    rate = -cvxpy.rel_entr(share, share + pool.snr_hz / even_hz) / np.log(2)
+    bits = pool.bits / (even_hz * unit_s)
+    return [cvxpy.multiply(bits, cvxpy.inv_pos(time_s)) <= rate, cvxpy.sum(share) <= n_users]

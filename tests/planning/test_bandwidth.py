@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planning_scenarios import mobile_band, shared_pools
+from planning_scenarios import conic_longest_s, in_time, mobile_band, shared_pools
 from scipy.optimize import brentq
 
 from fedsplit.errors import FedsplitError
@@ -17,8 +17,6 @@ from fedsplit.planning.bandwidth import (
 )
 from fedsplit.planning.errors import InfeasibleError
 from fedsplit.planning.pools import LinearPool, ShannonPool, shannon_bps
-
-cvxpy = pytest.importorskip("cvxpy")
 
 
 @given(snr_hz=st.floats(1e2, 1e12), fraction=st.floats(1e-6, 0.999))
@@ -91,33 +89,25 @@ def test_one_band_equals_bisection_on_the_delay(n_users: int) -> None:
     assert minmax_shares([pool], fixed).objective_s == pytest.approx(expected, rel=1e-11)
 
 
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 @pytest.mark.parametrize("n_users", [5, 30, 100])
 def test_one_band_equals_a_conic_solver(n_users: int) -> None:
     pool, fixed = mobile_band(n_users, seed=n_users)
-    longest, share = cvxpy.Variable(), cvxpy.Variable(n_users)
-    cvxpy.Problem(
-        cvxpy.Minimize(longest), [*_arrive(pool, share, longest - fixed), cvxpy.sum(share) <= 20]
-    ).solve(solver="CLARABEL", tol_gap_rel=1e-10, tol_gap_abs=1e-10, tol_feas=1e-10)
-    assert minmax_shares([pool], fixed).objective_s == pytest.approx(longest.value, rel=1e-8)
+    expected = conic_longest_s([pool], fixed)
+    assert minmax_shares([pool], fixed).objective_s == pytest.approx(expected, rel=1e-8)
 
 
 def test_weighted_sum_over_two_bands_equals_a_conic_solver() -> None:
+    cvxpy = pytest.importorskip("cvxpy")
     pools = [mobile_band(12, seed)[0] for seed in (1, 2)]
     weights = np.random.default_rng(0).uniform(0.2, 1.0, 12)
-    delays = [cvxpy.Variable(12) for _ in pools]
-    limits = []
-    for pool, delay in zip(pools, delays, strict=True):
-        share = cvxpy.Variable(12)
-        limits += [*_arrive(pool, share, delay), cvxpy.sum(share) <= 20]
-    total = sum(weights @ delay for delay in delays)
+    times = [cvxpy.Variable(12) for _ in pools]
+    limits = [
+        limit for pool, time in zip(pools, times, strict=True) for limit in in_time(pool, time, 1.0)
+    ]
+    total = sum(weights @ time for time in times)
     cvxpy.Problem(cvxpy.Minimize(total), limits).solve(solver="CLARABEL")
     assert weighted_shares(pools, weights).objective_s == pytest.approx(total.value, rel=1e-6)
-
-
-def _arrive(pool: ShannonPool, share_mhz, time_s) -> list:
-    """Return the constraints that all bits arrive within `time_s`, in Mbit and MHz."""
-    rate = -cvxpy.rel_entr(share_mhz, share_mhz + pool.snr_hz / 1e6) / np.log(2)
-    return [cvxpy.multiply(pool.bits / 1e6, cvxpy.inv_pos(time_s)) <= rate]
 
 
 def test_prices_are_what_more_budget_saves() -> None:

@@ -15,7 +15,7 @@ def test_sqp_equals_the_exact_min_max(n_users: int) -> None:
     downlink = LinearPool(np.linspace(1e5, 1e6, n_users), 20e6, "downlink")
     for pools in ([band], [band, downlink]):
         exact, found = minmax_shares(pools, fixed), minmax_shares_sqp(pools, fixed)
-        assert found.objective_s == pytest.approx(exact.objective_s, rel=1e-8)
+        assert found.objective_s == pytest.approx(exact.objective_s, rel=1e-6)
         assert found.objective_s >= exact.bound_s * (1 - 1e-12)
         for pool, share in zip(pools, found.shares, strict=True):
             assert share.sum() <= pool.budget * (1 + 1e-12)
