@@ -24,6 +24,8 @@ from fedsplit.plan import CodecPlan
 
 _PACKAGED = "package:default"
 _CHOICE = re.compile(r"(model|strategy)=(.+)", re.DOTALL)
+# `data=text path=notes.txt` reads better than `data.path`, and nothing else is called so.
+_SHORT = re.compile(r"(path|name)=")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
     """Compose the configuration with Hydra.
 
     ``model=NAME_OR_PATH`` names any checkpoint, and ``strategy=NAME`` any installed scheme, beside
-    those that have a file in conf/. With ``resume=FOLDER`` the configuration is the one that the
+    those that have a file in conf/; ``path=`` and ``name=`` stand for ``data.path`` and
+    ``data.name``. With ``resume=FOLDER`` the configuration is the one that the
     run in FOLDER was started with, and further overrides change values in it.
 
     Parameters
@@ -100,6 +103,7 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
 
 
 def _expand(override: str, directory: Path) -> list[str]:
+    override = _SHORT.sub(r"data.\1=", override, count=1) if _SHORT.match(override) else override
     match = _CHOICE.fullmatch(override)
     if match is None:
         return [override]

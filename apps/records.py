@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from fedsplit.flower import RoundOutcome, TurnOutcome
 from fedsplit.flower.outcome import accuracy, mean_loss
-from fedsplit.report import Failure, RoundRecord
+from fedsplit.report import RoundRecord
 
 # Which tier a link's bytes are counted to, by the name of the link.
 _TIERS = {"": "device", "backhaul-": "edge"}
@@ -26,9 +26,7 @@ def record_of(outcome: RoundOutcome, task: str) -> RoundRecord:
         bytes_down=_bytes(turns, "down"),
         wall_s=outcome.wall_s,
         participants=tuple(turn.turn.device for turn in outcome.turns),
-        failures=tuple(
-            Failure(failure.device, failure.phase, failure.reason) for failure in outcome.failures
-        ),
+        failures=outcome.failures,
     )
 
 

@@ -170,6 +170,15 @@ class CodecPlan:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A device that dropped out: in which phase of a round ("train", "evaluate"), and why."""
+
+    device: int
+    phase: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Turn:
     """One device's share of a round: where its model is cut and what it is given.
 

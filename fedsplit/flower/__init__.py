@@ -3,7 +3,7 @@
 from fedsplit.flower.coordinator import Coordinator
 from fedsplit.flower.host import StageHost
 from fedsplit.flower.messages import Job
-from fedsplit.flower.outcome import BranchOutcome, Failure, RoundOutcome, TurnOutcome
+from fedsplit.flower.outcome import BranchOutcome, RoundOutcome, TurnOutcome
 from fedsplit.flower.registry import find_strategy, strategy_names
 from fedsplit.flower.roster import Roster, discover
 from fedsplit.flower.scene import LocalWork, Scene
@@ -12,7 +12,6 @@ from fedsplit.flower.strategy import SplitRun, SplitStrategy
 __all__ = [
     "BranchOutcome",
     "Coordinator",
-    "Failure",
     "Job",
     "LocalWork",
     "Roster",

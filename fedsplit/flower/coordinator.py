@@ -22,9 +22,9 @@ from fedsplit.flower.messages import (
     read_metrics,
     task_message,
 )
-from fedsplit.flower.outcome import BranchOutcome, Failure, TurnOutcome
+from fedsplit.flower.outcome import BranchOutcome, TurnOutcome
 from fedsplit.flower.roster import Roster
-from fedsplit.plan import DEVICE, Branch, Turn
+from fedsplit.plan import DEVICE, Branch, Failure, Turn
 from fedsplit.seeds import derive_seed
 
 _POLL_S = 0.02

@@ -5,16 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fedsplit.plan import Branch, RoundPlan, Turn
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A device that dropped out: in which phase of which round, and why."""
-
-    device: int
-    phase: str
-    reason: str
+from fedsplit.plan import Branch, Failure, RoundPlan, Turn
 
 
 @dataclass(frozen=True)

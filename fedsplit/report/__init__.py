@@ -1,11 +1,10 @@
 """What a run leaves behind: results, tables, plots, and the trained adapter."""
 
-from fedsplit.report.records import Failure, RoundRecord
+from fedsplit.report.records import RoundRecord
 from fedsplit.report.run import RunReport, read_records
 from fedsplit.report.tables import round_line, summary_table
 
 __all__ = [
-    "Failure",
     "RoundRecord",
     "RunReport",
     "read_records",

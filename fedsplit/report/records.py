@@ -6,15 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedsplit.mapping import from_mapping
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A device that dropped out: in which phase of a round ("train", "evaluate"), and why."""
-
-    device: int
-    phase: str
-    reason: str
+from fedsplit.plan import Failure
 
 
 @dataclass(frozen=True)

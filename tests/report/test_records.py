@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsplit.errors import FedsplitError
-from fedsplit.report import Failure, RoundRecord
+from fedsplit.plan import Failure
+from fedsplit.report import RoundRecord
 
 losses = st.none() | st.floats(-1e6, 1e6)
 byte_counts = st.dictionaries(st.sampled_from(["device", "edge"]), st.integers(0, 2**50))

@@ -11,7 +11,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedsplit.errors import FedsplitError
-from fedsplit.report import Failure, RoundRecord, RunReport, read_records
+from fedsplit.plan import Failure
+from fedsplit.report import RoundRecord, RunReport, read_records
 
 
 def _record(number: int) -> RoundRecord:
