@@ -55,6 +55,7 @@ def add_adapters(model: PreTrainedModel, spec: ModelSpec, owns: Owns) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
             inject_adapter_in_model(config, model, ADAPTER, low_cpu_mem_usage=True)
     except ValueError as error:
         raise FedsplitError(

@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fedsplit.models.graph_trace import fake_copy
+from fedsplit.models.graph_trace import fake_copy, run_fake
 
 
 def peak_bytes(
@@ -81,7 +81,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
+        output = run_fake(func, args, kwargs or {})
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor):
                 self._add(leaf.untyped_storage())

@@ -121,6 +121,12 @@ class Trace:
     boundary_bytes: list[float]
 
 
+def run_fake(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return what the operator `func` returns on tensors without data."""
+    run = _fake_grouped_mm if func._overloadpacket is aten._grouped_mm else func
+    return run(*args, **kwargs)
+
+
 def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """Return `model` with the same structure and tied weights, on tensors without data."""
     memo: dict[int, Any] = {}
@@ -264,8 +270,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        run = _fake_grouped_mm if func._overloadpacket is aten._grouped_mm else func
-        output = run(*args, **kwargs)
+        output = run_fake(func, args, kwargs)
         count = FLOPS.get(func._overloadpacket)
         flops = float(_count(count, args, kwargs, output)) if count else 0.0
         if self._forward:

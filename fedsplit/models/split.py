@@ -1,7 +1,7 @@
 """A model of which a tier holds, and runs, some segments only."""
 
-from collections import defaultdict
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

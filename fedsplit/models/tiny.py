@@ -61,8 +61,7 @@ WIDTHS: dict[str, int] = {
 
 CAPS: dict[str, int] = {
     **dict.fromkeys(
-        """num_experts_per_tok num_experts_per_token moe_k moe_topk top_k_experts n_group
-        num_expert_group n_groups""".split(),
+        ["num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts", "n_group", "num_expert_group", "n_groups"],
         2,
     ),
     "topk_group": 1,
@@ -84,8 +83,7 @@ _BY_TYPE: dict[str, dict[str, Any]] = {
 }
 """Fields of single architectures that other fields' sizes force."""
 
-DEPTHS = """num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers
-    num_decoder_layers num_encoder_layers num_blocks""".split()
+DEPTHS = ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers", "num_decoder_layers", "num_encoder_layers", "num_blocks"]
 
 _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads")
 _SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

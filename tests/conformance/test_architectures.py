@@ -1,0 +1,112 @@
+"""Split training computes what plain transformers + PEFT computes, to the last bit.
+
+Every architecture here is one of the causal-LM mapping; `python -m benchmarks.conformance` tries
+all of them.
+"""
+
+import pytest
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from benchmarks.conformance import plain_gradients
+from fedsplit.errors import FedsplitError
+from fedsplit.models import ModelSpec
+from fedsplit.models.routes import compare, gradients
+from fedsplit.models.spec import usable_config
+from fedsplit.models.tiny import example_inputs, narrow, tiny_config
+from fedsplit.plan import Route
+
+BLOCKS = 3
+ROUTES = (
+    Route.two_tier(BLOCKS, 2),
+    Route.three_tier(BLOCKS, 1, 2),
+    Route.u_shaped(BLOCKS, 1, 2),
+)
+TARGETS = {"mamba": ("in_proj", "x_proj"), "phi3": "all-linear"}
+ARCHITECTURES = (
+    "gpt2",
+    "llama",
+    "qwen3",
+    "gemma3_text",
+    "mistral",
+    "mixtral",
+    "phi3",
+    "opt",
+    "bloom",
+    "falcon",
+    "gpt_neox",
+    "mamba",
+)
+
+
+def assert_equal_to_plain(
+    spec: ModelSpec, config: PretrainedConfig, routes: tuple[Route, ...]
+) -> None:
+    inputs = example_inputs(config, spec.task)
+    expected = plain_gradients(spec, config, inputs)
+    assert any(value is not None and value.abs().max() > 0 for value in expected.values())
+    for route in routes:
+        found = gradients(spec, config, route, inputs)
+        trained = {name: value for name, value in found.items() if not name.endswith(STATISTICS)}
+        assert compare(expected, trained) is None, str(route)
+
+
+STATISTICS = ("running_mean", "running_var")
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_adapter_gradients_equal_plain_peft(model_type: str) -> None:
+    config = usable_config(tiny_config(model_type, BLOCKS), "causal-lm")
+    spec = ModelSpec(model_type=model_type, target_modules=TARGETS.get(model_type))
+    assert_equal_to_plain(spec, config, ROUTES)
+
+
+@pytest.mark.parametrize(
+    "route",
+    ["device[0:0] -> server[0:3]", "device[0:1] -> edge[1:1] -> cloud[1:3]"],
+    ids=["embeddings only on the device", "an edge that only passes on"],
+)
+def test_segments_may_be_empty(route: str) -> None:
+    config = usable_config(tiny_config("llama", BLOCKS), "causal-lm")
+    spec = ModelSpec(model_type="llama")
+    assert_equal_to_plain(spec, config, (Route.parse(route, BLOCKS),))
+
+
+def image_config(model_type: str) -> PretrainedConfig:
+    depth = {"num_hidden_layers": 3} if model_type == "vit" else {"depths": [1, 1, 1, 1]}
+    return narrow(CONFIG_MAPPING[model_type](**depth, num_labels=5))
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("model_type", "targets"), [("vit", ("q_proj", "v_proj")), ("resnet", ("convolution",))]
+)
+def test_image_classifiers(model_type: str, targets: tuple[str, ...], train: str) -> None:
+    config = image_config(model_type)
+    spec = ModelSpec(
+        model_type=model_type, task="image-classification", train=train, target_modules=targets
+    )
+    n_blocks = 3 if model_type == "vit" else 4
+    routes = (Route.two_tier(n_blocks, 1), Route.u_shaped(n_blocks, 1, n_blocks - 1))
+    assert_equal_to_plain(spec, config, routes)
+
+
+def test_full_training_on_every_route() -> None:
+    config = usable_config(tiny_config("llama", BLOCKS), "causal-lm")
+    assert_equal_to_plain(ModelSpec(model_type="llama", train="full"), config, ROUTES)
+
+
+def test_full_training_with_tied_embeddings_needs_them_on_one_tier() -> None:
+    config = usable_config(tiny_config("gpt2", BLOCKS), "causal-lm")
+    spec = ModelSpec(model_type="gpt2", train="full")
+    assert_equal_to_plain(spec, config, (Route.u_shaped(BLOCKS, 1, 2),))
+    with pytest.raises(FedsplitError, match="tied"):
+        gradients(spec, config, Route.two_tier(BLOCKS, 1), example_inputs(config, spec.task))
+
+
+def test_blocks_that_share_keys_and_values_across_the_cut() -> None:
+    """Gemma 3n's last blocks read the keys and values of earlier ones, and the token ids."""
+    config = usable_config(tiny_config("gemma3n_text", 4), "causal-lm")
+    spec = ModelSpec(
+        model_type="gemma3n_text", target_modules=("q_proj", "v_proj"), share_token_ids=True
+    )
+    assert_equal_to_plain(spec, config, (Route.two_tier(4, 2), Route.three_tier(4, 1, 3)))
