@@ -63,6 +63,7 @@ class System:
             self.channel.realise(server_round),
             self.codec,
             self.seed,
+            self.codec_ratio,
         )
 
     def timeline(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedsplit.errors import require
-from fedsplit.fleet import Fleet
+from fedsplit.fleet import CodecRatio, Fleet
 from fedsplit.plan import CodecPlan, Route, Turn
 from fedsplit.profiles import ModelProfile
 from fedsplit.wireless import ChannelState
@@ -45,6 +45,10 @@ class LocalWork:
         return self.epochs * max(n_samples // self.batch_size, 1)
 
 
+def _uncompressed(_: Mapping[str, object]) -> float:
+    return 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """The situation that a scheme plans a round for.
@@ -67,6 +71,8 @@ class Scene:
         The compression that the configuration asks for.
     seed : int
         Root of the scheme's own random draws (`fedsplit.seeds.generator`).
+    codec_ratio : callable
+        ``codec_ratio(settings)``: encoded over raw bytes that a codec is expected to reach.
     """
 
     server_round: int
@@ -77,6 +83,7 @@ class Scene:
     channel: ChannelState
     codec: CodecPlan = field(default_factory=CodecPlan)
     seed: int = 0
+    codec_ratio: CodecRatio = _uncompressed
 
     @property
     def n_blocks(self) -> int:
