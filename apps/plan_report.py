@@ -130,7 +130,10 @@ def _crowded(results: Results) -> bool:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    for unit, least, size in (("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e4, 1e3)):
+        if value >= least:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def write_results(results: Results, folder: Path) -> None:

@@ -181,35 +181,48 @@ def path_loss_db(
     return loss
 
 
-def _break_point_m(carrier_hz: float, h_station: float, h_device: float) -> float:
-    """Table 7.4.1-1 note 1, with the effective environment height 1 m of UMi and low UMa."""
-    return 4 * (h_station - 1.0) * (h_device - 1.0) * carrier_hz / SPEED_OF_LIGHT
+def _two_slopes(
+    d2: Array,
+    d3: Array,
+    fc_hz: float,
+    h_station: float,
+    h_device: float,
+    *,
+    constant: float,
+    slope: float,
+    corner: float,
+) -> Array:
+    """Return the urban loss in sight: `slope` up to the break point, 40 dB per decade beyond.
+
+    The break point is that of Table 7.4.1-1 note 1 with the effective environment height 1 m of
+    UMi and low UMa.
+    """
+    fc = fc_hz / 1e9
+    d_bp = 4 * (h_station - 1.0) * (h_device - 1.0) * fc_hz / SPEED_OF_LIGHT
+    near = constant + slope * np.log10(d3) + 20 * np.log10(fc)
+    drop = corner * np.log10(d_bp**2 + (h_station - h_device) ** 2)
+    far = constant + 40 * np.log10(d3) + 20 * np.log10(fc) - drop
+    return np.where(d2 <= d_bp, near, far)
 
 
 def _uma(
     d2: Array, d3: Array, los: Array, fc_hz: float, h_station: float, h_device: float
 ) -> Array:
-    fc = fc_hz / 1e9
-    d_bp = _break_point_m(fc_hz, h_station, h_device)
-    near = 28.0 + 22 * np.log10(d3) + 20 * np.log10(fc)
-    corner = 9 * np.log10(d_bp**2 + (h_station - h_device) ** 2)
-    far = 28.0 + 40 * np.log10(d3) + 20 * np.log10(fc) - corner
-    seen = np.where(d2 <= d_bp, near, far)
-    hidden = 13.54 + 39.08 * np.log10(d3) + 20 * np.log10(fc) - 0.6 * (h_device - 1.5)
-    loss: Array = np.where(los, seen, np.maximum(seen, hidden))
-    return loss
+    seen = _two_slopes(d2, d3, fc_hz, h_station, h_device, constant=28.0, slope=22, corner=9)
+    hidden = 13.54 + 39.08 * np.log10(d3) + 20 * np.log10(fc_hz / 1e9) - 0.6 * (h_device - 1.5)
+    return _worse_hidden(los, seen, hidden)
 
 
 def _umi(
     d2: Array, d3: Array, los: Array, fc_hz: float, h_station: float, h_device: float
 ) -> Array:
-    fc = fc_hz / 1e9
-    d_bp = _break_point_m(fc_hz, h_station, h_device)
-    near = 32.4 + 21 * np.log10(d3) + 20 * np.log10(fc)
-    corner = 9.5 * np.log10(d_bp**2 + (h_station - h_device) ** 2)
-    far = 32.4 + 40 * np.log10(d3) + 20 * np.log10(fc) - corner
-    seen = np.where(d2 <= d_bp, near, far)
-    hidden = 35.3 * np.log10(d3) + 22.4 + 21.3 * np.log10(fc) - 0.3 * (h_device - 1.5)
+    seen = _two_slopes(d2, d3, fc_hz, h_station, h_device, constant=32.4, slope=21, corner=9.5)
+    hidden = 35.3 * np.log10(d3) + 22.4 + 21.3 * np.log10(fc_hz / 1e9) - 0.3 * (h_device - 1.5)
+    return _worse_hidden(los, seen, hidden)
+
+
+def _worse_hidden(los: Array, seen: Array, hidden: Array) -> Array:
+    """Return the loss by sight; without it, never less than with it."""
     loss: Array = np.where(los, seen, np.maximum(seen, hidden))
     return loss
 
@@ -239,16 +252,14 @@ def _rma(
         + 20 * np.log10(fc)
         - (3.2 * np.log10(11.75 * h_device) ** 2 - 4.97)
     )
-    loss: Array = np.where(los, seen, np.maximum(seen, hidden))
-    return loss
+    return _worse_hidden(los, seen, hidden)
 
 
 def _inh(d3: Array, los: Array, fc_hz: float) -> Array:
     fc = fc_hz / 1e9
     seen = 32.4 + 17.3 * np.log10(d3) + 20 * np.log10(fc)
     hidden = 38.3 * np.log10(d3) + 17.30 + 24.9 * np.log10(fc)
-    loss: Array = np.where(los, seen, np.maximum(seen, hidden))
-    return loss
+    return _worse_hidden(los, seen, hidden)
 
 
 def shadowing_sigma_db(
