@@ -153,8 +153,8 @@ def path_loss_db(
     h_station = scenario.station_m if station_m is None else station_m
     h_device = scenario.device_m if device_m is None else device_m
     low, high = scenario.device_range_m
-    require(low <= h_device <= high, "device_height_m", h_device, f"in {low}..{high} for {model}")
-    require(h_station > 1.0, "station_height_m", h_station, "above 1")
+    require(low <= h_device <= high, "device_m", h_device, f"in {low}..{high} for {model}")
+    require(h_station > 1.0, "station_m", h_station, "above 1")
     low, high = scenario.carrier_range_hz
     require(low <= carrier_hz <= high, "carrier_hz", carrier_hz, f"in {low:g}..{high:g} ({model})")
     given = np.asarray(distance_m, dtype=np.float64)
@@ -202,7 +202,8 @@ def _two_slopes(
     near = constant + slope * np.log10(d3) + 20 * np.log10(fc)
     drop = corner * np.log10(d_bp**2 + (h_station - h_device) ** 2)
     far = constant + 40 * np.log10(d3) + 20 * np.log10(fc) - drop
-    return np.where(d2 <= d_bp, near, far)
+    seen: Array = np.where(d2 <= d_bp, near, far)
+    return seen
 
 
 def _uma(

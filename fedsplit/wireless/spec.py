@@ -162,6 +162,13 @@ class ChannelSpec:
                 not self.mobility.enabled, "channel.mobility.enabled", True, "false for a trace"
             )
         else:
+            scenario, model = SCENARIOS[self.path_loss], self.path_loss
+            for name, value, (least, most) in (
+                ("carrier_hz", self.carrier_hz, scenario.carrier_range_hz),
+                ("device_m", self.device_m, scenario.device_range_m),
+            ):
+                inside = value is None or least <= value <= most
+                require(inside, f"channel.{name}", value, f"in {least:g}..{most:g} for {model}")
             require(
                 self.trace_file is None,
                 "channel.trace_file",

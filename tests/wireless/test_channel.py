@@ -160,6 +160,8 @@ def test_a_hundred_thousand_devices_take_well_under_a_second():
         ({"device_dbm": float("inf")}, "channel.device_dbm=inf: must be finite"),
         ({"shadowing_db": -1.0}, "channel.shadowing_db=-1.0: must be null or from 0 to 50"),
         ({"line_of_sight": "maybe"}, "must be one of random, always, never"),
+        ({"path_loss": "rma", "carrier_hz": 60e9}, "channel.carrier_hz=.* in 5e.08..3e.10 for rma"),
+        ({"path_loss": "uma", "device_m": 20.0}, "channel.device_m=20.0: must be in 1.5..13 for"),
         ({"rate": "fast"}, "channel.rate='fast'"),
         ({"path_loss": "trace"}, "channel.trace_file=None: must be a CSV file"),
         ({"path_loss": "trace", "trace_file": "x", "gap_db": 3.0}, "channel.rate"),

@@ -80,7 +80,7 @@ def test_closer_than_the_model_holds_is_charged_its_shortest_distance():
         (("uma", 6000.0, True, 2e9), "distance_m=6000.0: must be at most 5000"),
         (("uma", 100.0, True, 1e5), "carrier_hz=100000.0: must be in 5e\\+08..1e\\+11"),
         (("uma", np.nan, True, 2e9), "distance_m=nan"),
-        (("uma", 10.0, True, 2e9, 25.0, 14.0), "device_height_m=14.0: must be in 1.5..13"),
+        (("uma", 10.0, True, 2e9, 25.0, 14.0), "device_m=14.0: must be in 1.5..13"),
     ],
 )
 def test_refused(arguments, named):
