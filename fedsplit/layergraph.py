@@ -159,7 +159,8 @@ class LayerGraph:
     def from_profile(cls, profile: ModelProfile, input_bytes: float = 0.0) -> "LayerGraph":
         """Return `profile` as a chain: input, embeddings, blocks, head.
 
-        `input_bytes` is the raw size of one sample.
+        `input_bytes` is the raw size of one sample. As far as a unit's workspace exceeds that of all
+        units before it, it counts to its activations, so that a device part's sum is its peak.
         """
         require(
             np.isfinite(input_bytes) and input_bytes >= 0, "input_bytes", input_bytes, "at least 0"
@@ -174,6 +175,7 @@ class LayerGraph:
         boundary = column("boundary_bytes")
         adapter = column("adapter_bytes")
         trained_above = np.cumsum(adapter) > 0
+        workspace = np.maximum.accumulate(column("workspace_bytes"))
         return cls(
             name=profile.name,
             labels=("input", "embed", *(f"block {i}" for i in range(profile.n_blocks)), "head"),
@@ -183,7 +185,7 @@ class LayerGraph:
             backward_flops=column("backward_flops"),
             parameter_bytes=column("parameter_bytes"),
             adapter_bytes=adapter,
-            activation_bytes=column("activation_bytes"),
+            activation_bytes=column("activation_bytes") + np.diff(workspace, prepend=0.0),
             output_bytes=np.concatenate([[input_bytes], boundary[1:]]),
             gradient_bytes=np.where(trained_above, boundary, 0.0),
             block=np.maximum(np.arange(n) - 2, -1),

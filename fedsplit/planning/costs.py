@@ -94,6 +94,7 @@ class CutCosts:
                 adapter_bytes,
                 upto("optimizer_bytes"),
                 batch,
+                workspace_bytes=np.maximum.accumulate([unit.workspace_bytes for unit in units]),
             ),
         )
 

@@ -13,7 +13,7 @@ from fedsplit.profiles import ModelProfile, UnitProfile
 
 _UNITS = st.builds(
     UnitProfile,
-    *(st.floats(0, 1e12) for _ in range(7)),
+    *(st.floats(0, 1e12) for _ in range(8)),
 )
 
 
@@ -39,6 +39,7 @@ def test_costs_are_the_segments_of_the_profile(embed, blocks, head, batch: int) 
             + batch * device.activation_bytes
             + device.adapter_bytes  # their gradients
             + device.optimizer_bytes
+            + batch * device.workspace_bytes
         )
 
 
