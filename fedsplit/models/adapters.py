@@ -62,12 +62,13 @@ def add_adapters(model: PreTrainedModel, spec: ModelSpec, owns: Owns) -> None:
             f"target_modules={spec.target_modules!r}: PEFT cannot place adapters in "
             f"{model.config.model_type!r}; name modules, or use 'all-linear' ({error})"
         ) from error
-    for name, module in model.named_modules():
+    for path, module in model.named_modules():
+        name = _base_path(path)
         if isinstance(module, BaseTunerLayer):
             _materialise(module, owns(name))
             if owns(name):
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(derive_seed(spec.seed, "adapter", name))
+                    torch.default_generator.manual_seed(derive_seed(spec.seed, "adapter", path))
                     module.reset_lora_parameters(ADAPTER, True)
         elif isinstance(module, ModulesToSaveWrapper) and not owns(name):
             _materialise(module, False)
@@ -102,4 +103,9 @@ def adapted_module(name: str) -> str:
         for index, part in enumerate(parts)
         if part.startswith("lora_") or part == "modules_to_save"
     )
-    return ".".join(parts[:first])
+    return _base_path(".".join(parts[:first]))
+
+
+def _base_path(path: str) -> str:
+    """Return the path that a module had before adapters were put around it."""
+    return ".".join(part for part in path.split(".") if part != "base_layer")

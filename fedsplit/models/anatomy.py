@@ -80,7 +80,7 @@ _KNOWN: dict[tuple[str, str], Anatomy] = {}
 
 def _examine(config: PretrainedConfig, task: str) -> Anatomy:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         twin = build_twin(config, task)
     blocks = find_blocks(twin)
     inputs = example_inputs(twin.config, task)

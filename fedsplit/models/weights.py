@@ -174,7 +174,8 @@ def _initialise(model: PreTrainedModel, seed: int) -> None:
         owner = module if isinstance(module, PreTrainedModel) else owner
         for child_name, child in module.named_children():
             visit(child, f"{name}.{child_name}" if name else child_name, owner)
-        torch.manual_seed(derive_seed(seed, "weights", name))
+        # torch.manual_seed would also queue calls for accelerators, which is slow and grows.
+        torch.default_generator.manual_seed(derive_seed(seed, "weights", name))
         owner._initialize_weights(module)
 
     with torch.random.fork_rng(devices=[]), initialization.guard_torch_init_functions():
