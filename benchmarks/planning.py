@@ -52,10 +52,22 @@ from fedsplit.wireless import Channel, ChannelSpec, ChannelState, downlink_bps, 
 
 USERS = (10, 100, 1_000, 10_000)
 DEVICES, BATCH, STEPS, SEEDS = 100, 64, 10, 5
-AIMS = {"bandwidth_ms.1000": 1.0, "bandwidth_ms.10000": 10.0, "two_timescale_s": 1.0}
-# What a gap may be at most. The first is an aim of the project too; the others are what the
-# methods promise: exact ones rounding, the grids their width.
+AIMS = {
+    "general cut, ms, to 1,500 vertices": 1.0,
+    "blockwise cut, ms": 0.2,
+    "chain, ms": 0.02,
+    "bandwidth, 1,000 users, ms": 1.0,
+    "bandwidth, 10,000 users, ms": 10.0,
+    "two timescales, s": 1.0,
+}
+CUT_COLUMNS = (
+    "general", "blockwise", "chain", "general_first", "blockwise_first", "networkx", "scipy_lp",
+    "exhaustive",
+)  # fmt: skip
+# What a gap may be at most: rounding for exact methods (integer flows for cuts), the solver's or
+# grid's own precision where that is the limit, the guarantee of the others.
 GAP_FLOORS = {
+    "cut": 1e-6,
     "bandwidth_clarabel": 1e-8,
     "bandwidth_certified": 1e-10,
     "fedsllm_clarabel": 1e-6,
@@ -161,6 +173,28 @@ def median_ms(contestants: Mapping[str, Callable[[], object]], rounds: int) -> d
             run()
             times[name].append((time.perf_counter() - start) * 1e3)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def cuts(
+    rounds: int, gaps: dict[str, float], console: Console
+) -> dict[str, dict[str, float | None]]:
+    """Time cuts of real models; compare the general cut with every other method."""
+    # Tracing models takes a torch that nothing else here needs.
+    from benchmarks._cuts import measure_cuts
+
+    found = measure_cuts(rounds)
+    title = "cut of a model graph, ms (first: with the graph's preparation)"
+    table = Table("model", "vertices", *CUT_COLUMNS, title=title)
+    for model, row in found.items():
+        values = (row.get(name) for name in CUT_COLUMNS)
+        table.add_row(
+            model,
+            f"{row['vertices']:,.0f}",
+            *("-" if value is None else f"{value:.3f}" for value in values),
+        )
+    console.print(table)
+    gaps["cut"] = max(float(row["gap"] or 0.0) for row in found.values())
+    return found
 
 
 def bandwidth(rounds: int, gaps: dict[str, float], console: Console) -> dict[str, float]:
@@ -316,12 +350,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    console = Console(width=110)
-    # Tracing the models takes a torch that nothing else here needs.
-    from benchmarks._cuts import measure_cuts
-
+    console = Console(width=120)
     gaps: dict[str, float] = {}
-    cut_ms = measure_cuts(console, rounds)
+    cut_ms = cuts(rounds, gaps, console)
     bandwidth_ms = bandwidth(rounds, gaps, console)
     sft = two_timescale(rounds, gaps, console)
     rest = fedsllm(rounds, gaps) | card_planner(rounds, gaps) | grouping(rounds, gaps)
@@ -334,14 +365,18 @@ def main() -> int:
         table.add_row(name, f"{value:.1e}", f"{GAP_FLOORS[name]:.1e}")
     console.print(table)
     two_timescale_s = max(v for k, v in sft.items() if not k.startswith("SLSQP")) / 1e3
-    reached = {
-        "bandwidth_ms.1000": bandwidth_ms["1000"],
-        "bandwidth_ms.10000": bandwidth_ms["10000"],
-        "two_timescale_s": two_timescale_s,
-    }
-    for name, aim in AIMS.items():
-        verdict = "reached" if reached[name] <= aim else "missed"
-        console.print(f"aim {name} <= {aim:g}: {reached[name]:.3g}, {verdict}")
+    small = [row for row in cut_ms.values() if row["vertices"] <= 1_500]
+    figures = (
+        max(row["general"] for row in small),
+        max(row["blockwise"] for row in cut_ms.values()),
+        max(row["chain"] for row in cut_ms.values() if row.get("chain") is not None),
+        bandwidth_ms["1000"],
+        bandwidth_ms["10000"],
+        two_timescale_s,
+    )
+    for (name, aim), figure in zip(AIMS.items(), figures, strict=True):
+        verdict = "reached" if figure <= aim else "missed"
+        console.print(f"aim {name} <= {aim:g}: {figure:.3g}, {verdict}")
     missed = [name for name, value in gaps.items() if not value <= GAP_FLOORS[name]]
     for name in missed:
         console.print(f"gap {name}: {gaps[name]:.2e} is above {GAP_FLOORS[name]:.1e}")

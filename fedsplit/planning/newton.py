@@ -61,11 +61,11 @@ def equalising_shares(pools: Sequence[Pool], fixed_s: Array, users: Users) -> tu
     n_pools, n_users = seconds.shape
     offset = np.log(np.where(active, seconds / scale, 1.0))
     scale = np.where(active, scale, 0.0)
-    # Start: shares in proportion to what each user needs at an even division of the bands.
+    # Start: shares in proportion to the delays that an even division gives.
     even = np.divide(budget, active.sum(axis=1))[:, None]
     u = np.log(np.where(active, scale / even, 1.0))
     start = np.where(active, seconds * _curves(pools, u).gain, 0.0)
-    u -= np.log(np.where(active, start / start.mean(axis=1, where=active, keepdims=True), 1.0)) / 2
+    u -= np.log(np.where(active, start / start.mean(axis=1, where=active, keepdims=True), 1.0))
     curve = _curves(pools, u)
     longest = np.log((fixed + (seconds * curve.gain).sum(axis=0)).max())
     weight = np.full(n_users, -np.log(n_users))
