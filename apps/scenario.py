@@ -61,6 +61,7 @@ class System:
             self.profile,
             self.fleet,
             self.channel.realise(server_round),
+            self.channel.mean,
             self.codec,
             self.seed,
             self.codec_ratio,

@@ -1,6 +1,6 @@
 """What a scheme sees when it plans a round."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fedsplit.errors import require
@@ -67,6 +67,9 @@ class Scene:
         The devices and servers; devices are indices into it.
     channel : ChannelState
         The radio links of all devices of the fleet in this round.
+    mean_channel : callable
+        ``mean_channel(server_round)``: the links without small-scale fading in any round, for
+        what is decided once for several rounds.
     codec : CodecPlan
         The compression that the configuration asks for.
     seed : int
@@ -81,6 +84,7 @@ class Scene:
     profile: ModelProfile
     fleet: Fleet
     channel: ChannelState
+    mean_channel: Callable[[int], ChannelState]
     codec: CodecPlan = field(default_factory=CodecPlan)
     seed: int = 0
     codec_ratio: CodecRatio = _uncompressed

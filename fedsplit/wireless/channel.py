@@ -196,45 +196,72 @@ class Channel:
         require(round_ >= 0, "round", round_, "at least 0")
         require(step is None or step >= 0, "step", step, "at least 0")
         spec = self._spec
-        power_down_w = float(dbm_to_watt(spec.station_dbm))
-        power_up_w = np.full(len(self._start_m), float(dbm_to_watt(spec.device_dbm)))
-        noise = float(dbm_to_watt(spec.noise_dbm_hz))
-        downlink_hz = spec.bandwidth_hz if spec.downlink_hz is None else spec.downlink_hz
         if self._trace is not None:
-            which = np.arange(len(self._start_m)) % self._trace.n_devices
-            up = self._trace.uplink_bps[round_ % self._trace.n_rounds, which]
-            down = self._trace.downlink_bps[round_ % self._trace.n_rounds, which]
-            snr_up = snr_for_efficiency(up / spec.bandwidth_hz)
-            snr_down = snr_for_efficiency(down / downlink_hz)
-            gain_up = snr_up * noise * spec.bandwidth_hz / power_up_w
-            gain_down = snr_down * noise * downlink_hz / power_down_w
-        else:
-            block = step if spec.fading.per == "step" and step is not None else 0
-            time_s = round_ * spec.round_interval_s + block * spec.step_interval_s
-            if self._mean is not None:
-                mean, in_sight = self._mean
-            else:
-                assert self._walk is not None
-                mean, in_sight = self._mean_gain(self._walk.positions_m(time_s))
-            gain_up = mean * self._fading_power("up", in_sight, round_, block, time_s)
-            gain_down = mean * self._fading_power("down", in_sight, round_, block, time_s)
-        return ChannelState(
-            gain_up,
-            gain_down,
-            power_up_w,
-            power_down_w,
-            noise,
-            spec.bandwidth_hz,
-            downlink_hz,
-            spec.rate,
-            spec.gap_db,
+            row = round_ % self._trace.n_rounds
+            return self._replayed(self._trace.uplink_bps[row], self._trace.downlink_bps[row])
+        block = step if spec.fading.per == "step" and step is not None else 0
+        time_s = round_ * spec.round_interval_s + block * spec.step_interval_s
+        mean, in_sight = self._mean_at(time_s)
+        return self._state(
+            mean * self._fading_power("up", in_sight, round_, block, time_s),
+            mean * self._fading_power("down", in_sight, round_, block, time_s),
         )
+
+    def mean(self, round_: int) -> ChannelState:
+        """Return the links in a round without small-scale fading, whose mean power is 1.
+
+        Of a trace, the mean rates over all of its rounds.
+
+        Raises
+        ------
+        FedsplitError
+            If `round_` is negative.
+        """
+        require(round_ >= 0, "round", round_, "at least 0")
+        if self._trace is not None:
+            up, down = (
+                rates.mean(axis=0) for rates in (self._trace.uplink_bps, self._trace.downlink_bps)
+            )
+            return self._replayed(up, down)
+        mean, _ = self._mean_at(round_ * self._spec.round_interval_s)
+        return self._state(mean, mean)
 
     def realise_steps(self, round_: int, steps: int) -> tuple[ChannelState, ...]:
         """Return the links in a round: one state, or one per step if fading is per step."""
         if self._spec.fading.per == "round" or self._trace is not None:
             return (self.realise(round_),)
         return tuple(self.realise(round_, step) for step in range(max(steps, 1)))
+
+    def _mean_at(self, time_s: float) -> tuple[Array, NDArray[np.bool_]]:
+        if self._mean is not None:
+            return self._mean
+        assert self._walk is not None
+        return self._mean_gain(self._walk.positions_m(time_s))
+
+    def _replayed(self, uplink_bps: Array, downlink_bps: Array) -> ChannelState:
+        """Return the state whose links have the rates of a trace on the whole bands."""
+        which = np.arange(len(self._start_m)) % len(uplink_bps)
+        state = self._state(np.ones(len(which)), np.ones(len(which)))
+        snr_up = snr_for_efficiency(uplink_bps[which] / state.uplink_hz)
+        snr_down = snr_for_efficiency(downlink_bps[which] / state.downlink_hz)
+        return self._state(
+            snr_up * state.noise_w_hz * state.uplink_hz / state.power_up_w,
+            snr_down * state.noise_w_hz * state.downlink_hz / state.power_down_w,
+        )
+
+    def _state(self, gain_up: Array, gain_down: Array) -> ChannelState:
+        spec = self._spec
+        return ChannelState(
+            gain_up,
+            gain_down,
+            np.full(len(self._start_m), float(dbm_to_watt(spec.device_dbm))),
+            float(dbm_to_watt(spec.station_dbm)),
+            float(dbm_to_watt(spec.noise_dbm_hz)),
+            spec.bandwidth_hz,
+            spec.bandwidth_hz if spec.downlink_hz is None else spec.downlink_hz,
+            spec.rate,
+            spec.gap_db,
+        )
 
     def _mean_gain(self, positions_m: Array) -> tuple[Array, NDArray[np.bool_]]:
         """Return each link's gain without small-scale fading, and whether it is in sight."""

@@ -36,17 +36,17 @@ N_DEVICES = 4
 class Federation:
     """Runs schemes on a tiny model over four devices; every run starts afresh."""
 
-    def __init__(self, checkpoint: Path, texts: Path) -> None:
+    def __init__(self, model: ModelSpec, data: DataSpec) -> None:
         self.job = Job(
-            model=ModelSpec(source=str(checkpoint), r=2, target_modules="all-linear"),
-            data=DataSpec(source="text", path=str(texts), seq_len=16, min_samples=4),
+            model=model,
+            data=data,
             optimizer=OptimizerSpec(name="adamw", lr=3e-3),
             n_devices=N_DEVICES,
             batch_size=2,
             seed=7,
             source=source_hash(),
         )
-        self.profile = profile_model(self.job.model, seq_len=16)
+        self.profile = profile_model(model, data.seq_len)
         self.fleet = build_fleet(FleetSpec(devices=N_DEVICES, edges=2))
         devices = self.fleet.devices
         self.channel = Channel(ChannelSpec(), devices.positions_m, self.fleet.stations_m, seed=7)
@@ -80,6 +80,7 @@ class Federation:
                     self.profile,
                     self.fleet,
                     state,
+                    self.channel.mean,
                     seed=self.job.seed,
                 )
 
@@ -95,7 +96,10 @@ class Federation:
 @pytest.fixture(scope="session")
 def federation(tiny_checkpoint: Path, tiny_text: Path) -> Federation:
     """Return a federation of four devices with different data."""
-    return Federation(tiny_checkpoint, tiny_text)
+    return Federation(
+        ModelSpec(source=str(tiny_checkpoint), r=2, target_modules="all-linear"),
+        DataSpec(source="text", path=str(tiny_text), seq_len=16, min_samples=4),
+    )
 
 
 @pytest.fixture

@@ -189,3 +189,35 @@ def test_bad_settings_are_named(settings_, named):
 def test_bad_parts_are_named(build, named):
     with pytest.raises(FedsplitError, match=named):
         build()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    path_loss=st.sampled_from(["papers", "umi"]),
+    kind=st.sampled_from(["none", "rayleigh", "rician"]),
+    walking=st.booleans(),
+)
+def test_the_mean_channel_is_what_fading_averages_to(path_loss, kind, walking):
+    mobility = MobilitySpec(enabled=walking, side_m=400.0)
+    spec = ChannelSpec(path_loss=path_loss, mobility=mobility, fading=FadingSpec(kind=kind))
+    channel = Channel(spec, POSITIONS, seed=3)
+    still = Channel(replace(spec, fading=FadingSpec(kind="none")), POSITIONS, seed=3)
+    for round_ in (0, 7):
+        assert np.array_equal(channel.mean(round_).gain_up, still.realise(round_).gain_up)
+    if not walking:
+        states = [channel.realise(round_) for round_ in range(800)]
+        for way in ("gain_up", "gain_down"):
+            average = np.mean([getattr(state, way) for state in states], axis=0)
+            ratio = average / getattr(channel.mean(5), way)
+            # A Rayleigh power has a standard deviation of 1.
+            assert np.abs(ratio - 1).max() < 5 / np.sqrt(800)
+
+
+def test_the_mean_of_a_trace_is_its_mean_rate(tmp_path):
+    file = tmp_path / "rates.csv"
+    file.write_text("round,device,uplink_bps,downlink_bps\n0,0,1e6,4e6\n1,0,3e6,8e6\n")
+    spec = ChannelSpec(path_loss="trace", trace_file=str(file))
+    channel = Channel(spec, POSITIONS[:1])
+    state = channel.mean(0)
+    assert uplink_bps(state, state.uplink_hz)[0] == pytest.approx(2e6)
+    assert downlink_bps(state, state.downlink_hz)[0] == pytest.approx(6e6)
