@@ -159,8 +159,8 @@ class LayerGraph:
     def from_profile(cls, profile: ModelProfile, input_bytes: float = 0.0) -> "LayerGraph":
         """Return `profile` as a chain: input, embeddings, blocks, head.
 
-        `input_bytes` is the raw size of one sample. As far as a unit's workspace exceeds that of all
-        units before it, it counts to its activations, so that a device part's sum is its peak.
+        `input_bytes` is the raw size of one sample. As far as a unit's workspace exceeds that of
+        all units before it, it counts to its activations, so that a device part's sum is its peak.
         """
         require(
             np.isfinite(input_bytes) and input_bytes >= 0, "input_bytes", input_bytes, "at least 0"
