@@ -38,7 +38,7 @@ ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
-    "MALLOC_TOP_PAD_": str(32 << 20),
+    "MALLOC_TOP_PAD_": str(1 << 20),
     "PYTHONWARNINGS": "ignore",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_OFFLINE": "1",
@@ -53,10 +53,10 @@ def _say(**message: object) -> None:
 
 
 def _peak_mb() -> float:
-    """Return the largest resident size so far of this process, in MB (10^6 bytes)."""
+    """Return the largest resident size so far of this process, in MB of 2^20 bytes."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / 1e6
+    return int(line.split()[1]) / 1024
 
 
 def _bursts(step: Callable[[], None]) -> None:
@@ -186,14 +186,12 @@ def pipelining(rank: str, store: str) -> None:
 
     inputs = _inputs()
     dist.init_process_group("gloo", f"file://{store}", rank=int(rank), world_size=2)
-    causal = _plain_peft_model().base_model.model
-    whole = causal.transformer
 
     class First(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, model: Any) -> None:
             super().__init__()
-            self.wte, self.wpe, self.drop = whole.wte, whole.wpe, whole.drop
-            self.blocks = whole.h[:CUT]
+            body = model.transformer
+            self.wte, self.wpe, self.drop, self.blocks = body.wte, body.wpe, body.drop, body.h[:CUT]
 
         def forward(self, ids: Tensor) -> Tensor:
             hidden = self.drop(self.wte(ids) + self.wpe(torch.arange(ids.shape[1])))
@@ -202,9 +200,10 @@ def pipelining(rank: str, store: str) -> None:
             return hidden
 
     class Last(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, model: Any) -> None:
             super().__init__()
-            self.blocks, self.norm, self.head = whole.h[CUT:], whole.ln_f, causal.lm_head
+            body = model.transformer
+            self.blocks, self.norm, self.head = body.h[CUT:], body.ln_f, model.lm_head
 
         def forward(self, hidden: Tensor) -> Tensor:
             for block in self.blocks:
@@ -214,8 +213,7 @@ def pipelining(rank: str, store: str) -> None:
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
-    part: nn.Module = (First if rank == "0" else Last)().train()
-    del causal, whole
+    part = (First if rank == "0" else Last)(_plain_peft_model().base_model.model)
     optimizer = _adamw(part)
     stage = PipelineStage(part, int(rank), 2, torch.device("cpu"))
     schedule = ScheduleGPipe(stage, n_microbatches=1, loss_fn=loss)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.optim import OptimizerSpec
-from fedsplit.execution.tier import Tier, as_boundary, as_output, count_correct
+from fedsplit.execution.tier import Tier
 from fedsplit.models import SplitModel
 from fedsplit.plan import DEVICE, CodecPlan, Route
-from fedsplit.transport import Link, LinkStats, OpenRequest
+from fedsplit.transport import EvalReply, Link, LinkStats, OpenRequest
 
 if TYPE_CHECKING:
     from fedsplit.data import Batch
@@ -231,38 +231,36 @@ class _DeviceTurn:
     def _local_step(self, batch: "Batch") -> StepReport:
         (segment,) = self._segments
         if self._train:
-            output, _ = self._tier.train_on(segment, batch.inputs)
+            score, _ = self._tier.train_on(segment, batch.inputs)
         else:
-            output = as_output(self._tier.forward(segment, batch.inputs))
-        correct = count_correct(output, batch.inputs["labels"])
-        return StepReport(output.loss.item(), output.n_targets, len(batch.samples), correct)
+            score = self._tier.evaluate(segment, batch.inputs)
+        return _report(score, batch)
 
     def _open_step(self, batch: "Batch", link: Link) -> StepReport:
         (segment,) = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
-        boundary = as_boundary(self._tier.forward(segment, batch.inputs))
-        n_samples = len(batch.samples)
+        boundary = self._tier.forward(segment, batch.inputs)
         if not self._train:
-            result = self._wait(lambda: link.evaluate(onward, boundary, batch.samples))
-            return StepReport(result.loss, result.n_targets, n_samples, result.n_correct)
+            return _report(
+                self._wait(lambda: link.evaluate(onward, boundary, batch.samples)), batch
+            )
         reply = self._wait(lambda: link.step(onward, boundary, batch.samples))
         self._tier.backward(boundary, reply.gradients)
-        return StepReport(reply.loss, reply.n_targets, n_samples)
+        return StepReport(reply.loss, reply.n_targets, len(batch.samples))
 
     def _u_step(self, batch: "Batch", link: Link) -> StepReport:
         first, last = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
         at_home = {**onward, "labels": batch.inputs["labels"]}
-        boundary = as_boundary(self._tier.forward(first, batch.inputs))
+        boundary = self._tier.forward(first, batch.inputs)
         returned = self._wait(lambda: link.forward(onward, boundary, batch.samples))
         if not self._train:
-            output = as_output(self._tier.forward(last, at_home, returned))
+            score = self._tier.evaluate(last, at_home, returned)
         else:
-            output, gradients = self._tier.train_on(last, at_home, returned)
+            score, gradients = self._tier.train_on(last, at_home, returned)
             back = self._wait(lambda: link.backward(gradients))
             self._tier.backward(boundary, back)
-        correct = count_correct(output, batch.inputs["labels"])
-        return StepReport(output.loss.item(), output.n_targets, len(batch.samples), correct)
+        return _report(score, batch)
 
     def _wait(self, call: Callable[[], T]) -> T:
         started = time.perf_counter()
@@ -270,3 +268,7 @@ class _DeviceTurn:
             return call()
         finally:
             self._link_s += time.perf_counter() - started
+
+
+def _report(score: EvalReply, batch: "Batch") -> StepReport:
+    return StepReport(score.loss, score.n_targets, len(batch.samples), score.n_correct)

@@ -1,5 +1,6 @@
 """What one tier computes during a turn: its segments, one branch's adapters, an optimizer."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,8 +12,7 @@ from fedsplit.execution.optim import OptimizerSpec
 from fedsplit.models import Boundary, Output, SplitModel
 from fedsplit.plan import Segment
 from fedsplit.seeds import derive_seed
-
-Gradients = tuple[Tensor | None, ...]
+from fedsplit.transport import EvalReply, Gradients
 
 
 class Tier:
@@ -57,7 +57,6 @@ class Tier:
         for name, parameter in self._parameters.items():
             _fill(name, parameter, adapters)
         trained = [item for item in self._parameters.values() if item.requires_grad]
-        self._trained = trained
         self._optimizer = optimizer.build(trained) if optimizer and trained else None
         self._train = optimizer is not None
 
@@ -68,21 +67,21 @@ class Tier:
         )
 
     def forward(
-        self, segment: Segment, inputs: Mapping[str, Tensor], boundary: Boundary | None = None
-    ) -> Boundary | Output:
-        """Run `segment` in the turn's mode, dropout drawn from (seed, step, segment).
+        self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None = None
+    ) -> Boundary:
+        """Run a `segment` that another follows, dropout drawn from (seed, step, segment)."""
 
-        Raises
-        ------
-        FedsplitError
-            If the loss is not finite.
-        """
-        return compute(lambda: self._forward(segment, inputs, boundary))
+        def run() -> Boundary:
+            produced = self._forward(segment, inputs, received)
+            assert isinstance(produced, Boundary)
+            return produced
+
+        return compute(run)
 
     def backward(
-        self, produced: Boundary | Output, gradients: Gradients, received: Boundary | None = None
+        self, produced: Boundary, gradients: Gradients, received: Boundary | None = None
     ) -> Gradients:
-        """Send `gradients` (or, of an output, the loss's) back through what `forward` produced.
+        """Send `gradients` back through what `forward` produced.
 
         Returns
         -------
@@ -94,19 +93,43 @@ class Tier:
         FedsplitError
             If a gradient is not finite.
         """
-        return compute(lambda: self._backward(produced, gradients, received))
+
+        def run() -> Gradients:
+            device = self._model.model.device
+            produced.backward([None if item is None else item.to(device) for item in gradients])
+            return self._collect(received)
+
+        return compute(run)
 
     def train_on(
         self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None = None
-    ) -> tuple[Output, Gradients]:
-        """Run the last `segment` forward and backward at once; see `forward` and `backward`."""
+    ) -> tuple[EvalReply, Gradients]:
+        """Run a route's last `segment` forward and backward; raises and returns as the two.
 
-        def both() -> tuple[Output, Gradients]:
-            output = self._forward(segment, inputs, received)
-            gradients = self._backward(output, (), received)
-            return as_output(output), gradients
+        Raises
+        ------
+        FedsplitError
+            If the loss or a gradient is not finite.
+        """
 
-        return compute(both)
+        def run() -> tuple[EvalReply, Gradients]:
+            loss, score = self._score(segment, inputs, received)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return score, self._collect(received)
+
+        return compute(run)
+
+    def evaluate(
+        self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None = None
+    ) -> EvalReply:
+        """Run a route's last `segment`.
+
+        Raises
+        ------
+        FedsplitError
+            If the loss is not finite.
+        """
+        return compute(lambda: self._score(segment, inputs, received)[1])
 
     def update(self) -> None:
         """Apply the optimizer to the gradients collected, and go on to the next step."""
@@ -120,32 +143,34 @@ class Tier:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _forward(
-        self, segment: Segment, inputs: Mapping[str, Tensor], boundary: Boundary | None
+        self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None
     ) -> Boundary | Output:
         device = self._model.model.device
         inputs = {name: value.to(device) for name, value in inputs.items()}
-        if boundary is not None:
-            moved = tuple(tensor.to(device) for tensor in boundary.tensors)
-            boundary = Boundary(moved, boundary.layout)
+        if received is not None:
+            moved = tuple(tensor.to(device) for tensor in received.tensors)
+            received = Boundary(moved, received.layout)
         self._model.train(self._train)
         self._model.install(self._parameters)
         gpus = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus), torch.set_grad_enabled(self._train):
             torch.manual_seed(derive_seed(self._seed, "dropout", self._step, segment.start))
-            produced = self._model.run(segment, inputs, boundary)
-        if isinstance(produced, Output) and not torch.isfinite(produced.loss):
-            loss = produced.loss.item()
-            raise FedsplitError(f"loss={loss}: must be finite (step {self._step}, {segment})")
-        return produced
+            return self._model.run(segment, inputs, received)
 
-    def _backward(
-        self, produced: Boundary | Output, gradients: Gradients, received: Boundary | None
-    ) -> Gradients:
-        if isinstance(produced, Output):
-            produced.loss.backward()  # type: ignore[no-untyped-call]
-        else:
-            device = self._model.model.device
-            produced.backward([None if item is None else item.to(device) for item in gradients])
+    def _score(
+        self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None
+    ) -> tuple[Tensor, EvalReply]:
+        """Return the loss with its graph, but not the logits: they are too large to keep."""
+        output = self._forward(segment, inputs, received)
+        assert isinstance(output, Output)
+        loss = output.loss.item()
+        if not math.isfinite(loss):
+            raise FedsplitError(f"loss={loss}: must be finite (step {self._step}, {segment})")
+        correct = _count_correct(output, inputs["labels"])
+        return output.loss, EvalReply(loss, output.n_targets, correct)
+
+    def _collect(self, received: Boundary | None) -> Gradients:
+        """Return the gradients of `received`; refuse any that is not finite."""
         for name, parameter in self._parameters.items():
             self._check_finite(name, parameter.grad)
         if received is None:
@@ -160,19 +185,7 @@ class Tier:
             raise FedsplitError(f"gradient of {name}: must be finite (step {self._step})")
 
 
-def as_output(produced: Boundary | Output) -> Output:
-    """Return what a route's last segment produced."""
-    assert isinstance(produced, Output)
-    return produced
-
-
-def as_boundary(produced: Boundary | Output) -> Boundary:
-    """Return what a segment before a cut produced."""
-    assert isinstance(produced, Boundary)
-    return produced
-
-
-def count_correct(output: Output, labels: Tensor) -> int | None:
+def _count_correct(output: Output, labels: Tensor) -> int | None:
     """Return how many images are classified right; None where `output` is not a classifier's."""
     if output.logits is None or output.logits.dim() != 2:
         return None

@@ -4,13 +4,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import FifoLock
 from fedsplit.execution.optim import OptimizerSpec
-from fedsplit.execution.tier import Tier, as_boundary, as_output, count_correct
+from fedsplit.execution.tier import Tier
 from fedsplit.models import Boundary, SplitModel
 from fedsplit.transport import (
     EvalReply,
@@ -80,6 +81,7 @@ class StageTurn:
         )
         self._lane = lane
         self._holds_lane = False
+        self._status_mutex = threading.Lock()
         self._calls = threading.RLock()  # one call at a time; the stage may end the turn meanwhile
         self._link: Link | None = None
         if downstream is not None:
@@ -98,7 +100,7 @@ class StageTurn:
         with self._calls:
             if self.status.state != WAITING:
                 raise LinkError(f"token: its turn is {self.status.state}, it opens only once")
-            self.status = replace(self.status, state=ACTIVE)
+            self._change_status(state=ACTIVE)
             if self._link is not None:
                 onward = replace(
                     self.request, token=self._link_token, position=self.request.position + 1
@@ -162,14 +164,13 @@ class StageTurn:
         with self._calls:
             self._require_active()
             stats = LinkStats() if self._link is None else self._link.close()
-            self.status = replace(self.status, state=DONE, stats=stats)
+            self._change_status(state=DONE, stats=stats)
 
     def fail(self, reason: str) -> None:
         """See `fedsplit.transport.Visit.fail`."""
-        if self.status.state in (DONE, FAILED):
-            return
         # First, so that a call that waits for the next tier or the lane gives up.
-        self.status = replace(self.status, state=FAILED, reason=reason)
+        if not self._change_status(state=FAILED, reason=reason):
+            return
         if self._link is not None:
             self._link.abort()
         with self._calls:
@@ -183,14 +184,14 @@ class StageTurn:
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> StepReply:
         if self._link is None:
-            output, gradients = self.tier.train_on(self._segment, inputs, boundary)
-            return StepReply(gradients, output.loss.item(), output.n_targets)
-        produced = as_boundary(self.tier.forward(self._segment, inputs, boundary))
+            score, gradients = self.tier.train_on(self._segment, inputs, boundary)
+            return StepReply(gradients, score.loss, score.n_targets)
+        produced = self.tier.forward(self._segment, inputs, boundary)
         onward = self._link.step(inputs, produced, samples)
         return replace(onward, gradients=self.tier.backward(produced, onward.gradients, boundary))
 
     def _forward(self, inputs: Mapping[str, Tensor], boundary: Boundary) -> Boundary:
-        produced = as_boundary(self.tier.forward(self._segment, inputs, boundary))
+        produced = self.tier.forward(self._segment, inputs, boundary)
         if self.request.train:
             self._pending = (boundary, produced)
         leaves = (item.detach().requires_grad_(item.requires_grad) for item in produced.tensors)
@@ -206,19 +207,25 @@ class StageTurn:
     def _evaluate(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> EvalReply:
+        if self._link is None:
+            return self.tier.evaluate(self._segment, inputs, boundary)
         produced = self.tier.forward(self._segment, inputs, boundary)
-        if self._link is not None:
-            return self._link.evaluate(inputs, as_boundary(produced), samples)
-        output = as_output(produced)
-        correct = count_correct(output, inputs["labels"])
-        return EvalReply(output.loss.item(), output.n_targets, correct)
+        return self._link.evaluate(inputs, produced, samples)
 
     def _require_active(self) -> None:
         if self.status.state != ACTIVE:
             raise LinkError(f"turn: is {self.status.state} {self.status.reason}".rstrip())
 
+    def _change_status(self, **changes: Any) -> bool:
+        """Change the status, unless the turn is over; return whether it was not."""
+        with self._status_mutex:
+            if self.status.state in (DONE, FAILED):
+                return False
+            self.status = replace(self.status, **changes)
+            return True
+
     def _count_step(self) -> None:
-        self.status = replace(self.status, steps=self.status.steps + 1)
+        self._change_status(steps=self.status.steps + 1)
 
     @contextmanager
     def _lane_for_step(self, keep: bool = False) -> Iterator[None]:

@@ -67,7 +67,7 @@ class FrameLink(ABC):
         reply = self._send_boundary(Kind.FORWARD, Kind.FORWARD_REPLY, inputs, boundary, samples)
         self._sent, self._samples = boundary.tensors, samples
         return self._coder.unpack_boundary(
-            Stream.BOUNDARY_DOWN, reply.tensors, reply.layout, samples, self._opened.train
+            Stream.BOUNDARY_DOWN, reply.tensors, reply.layout, samples, self._opened().train
         )
 
     def backward(self, gradients: Gradients) -> Gradients:
@@ -94,7 +94,6 @@ class FrameLink(ABC):
         """See `Link.abort`."""
         self._hang_up()
 
-    @property
     def _opened(self) -> OpenRequest:
         if self._request is None:
             raise LinkError("link: must be opened first")
@@ -108,7 +107,7 @@ class FrameLink(ABC):
         boundary: Boundary,
         samples: Sequence[int],
     ) -> Frame:
-        self._opened  # noqa: B018
+        self._opened()
         tensors = self._coder.pack(Stream.BOUNDARY_UP, boundary.tensors, samples)
         return self._ask(
             kind,
@@ -125,7 +124,7 @@ class FrameLink(ABC):
         return gradients
 
     def _ask(self, kind: Kind, answer: Kind, **contents: Any) -> Frame:
-        self._opened  # noqa: B018
+        self._opened()
         frame = Frame(kind, self._number, self._token, **contents)
         data = encode(frame)
         try:
