@@ -76,6 +76,7 @@ class CutSolver:
         self._order = np.arange(graph.n)
         self._inputs = self._order < graph.n_inputs
         self._prefixes = Prefixes(graph)
+        self._known_forced: dict[tuple[int, tuple[int, ...]], Mask] = {(0, ()): self._inputs}
 
     @cached_property
     def _network(self) -> CutNetwork:
@@ -112,7 +113,10 @@ class CutSolver:
         for name in ("uplink_ratio", "downlink_ratio"):
             shape = np.shape(getattr(system, name))
             require(shape in ((), (graph.n,)), f"{name}.shape", shape, f"() or {(graph.n,)}")
-        forced = self._forced(limits)
+        key = (limits.min_blocks, limits.on_device)
+        forced = self._known_forced.get(key)
+        if forced is None:
+            forced = self._known_forced[key] = self._forced(limits)
         if limits.device_memory_bytes < np.inf:
             return self._within_memory(system, limits, forced)
         if method == "general":
@@ -127,8 +131,6 @@ class CutSolver:
     def _forced(self, limits: CutLimits) -> Mask:
         """Return the vertices that must be on the device, with all that they need."""
         graph = self._graph
-        if not limits.min_blocks and not limits.on_device:
-            return self._inputs
         if limits.min_blocks > graph.n_blocks:
             raise FedsplitError(
                 f"min_blocks={limits.min_blocks}: {graph.name} has {graph.n_blocks} blocks, "
