@@ -1,0 +1,108 @@
+"""Joint: in every round a cut, codec, band and server share of its own for each device."""
+
+from dataclasses import replace
+
+import numpy as np
+from flwr.serverapp.strategy import Strategy
+
+from fedsplit.errors import require
+from fedsplit.flower import Scene, SplitStrategy
+from fedsplit.plan import CodecPlan, RoundPlan, Route
+from fedsplit.planning import (
+    CodecTable,
+    CutCosts,
+    SftProblem,
+    devices_of,
+    downlink_efficiency,
+    plan_joint,
+    uplink_snr_hz,
+)
+
+
+class Joint(SplitStrategy):
+    """N branches of one device each, for the shortest round that a limit on the loss allows.
+
+    fedsplit's own scheme: the problem of SFT, but every device has a cut and a codec setting of
+    its own, the server's speed is divided along with the bands, and all is planned anew on each
+    round's channel. Server shares become clocks where branches do not contend for the server
+    (``fleet.serving.discipline=unlimited``); elsewhere its queue divides the server.
+
+    Parameters
+    ----------
+    codec_table : str, optional
+        CSV of codec settings to choose from, as ``fedsplit calibrate`` writes it; without one all
+        devices use the configured codec.
+    max_loss_increase : float
+        Limit on the rise of the loss, averaged over the devices' data.
+    compress_gradients : bool
+        Whether gradients use the setting chosen for activations, in place of the configured one.
+    min_cut : int
+        Blocks that stay on a device at least.
+    inner : Strategy, optional
+        The Flower strategy that samples devices and aggregates; FedAvg by default.
+    """
+
+    def __init__(
+        self,
+        codec_table: str | None = None,
+        max_loss_increase: float = 0.1,
+        compress_gradients: bool = False,
+        min_cut: int = 1,
+        inner: Strategy | None = None,
+    ) -> None:
+        super().__init__(inner)
+        limit = max_loss_increase
+        require(0 <= limit < np.inf, "strategy.max_loss_increase", limit, "finite and at least 0")
+        require(min_cut >= 0, "strategy.min_cut", min_cut, "at least 0")
+        self.table = None if codec_table is None else CodecTable.read_csv(codec_table)
+        self.max_loss_increase = max_loss_increase
+        self.compress_gradients = compress_gradients and self.table is not None
+        self.min_cut = min_cut
+
+    def plan_round(self, scene: Scene) -> RoundPlan:
+        """Plan everything for the channel of the round."""
+        plan = plan_joint(self._problem(scene))
+        unlimited = scene.fleet.serving.discipline == "unlimited"
+        clock_hz = plan.server_flops_per_s / scene.fleet.servers.flops_per_cycle[0]
+        return RoundPlan.parallel(
+            replace(
+                scene.turn(device, Route.two_tier(scene.n_blocks, int(plan.cut[i]))),
+                codec=self._codec(scene, plan.table, int(plan.setting[i])),
+                uplink_hz=float(plan.uplink_hz[i]),
+                downlink_hz=float(plan.downlink_hz[i]),
+                server_hz=float(clock_hz[i]) if unlimited else None,
+            )
+            for i, device in enumerate(scene.devices)
+        )
+
+    def _problem(self, scene: Scene) -> SftProblem:
+        devices, channel, ratio = np.array(scene.devices), scene.channel, scene.codec_ratio
+        costs = CutCosts.from_profile(scene.profile, scene.work.batch_size)
+        if not self.compress_gradients:
+            costs = costs.compressed(1.0, ratio(scene.codec.downlink))
+        table = self.table
+        if table is None:
+            configured = scene.codec.uplink
+            table = CodecTable(np.array([ratio(configured)]), np.zeros(1), (configured,))
+        return SftProblem(
+            costs=costs,
+            devices=devices_of(
+                scene.fleet,
+                [scene.work.steps_for(count) for count in scene.samples.values()],
+                scene.devices,
+            ),
+            table=table,
+            max_loss_increase=self.max_loss_increase,
+            uplink_snr_hz=uplink_snr_hz(channel)[devices],
+            downlink_efficiency=downlink_efficiency(channel)[devices],
+            uplink_hz=channel.uplink_hz,
+            downlink_hz=channel.downlink_hz,
+            server_flops_per_s=float(scene.fleet.servers.flops[0]) / len(devices),
+            data_weights=list(scene.samples.values()),
+            compress_gradients=self.compress_gradients,
+            min_cut=self.min_cut,
+        )
+
+    def _codec(self, scene: Scene, table: CodecTable, setting: int) -> CodecPlan:
+        chosen = table.settings[setting]
+        return CodecPlan(chosen, chosen if self.compress_gradients else scene.codec.downlink)
