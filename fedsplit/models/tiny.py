@@ -73,7 +73,8 @@ CAPS: dict[str, int] = {
 _BY_TYPE: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 2 * HEADS},
     "dots3_note_text": {"head_dim": 2 * HEAD},
-    "dots3_note_vision": {"adapter_in_dim": HIDDEN, "adapter_out_dim": HIDDEN},
+    "dots3_note_vision_encoder": {"adapter_in_dim": HIDDEN, "adapter_out_dim": HIDDEN},
+    "dots3_note_audio_encoder": {"adapter_input_size": HIDDEN, "adapter_out_dim": HIDDEN},
     "reformer": {"axial_pos_embds": False},
     "zamba": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HEAD},
     "zamba2": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HEAD,
