@@ -6,6 +6,7 @@ consecutive indices. Both disciplines take O(V log V) for V visits.
 """
 
 import heapq
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,8 +66,8 @@ class Served:
 
 def first_come_first_served(visits: Visits) -> Served:
     """Serve one visit at a time on each server, in order of arrival (ties: lower branch first)."""
-    delay, work, node = visits.delay_s.tolist(), visits.work_s.tolist(), visits.node.tolist()
-    last, end = visits.ends(), [0.0] * len(visits.delay_s)
+    delay, work, end = _floats(visits.delay_s), _floats(visits.work_s), _floats(visits.work_s)
+    node, last = visits.node.tolist(), visits.ends()
     free = [0.0] * (max(node, default=0) + 1)
     waiting = [(delay[first], first) for first in visits.firsts()]
     heapq.heapify(waiting)
@@ -83,6 +84,11 @@ def first_come_first_served(visits: Visits) -> Served:
     arrivals = visits.arrivals(ends)
     # Rounding may take the begin a last digit below the arrival.
     return Served(arrivals, np.maximum(ends - visits.work_s, arrivals), ends)
+
+
+def _floats(values: Array) -> "array[float]":
+    """Return a copy that is quick to index and small enough for the processor's caches."""
+    return array("d", np.asarray(values, dtype=np.float64).tobytes())
 
 
 class _SharedServer:
@@ -112,9 +118,8 @@ class _SharedServer:
 
 def processor_sharing(visits: Visits) -> Served:
     """Serve all present visits of a server at once, each at an equal share of its speed."""
-    delay, work, node = visits.delay_s.tolist(), visits.work_s.tolist(), visits.node.tolist()
-    last = visits.ends()
-    end = [0.0] * len(delay)
+    delay, work, end = _floats(visits.delay_s), _floats(visits.work_s), _floats(visits.work_s)
+    node, last = visits.node.tolist(), visits.ends()
     servers = [_SharedServer() for _ in range(max(node, default=0) + 1)]
     # (time, order, visit that arrives or server that a visit leaves, version of the server);
     # departures (order 0) go before arrivals at the same time.
