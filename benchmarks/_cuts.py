@@ -4,13 +4,12 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from statistics import median
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from fedsplit.layergraph import LayerGraph
 from fedsplit.models import ModelSpec
 from fedsplit.models.graph import layer_graph
 from fedsplit.models.profile import profile_graph, profile_model
-from fedsplit.planning.cut import CutLimits, CutSolver, CutSystem
+from fedsplit.planning import CutLimits, CutSolver, CutSystem
 from fedsplit.planning.cut_cost import CutWeights, cut_weights
 
 IMAGES = "image-classification"
@@ -38,18 +37,6 @@ TORCHVISION = ("densenet121", "googlenet", "inception_v3")
 RATES_BPS = (3e6, 3e7, 3e8, 3e9)
 ROUNDS = 15
 EXHAUSTIVE_LIMIT = 200_000
-COLUMNS = (
-    "vertices",
-    "general",
-    "blockwise",
-    "chain",
-    "general_first",
-    "blockwise_first",
-    "networkx",
-    "scipy_lp",
-    "exhaustive",
-    "gap",
-)
 
 
 def systems() -> list[CutSystem]:
@@ -57,12 +44,8 @@ def systems() -> list[CutSystem]:
     return [CutSystem(5.3e12, 38.7e12, rate, 2 * rate, steps=10, batch=16) for rate in RATES_BPS]
 
 
-def measure_cuts(
-    console: Console | None = None, rounds: int = ROUNDS
-) -> dict[str, dict[str, float | None]]:
+def measure_cuts(rounds: int = ROUNDS) -> dict[str, dict[str, float | None]]:
     """Return median milliseconds per cut for every model, contenders interleaved.
-
-    Prints a table on `console`, if one is given.
 
     Returns
     -------
@@ -72,14 +55,7 @@ def measure_cuts(
         blocks; `networkx`, `scipy_lp` and `exhaustive` (None where there are too many cuts); and
         `gap`, the largest relative difference between the general cut and any other method.
     """
-    found = {name: _measure(graph, chain, rounds) for name, graph, chain in _models()}
-    if console is not None:
-        table = Table("model", *COLUMNS, title="graph to best cut, ms")
-        for name, row in found.items():
-            cells = (row.get(column) for column in COLUMNS)
-            table.add_row(name, *("-" if cell is None else f"{cell:.3g}" for cell in cells))
-        console.print(table)
-    return found
+    return {name: _measure(graph, chain, rounds) for name, graph, chain in _models()}
 
 
 def _models() -> Iterator[tuple[str, LayerGraph, LayerGraph | None]]:
@@ -100,7 +76,7 @@ def _two_blocks() -> LayerGraph:
     return profile_graph(spec, seq_len=128, batch=2)
 
 
-def _torchvision() -> object | None:
+def _torchvision() -> Any:
     """Return torchvision's models if it is installed, for whatever build of torch."""
     if importlib.util.find_spec("torchvision") is None:
         return None
@@ -122,7 +98,7 @@ class _WithLoss(nn.Module):
         return nn.functional.cross_entropy(self.model(x), labels)
 
 
-def _torchvision_graph(models: object, name: str) -> LayerGraph:
+def _torchvision_graph(models: Any, name: str) -> LayerGraph:
     changes = {} if name == "densenet121" else {"aux_logits": False, "init_weights": False}
     with torch.device("meta"):
         model = _WithLoss(getattr(models, name)(**changes)).train()
@@ -165,7 +141,7 @@ def _measure(graph: LayerGraph, chain: LayerGraph | None, rounds: int) -> dict[s
             rest = [value for name, value in found.items() if name != "chain"]
             gap = max(gap, max(abs(value / found["general"] - 1) for value in rest))
     times: dict[str, float | None] = {name: median(values) for name, values in spent.items()}
-    return {"vertices": graph.n, **times, "exhaustive": times.get("exhaustive"), "gap": gap}
+    return {"vertices": graph.n, "chain": None, "exhaustive": None, **times, "gap": gap}
 
 
 def _forced(graph: LayerGraph, limits: CutLimits) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsplit.errors import FedsplitError, require, require_choice
+from fedsplit.errors import require, require_choice
 from fedsplit.layergraph import LayerGraph
 from fedsplit.planning.cut_blocks import Block, Prefixes, find_blocks
 from fedsplit.planning.cut_cost import (
@@ -24,6 +24,7 @@ from fedsplit.planning.cut_cost import (
     memory_weights,
 )
 from fedsplit.planning.cut_network import CutNetwork
+from fedsplit.planning.errors import InfeasibleError
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -104,8 +105,10 @@ class CutSolver:
 
         Raises
         ------
-        FedsplitError
+        InfeasibleError
             If no cut respects the limits, naming the limit and by how much it is missed.
+        FedsplitError
+            If the method does not fit the graph, or a codec ratio's shape.
         """
         require_choice("method", method, METHODS)
         graph = self._graph
@@ -132,9 +135,8 @@ class CutSolver:
         """Return the vertices that must be on the device, with all that they need."""
         graph = self._graph
         if limits.min_blocks > graph.n_blocks:
-            raise FedsplitError(
-                f"min_blocks={limits.min_blocks}: {graph.name} has {graph.n_blocks} blocks, "
-                f"{limits.min_blocks - graph.n_blocks} too few"
+            raise InfeasibleError(
+                f"min_blocks of {graph.name}", limits.min_blocks, graph.n_blocks, "blocks"
             )
         require(
             all(vertex < graph.n for vertex in limits.on_device),
@@ -197,10 +199,8 @@ class CutSolver:
         memory, weights = memory_weights(graph, system), cut_weights(graph, system)
         least = float(memory[forced].sum())
         if least > cap:
-            raise FedsplitError(
-                f"device_memory_bytes={cap:.6g}: the smallest device part of {graph.name} with "
-                f"{limits.min_blocks} blocks needs {least:.6g}, {least - cap:.6g} more"
-            )
+            part = f"the smallest device part of {graph.name}, {limits.min_blocks} blocks"
+            raise InfeasibleError(f"device_memory_bytes for {part}", least, cap, "byte")
         device, objective = self._general(weights, forced)
         used = float(memory[device].sum())
         if used <= cap:

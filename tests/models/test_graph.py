@@ -25,7 +25,7 @@ from fedsplit.models.blocks import find_blocks
 from fedsplit.models.graph import _pack, _vertices, layer_graph
 from fedsplit.models.graph_trace import trace
 from fedsplit.models.profile import profile_graph
-from fedsplit.planning.cut import CutSolver, CutSystem
+from fedsplit.planning import CutSolver, CutSystem
 
 TEXT = {"vocab_size": 64, "num_attention_heads": 4, "use_cache": False}
 

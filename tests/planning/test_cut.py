@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from fedsplit.errors import FedsplitError
 from fedsplit.layergraph import LayerGraph
-from fedsplit.planning.cut import CutLimits, CutResult, CutSolver, CutSystem, cut_cost
+from fedsplit.planning import CutLimits, CutResult, CutSolver, CutSystem, InfeasibleError
+from fedsplit.planning.cut_cost import cut_cost
 from fedsplit.profiles import ModelProfile, UnitProfile
 
 EXACT = 2e-6  # integer capacities round the costs of at most a dozen edges
@@ -200,13 +201,14 @@ def solve(limits: CutLimits) -> CutResult:
 
 
 def test_impossible_limits_say_which_and_by_how_much() -> None:
-    with pytest.raises(FedsplitError, match=r"min_blocks=6: chain has 4 blocks, 2 too few"):
+    with pytest.raises(InfeasibleError, match=r"min_blocks of chain: .*off by 2 blocks"):
         solve(CutLimits(min_blocks=6))
     graph = chain(np.random.default_rng(0), 4)
     system = CutSystem(1.0, 1.0, 1.0, 1.0)
     needed = memories(graph, system, (graph.block < 2)[None])[0]
-    with pytest.raises(FedsplitError, match=rf"device_memory_bytes=100: .*needs {needed:.6g}, "):
+    with pytest.raises(InfeasibleError, match=r"device_memory_bytes for .*, 2 blocks") as caught:
         solve(CutLimits(device_memory_bytes=100.0, min_blocks=2))
+    assert caught.value.shortfall == pytest.approx(needed - 100)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), -1.0, 0.0, float("inf")])

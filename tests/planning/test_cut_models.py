@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 from fedsplit.layergraph import LayerGraph
 from fedsplit.models import ModelSpec
 from fedsplit.models.profile import profile_graph
-from fedsplit.planning.cut import CutLimits, CutSolver, CutSystem
+from fedsplit.planning import CutLimits, CutSolver, CutSystem
 from fedsplit.planning.cut_cost import cut_weights
 
 FOUR = {"num_hidden_layers": 4}
