@@ -26,7 +26,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 CUT, BATCH, TOKENS, THREADS, WARM_UP = 3, 4, 128, 2, 2
@@ -143,6 +142,7 @@ def device(relayed: str, direct: str, warm_up_token: str, token: str) -> None:
     """Train the blocks before the cut: a relayed warm-up turn, then a direct one."""
     inputs = _inputs()
 
+    from fedsplit.data import Batch
     from fedsplit.execution import OptimizerSpec, train_turn
     from fedsplit.models import load
     from fedsplit.transport import GrpcLink
@@ -150,7 +150,7 @@ def device(relayed: str, direct: str, warm_up_token: str, token: str) -> None:
     spec, route = _split_parts()
     segment = route.segments[0]
     model = load(spec, [segment])
-    batch = SimpleNamespace(inputs=inputs, samples=tuple(range(BATCH)))
+    batch = Batch(inputs, tuple(range(BATCH)))
     common: dict[str, Any] = {
         "adapters": model.adapters(segment),
         "optimizer": OptimizerSpec(lr=1e-4),
@@ -163,7 +163,7 @@ def device(relayed: str, direct: str, warm_up_token: str, token: str) -> None:
     payload = (stats.up_payload_bytes + stats.down_payload_bytes) / WARM_UP
     _say(ready=True, payload_bytes=payload)
 
-    def batches() -> Iterator[SimpleNamespace]:
+    def batches() -> Iterator[Batch]:
         for line in sys.stdin:
             seconds.clear()
             for _ in range(int(line)):
@@ -194,7 +194,7 @@ def pipelining(rank: str, store: str) -> None:
             self.wte, self.wpe, self.drop, self.blocks = body.wte, body.wpe, body.drop, body.h[:CUT]
 
         def forward(self, ids: Tensor) -> Tensor:
-            hidden = self.drop(self.wte(ids) + self.wpe(torch.arange(ids.shape[1])))
+            hidden: Tensor = self.drop(self.wte(ids) + self.wpe(torch.arange(ids.shape[1])))
             for block in self.blocks:
                 hidden = block(hidden)
             return hidden
@@ -208,7 +208,8 @@ def pipelining(rank: str, store: str) -> None:
         def forward(self, hidden: Tensor) -> Tensor:
             for block in self.blocks:
                 hidden = block(hidden)
-            return self.head(self.norm(hidden))
+            logits: Tensor = self.head(self.norm(hidden))
+            return logits
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
@@ -238,6 +239,7 @@ class _Child:
     """A contestant's process."""
 
     def __init__(self, *arguments: str) -> None:
+        self._arguments = arguments
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.step", "--role", *arguments],
             env={**os.environ, **ENVIRONMENT},
@@ -251,7 +253,7 @@ class _Child:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._process.args}: ended before it answered")
+            raise RuntimeError(f"{self._arguments}: ended before it answered")
         message: dict[str, Any] = json.loads(line)
         return message
 

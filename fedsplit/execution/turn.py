@@ -114,7 +114,7 @@ class StageTurn:
     def step(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> StepReply:
-        """See `fedsplit.transport.Link.step`."""
+        """See `fedsplit.transport.Steps.step`."""
         with self._calls, self._lane_for_step():
             reply = self._step(inputs, boundary, samples)
             self._update_due = True
@@ -123,7 +123,7 @@ class StageTurn:
     def forward(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> Boundary:
-        """See `fedsplit.transport.Link.forward`."""
+        """See `fedsplit.transport.Steps.forward`."""
         with self._calls, self._lane_for_step(keep=self.request.train):
             onward = self._forward(inputs, boundary)
             if not self.request.train:
@@ -131,7 +131,7 @@ class StageTurn:
             return onward if self._link is None else self._link.forward(inputs, onward, samples)
 
     def backward(self, gradients: Gradients) -> Gradients:
-        """See `fedsplit.transport.Link.backward`."""
+        """See `fedsplit.transport.Steps.backward`."""
         with self._calls:
             self._require_active()
             try:
@@ -146,7 +146,7 @@ class StageTurn:
     def evaluate(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> EvalReply:
-        """See `fedsplit.transport.Link.evaluate`."""
+        """See `fedsplit.transport.Steps.evaluate`."""
         with self._calls, self._lane_for_step():
             self._count_step()
             return self._evaluate(inputs, boundary, samples)

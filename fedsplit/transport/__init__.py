@@ -14,6 +14,7 @@ from fedsplit.transport.link import (
     LinkStats,
     OpenRequest,
     StepReply,
+    Steps,
     Visit,
     new_token,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "LinkStats",
     "OpenRequest",
     "StepReply",
+    "Steps",
     "Tls",
     "Visit",
     "new_token",

@@ -55,7 +55,7 @@ class FrameLink(ABC):
     def step(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> StepReply:
-        """See `Link.step`."""
+        """See `Steps.step`."""
         reply = self._send_boundary(Kind.STEP, Kind.STEP_REPLY, inputs, boundary, samples)
         gradients = self._gradients(reply, boundary.tensors, samples)
         return StepReply(gradients, float(reply.fields["loss"]), reply.fields["targets"])
@@ -63,7 +63,7 @@ class FrameLink(ABC):
     def forward(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> Boundary:
-        """See `Link.forward`."""
+        """See `Steps.forward`."""
         reply = self._send_boundary(Kind.FORWARD, Kind.FORWARD_REPLY, inputs, boundary, samples)
         self._sent, self._samples = boundary.tensors, samples
         return self._coder.unpack_boundary(
@@ -71,7 +71,7 @@ class FrameLink(ABC):
         )
 
     def backward(self, gradients: Gradients) -> Gradients:
-        """See `Link.backward`."""
+        """See `Steps.backward`."""
         tensors = self._coder.pack(Stream.GRADIENT_UP, gradients, self._samples)
         reply = self._ask(Kind.BACKWARD, Kind.BACKWARD_REPLY, tensors=tensors)
         return self._gradients(reply, self._sent, self._samples)
@@ -79,7 +79,7 @@ class FrameLink(ABC):
     def evaluate(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> EvalReply:
-        """See `Link.evaluate`."""
+        """See `Steps.evaluate`."""
         reply = self._send_boundary(Kind.EVALUATE, Kind.EVALUATE_REPLY, inputs, boundary, samples)
         fields = reply.fields
         return EvalReply(float(fields["loss"]), fields["targets"], fields["correct"])

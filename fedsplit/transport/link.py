@@ -118,16 +118,8 @@ class LinkStats:
         )
 
 
-class Link(Protocol):
-    """What a segment calls to reach the next one. Calls come one at a time, in order.
-
-    Every call raises `LinkError` if the other end refuses, fails, is gone or is silent for too
-    long; the link is of no further use then.
-    """
-
-    def open(self, request: OpenRequest) -> None:
-        """Enter the turn that `request` names."""
-        ...
+class Steps(Protocol):
+    """What happens at a cut during a turn: the calls of a link, and of the tier it leads to."""
 
     def step(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
@@ -161,6 +153,18 @@ class Link(Protocol):
         """Return the loss of a mini-batch on an open route, without training."""
         ...
 
+
+class Link(Steps, Protocol):
+    """What a segment calls to reach the next one. Calls come one at a time, in order.
+
+    Every call raises `LinkError` if the other end refuses, fails, is gone or is silent for too
+    long; the link is of no further use then.
+    """
+
+    def open(self, request: OpenRequest) -> None:
+        """Enter the turn that `request` names."""
+        ...
+
     def close(self) -> LinkStats:
         """Leave the turn after its last step was applied; return the bytes carried."""
         ...
@@ -170,32 +174,10 @@ class Link(Protocol):
         ...
 
 
-class Visit(Protocol):
+class Visit(Steps, Protocol):
     """One turn at the tier that a link leads to, while its link is open."""
 
     request: OpenRequest
-
-    def step(
-        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
-    ) -> StepReply:
-        """See `Link.step`."""
-        ...
-
-    def forward(
-        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
-    ) -> Boundary:
-        """See `Link.forward`."""
-        ...
-
-    def backward(self, gradients: Gradients) -> Gradients:
-        """See `Link.backward`."""
-        ...
-
-    def evaluate(
-        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
-    ) -> EvalReply:
-        """See `Link.evaluate`."""
-        ...
 
     def settle(self) -> None:
         """Do what can wait until the reply is on its way: the optimizer's step."""

@@ -6,7 +6,7 @@ import socket
 import struct
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_split import BLOCKS, OPTIMIZER, Cluster, batches, differing, gpt2, initial
 
+from fedsplit.data import Batch
 from fedsplit.errors import FedsplitError
-from fedsplit.execution import compute, train_turn
+from fedsplit.execution import TurnResult, compute, train_turn
 from fedsplit.models import Boundary, SplitModel, load
 from fedsplit.plan import DEVICE, CodecPlan, Route
 from fedsplit.transport import (
@@ -68,11 +69,12 @@ def _sample(device: SplitModel, route: Route = ROUTE) -> tuple[dict[str, torch.T
     return device.travelling(batch.inputs, route), boundary
 
 
-def _train(cluster: Cluster, device: SplitModel, link: Link, token: str, count: int = 3) -> object:
+def _train(device: SplitModel, link: Link, token: str, data: Iterable[Batch] = ()) -> TurnResult:
+    """Run the device's turn on `data`, or on three mini-batches."""
     return train_turn(
         device,
         ROUTE,
-        batches(count),
+        data or batches(3),
         adapters=initial(SPEC),
         optimizer=OPTIMIZER,
         seed=0,
@@ -130,28 +132,14 @@ def test_a_bad_frame_fails_its_turn_and_disturbs_no_other(
 
     data = batches(4)
 
-    def interrupted() -> Iterator[object]:
+    def interrupted() -> Iterator[Batch]:
         yield from data[:2]
         with pytest.raises(FedsplitError) as caught:
-            _train(
-                cluster,
-                load(SPEC, ROUTE.on(DEVICE)),
-                Tampering(cluster, 2, ATTACKS[attack]),
-                bad,
-            )
+            _train(load(SPEC, ROUTE.on(DEVICE)), Tampering(cluster, 2, ATTACKS[attack]), bad)
         assert len(str(caught.value)) > 20
         yield from data[2:]
 
-    result = train_turn(
-        device,
-        ROUTE,
-        interrupted(),  # type: ignore[arg-type]
-        adapters=adapters,
-        optimizer=OPTIMIZER,
-        seed=0,
-        link=cluster.link("server"),
-        token=good,
-    )
+    result = _train(device, cluster.link("server"), good, interrupted())
     assert differing(result.adapters | stage.adapters(good), expected) == []
     assert stage.status(bad).state == "failed"
     assert stage.status(bad).steps == 1
@@ -166,37 +154,28 @@ def test_a_frame_of_another_branch_is_refused(cluster: Cluster, device: SplitMod
     stolen = bytes.fromhex(second)
     link = Tampering(cluster, 1, lambda frame: frame[:32] + stolen + frame[48:])
     with pytest.raises(FedsplitError, match="token"):
-        _train(cluster, device, link, first)
+        _train(device, link, first)
     assert cluster.stage("server").status(first).state == "failed"
     assert cluster.stage("server").status(second).state == "waiting"
-    _train(cluster, device, cluster.link("server"), second)
+    _train(device, cluster.link("server"), second)
     assert cluster.stage("server").status(second).state == "done"
 
 
 def test_a_token_opens_its_turn_once(cluster: Cluster, device: SplitModel) -> None:
     token = cluster.open(ROUTE, initial(SPEC))["server"]
     with pytest.raises(LinkError, match="no turn waits"):
-        _train(cluster, device, cluster.link("server"), new_token())
+        _train(device, cluster.link("server"), new_token())
 
-    def meanwhile() -> Iterator[object]:
+    def meanwhile() -> Iterator[Batch]:
         yield batches(1)[0]
         with pytest.raises(LinkError, match="is active"):
-            _train(cluster, device, cluster.link("server"), token)
+            _train(device, cluster.link("server"), token)
         yield batches(1)[0]
 
-    result = train_turn(
-        device,
-        ROUTE,
-        meanwhile(),  # type: ignore[arg-type]
-        adapters=initial(SPEC),
-        optimizer=OPTIMIZER,
-        seed=0,
-        link=cluster.link("server"),
-        token=token,
-    )
+    result = _train(device, cluster.link("server"), token, meanwhile())
     assert result.steps == 2
     with pytest.raises(LinkError, match="is done"):
-        _train(cluster, device, cluster.link("server"), token)
+        _train(device, cluster.link("server"), token)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +288,7 @@ def test_a_frame_over_the_limit_is_refused(device: SplitModel, tmp_path: Path) -
                 if kind == "in-process":
                     link = InProcessLink(stage, small)
                 with pytest.raises(LinkError, match=r"length|larger"):
-                    _train(cluster, device, link, token)
+                    _train(device, link, token)
                 assert _state_soon(cluster, token) == "failed"
 
 
@@ -360,23 +339,14 @@ def test_a_dead_server_is_noticed_by_the_device(remote: Cluster, device: SplitMo
     token = remote.open(ROUTE, initial(SPEC))["server"]
     link = remote.link("server")
 
-    def dying() -> Iterator[object]:
+    def dying() -> Iterator[Batch]:
         yield batches(1)[0]
         remote._servers["server"].stop()
         yield batches(1)[0]
 
     started = time.perf_counter()
     with pytest.raises(LinkError, match="link to unix:"):
-        train_turn(
-            device,
-            ROUTE,
-            dying(),  # type: ignore[arg-type]
-            adapters=initial(SPEC),
-            optimizer=OPTIMIZER,
-            seed=0,
-            link=link,
-            token=token,
-        )
+        _train(device, link, token, dying())
     assert time.perf_counter() - started < 20
 
 
@@ -397,7 +367,7 @@ def test_a_broken_second_hop_fails_the_turn_on_every_tier(device: SplitModel) ->
     with Cluster(SPEC, "grpc") as cluster:
         tokens = cluster.open(route, initial(SPEC))
 
-        def dying() -> Iterator[object]:
+        def dying() -> Iterator[Batch]:
             yield batches(1)[0]
             cluster._servers["cloud"].stop()
             yield batches(1)[0]
@@ -436,7 +406,7 @@ def test_tls_lets_in_who_proves_itself(device: SplitModel) -> None:
                 with pytest.raises(LinkError, match="no answer"):
                     link.open(request)
             token = cluster.open(ROUTE, initial(SPEC))["server"]
-            _train(cluster, device, GrpcLink(server.address, tls=client_side), token)
+            _train(device, GrpcLink(server.address, tls=client_side), token)
             assert stage.status(token).state == "done"
     with pytest.raises(FedsplitError, match="certificate"):
         Tls().for_server()
@@ -446,21 +416,12 @@ def test_tls_lets_in_who_proves_itself(device: SplitModel) -> None:
 def test_a_link_outlives_a_long_silence(remote: Cluster, device: SplitModel) -> None:
     token = remote.open(ROUTE, initial(SPEC))["server"]
 
-    def hesitating() -> Iterator[object]:
+    def hesitating() -> Iterator[Batch]:
         yield batches(1)[0]
         time.sleep(60)  # several keep-alive pings
         yield batches(1)[0]
 
-    result = train_turn(
-        device,
-        ROUTE,
-        hesitating(),  # type: ignore[arg-type]
-        adapters=initial(SPEC),
-        optimizer=OPTIMIZER,
-        seed=0,
-        link=remote.link("server"),
-        token=token,
-    )
+    result = _train(device, remote.link("server"), token, hesitating())
     assert result.steps == 2
 
 
