@@ -3,7 +3,7 @@
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 
@@ -97,6 +97,21 @@ class SplitStrategy(Strategy):
         return tuple(
             by_device.get(device) or scene.turn(device, fallback) for device in scene.devices
         )
+
+    def branch_weight(self, samples: Sequence[int]) -> int:
+        """Say how much a branch counts in a weighted average of branches.
+
+        Parameters
+        ----------
+        samples : sequence of int
+            Training samples of each device that finished its turn in the branch.
+
+        Returns
+        -------
+        int
+            By default all of its samples.
+        """
+        return sum(samples)
 
     def bind(self, run: SplitRun) -> None:
         """Give the strategy its run; `start` needs it."""
@@ -263,7 +278,9 @@ class SplitStrategy(Strategy):
             reason = "; ".join(failure.reason for failure in outcome.failures)
             return Message(Error(_NO_SURVIVOR, reason), reply_to=message)
         roster = self._bound().coordinator.roster
-        weight = sum(roster.by_index(turn.turn.device).n_train for turn in outcome.turns)
+        weight = self.branch_weight(
+            [roster.by_index(turn.turn.device).n_train for turn in outcome.turns]
+        )
         reply = _metrics_reply(outcome.turns, weight, message)
         reply.content["arrays"] = to_record(outcome.adapters)
         return reply

@@ -1,0 +1,73 @@
+"""CPSL: clusters of devices one after the other, the devices of a cluster in parallel."""
+
+import numpy as np
+from flwr.serverapp.strategy import Strategy
+
+from fedsplit.errors import require, require_choice
+from fedsplit.flower import Scene, SplitStrategy
+from fedsplit.plan import RoundPlan, Route
+from fedsplit.seeds import generator
+
+CLUSTERINGS = ("similar", "random")
+
+
+class Cpsl(SplitStrategy):
+    """One cluster per round, a branch for each of its devices; clusters take turns.
+
+    A cluster starts from what the cluster before it left after averaging, so a round of Flower is
+    one cluster and a pass over all devices takes `clusters` rounds. Both sides of the model are
+    trained.
+
+    Parameters
+    ----------
+    clusters : int
+        Number of clusters, at most as many as devices.
+    cut : int
+        Blocks on the device.
+    tail : int, optional
+        Blocks on the device behind the server; labels then never leave the device.
+    clustering : str
+        "similar": devices of like speed together, so that nobody waits for a straggler; "random":
+        drawn anew for every pass.
+    inner : Strategy, optional
+        The Flower strategy that samples devices and aggregates; FedAvg by default.
+
+    Notes
+    -----
+    W. Wu et al., "Split Learning over Wireless Networks: Parallel Design and Resource Management",
+    IEEE JSAC 2023, arXiv 2204.08119.
+    """
+
+    def __init__(
+        self,
+        clusters: int = 2,
+        cut: int = 2,
+        tail: int | None = None,
+        clustering: str = "similar",
+        inner: Strategy | None = None,
+    ) -> None:
+        super().__init__(inner)
+        require_choice("strategy.clustering", clustering, CLUSTERINGS)
+        self.clusters = clusters
+        self.cut = cut
+        self.tail = tail
+        self.clustering = clustering
+
+    def plan_round(self, scene: Scene) -> RoundPlan:
+        """Let the cluster train whose turn it is."""
+        most = scene.fleet.n_devices
+        require(
+            1 <= self.clusters <= most, "strategy.clusters", self.clusters, f"1 to {most} devices"
+        )
+        route = Route.split(scene.n_blocks, self.cut, self.tail)
+        clusters = min(self.clusters, len(scene.devices))
+        pass_, place = divmod(scene.server_round - 1, clusters)
+        cluster = np.array_split(self._order(scene, pass_), clusters)[place]
+        return RoundPlan.parallel(scene.turn(int(device), route) for device in sorted(cluster))
+
+    def _order(self, scene: Scene, pass_: int) -> np.ndarray:
+        """Return the devices by speed, or shuffled; neighbours share a cluster."""
+        devices = np.array(scene.devices)
+        if self.clustering == "random":
+            return generator(scene.seed, "clusters", pass_).permutation(devices)
+        return devices[np.argsort(scene.fleet.devices.flops[devices], kind="stable")]
