@@ -33,7 +33,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTra
 from fedsplit.assets import default_checkpoint
 from fedsplit.codec import make_codec
 from fedsplit.codec.formula import ideal_bits
-from fedsplit.codec.topk import Quantised, TopK
+from fedsplit.codec.packing import Quantised
+from fedsplit.codec.topk import TopK
 from fedsplit.data.stdlib import docstrings
 from fedsplit.errors import FedsplitError
 

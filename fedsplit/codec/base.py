@@ -127,7 +127,8 @@ def saturate(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     largest = torch.finfo(dtype).max
     if largest >= torch.finfo(tensor.dtype).max:
         return tensor.to(dtype)
-    low, high = torch.aminmax(tensor)
+    low, high = (end.item() for end in torch.aminmax(tensor))
     if -largest <= low and high <= largest:  # false for NaN
         return tensor.to(dtype)
-    return torch.where(tensor.isinf(), tensor, tensor.clamp(-largest, largest)).to(dtype)
+    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return torch.where(wide.isinf(), wide, wide.clamp(-largest, largest)).to(dtype)

@@ -13,6 +13,7 @@ from fedsplit.codec.feedback import ErrorFeedback
 from fedsplit.codec.low_rank import LowRank
 from fedsplit.codec.temporal import Temporal
 from fedsplit.codec.topk import TopK
+from fedsplit.codec.transform import Transform
 from fedsplit.errors import FedsplitError, require, require_choice
 from fedsplit.seeds import derive_seed
 
@@ -24,6 +25,7 @@ _CODECS: dict[str, Callable[..., Codec]] = {
     "int8": partial(Scaled, torch.int8),
     "topk": TopK,
     "low_rank": LowRank,
+    "transform": Transform,
     "temporal": Temporal,
     "error_feedback": ErrorFeedback,
 }

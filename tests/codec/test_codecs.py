@@ -23,8 +23,13 @@ EVERY_CODEC = {
     "topk, 2 bits": {**TOPK, "bits": 2, "rounding": "nearest"},
     "topk, author": {**TOPK, "rounding": "author", "clip_percentile": 95},
     "topk, token": {**TOPK, "per": "token", "scale": "token"},
+    "topk, column": {**TOPK, "statistics": "column", "bits": 6},
     "topk, all": {"name": "topk", "keep": 1, "bits": 8, "scale": "token"},
     "low_rank": {"name": "low_rank", "rank": 3, "factors": {"name": "int8"}},
+    "transform": {
+        "name": "transform",
+        "inner": {"name": "topk", "keep": 0.4, "bits": 6, "statistics": "column"},
+    },
     "error_feedback": {"name": "error_feedback", "inner": TOPK},
     "temporal": {"name": "temporal", "key": {"name": "bf16"}, "residual": TOPK},
     "temporal, low_rank": {
