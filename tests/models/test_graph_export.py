@@ -33,7 +33,7 @@ def gpt2() -> tuple[nn.Module, dict[str, Tensor]]:
 
 
 def resnet50() -> tuple[nn.Module, dict[str, Tensor]]:
-    images, labels = torch.randn(2, 3, 64, 64), torch.tensor([1, 2])
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([1, 2])
     model = ResNetForImageClassification(ResNetConfig(num_labels=10))
     return model, {"pixel_values": images, "labels": labels}
 
@@ -75,7 +75,12 @@ def some_cuts(graph: LayerGraph, count: int, seed: int = 0) -> list[np.ndarray]:
 def check(build: Callable[[], tuple[nn.Module, dict[str, Tensor]]], count: int) -> None:
     torch.manual_seed(0)
     model, inputs = build()
-    model.train()
+    # In double precision, so that nothing but the order of sums may differ.
+    model.double().train()
+    inputs = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
     whole = copy.deepcopy(model)
     result = whole(**inputs)
     loss = getattr(result, "loss", result)
@@ -93,7 +98,8 @@ def check(build: Callable[[], tuple[nn.Module, dict[str, Tensor]]], count: int) 
         ):
             assert expected.grad is not None
             assert parameter.grad is not None, name
-            close = torch.allclose(parameter.grad, expected.grad, rtol=1e-4, atol=1e-5)
+            scale = float(expected.grad.abs().max())
+            close = torch.allclose(parameter.grad, expected.grad, rtol=1e-9, atol=1e-9 * scale)
             assert close, f"{name} at {parts.boundary}"
         for (name, expected), buffer in zip(whole.named_buffers(), model.buffers(), strict=True):
             assert torch.equal(buffer, expected), f"{name} at {parts.boundary}"
@@ -110,9 +116,10 @@ def test_gpt2() -> None:
 
 
 def test_resnet50() -> None:
-    check(resnet50, 3)
+    check(resnet50, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["densenet121", "googlenet", "inception_v3"])
 def test_torchvision(name: str, torchvision_models: object) -> None:
     size = 96 if name == "inception_v3" else 64
@@ -147,8 +154,9 @@ def torchvision_models() -> object:
 
 def test_what_crosses_is_what_the_graph_says() -> None:
     torch.manual_seed(0)
-    model, inputs = resnet50()
-    exported = export(model.train(), inputs)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[2, 2])
+    inputs = {"pixel_values": torch.randn(2, 3, 32, 32), "labels": torch.tensor([1, 0])}
+    exported = export(ResNetForImageClassification(config).train(), inputs)
     graph = exported.graph
     for device in some_cuts(graph, 4)[2:]:
         sent = exported.split(device).device(*inputs.values())
