@@ -19,8 +19,8 @@ TINY_VIT = {
 }
 TINY_RESNET = {
     "embedding_size": 8,
-    "hidden_sizes": [8, 8, 16, 16],
-    "depths": [1, 1, 1, 1],
+    "hidden_sizes": [8, 16],
+    "depths": [1, 1],
     "layer_type": "basic",
     "num_labels": 10,
 }
