@@ -1,16 +1,16 @@
-"""The Flower ClientApp: a device of the fleet."""
+"""The Flower ClientApp: a device of the fleet, or an edge server."""
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsplit.flower import session
+from fedsplit.flower import edges, session
 
 app = ClientApp()
 
 
-@app.query("device")
+@app.query("node")
 def hello(message: Message, context: Context) -> Message:
-    """Say which device this is and how much data it holds."""
+    """Say which device or edge this is."""
     return session.hello(message, context)
 
 
@@ -24,3 +24,9 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate on this device's test data."""
     return session.evaluate(message, context)
+
+
+@app.train("edge")
+def serve(message: Message, context: Context) -> Message:
+    """Serve an edge's turns, in training and evaluation."""
+    return edges.serve(message, context)

@@ -40,6 +40,8 @@ class RunSettings:
         Devices that run at once in a simulation.
     threads, server_threads : int
         Torch threads of a device and of the server.
+    edge_nodes : bool
+        Whether edge servers are Flower nodes of their own, not hosted by the server's process.
     accelerator : str
         ``auto``, ``cpu`` or a torch device.
     connect_s, deadline_s : float
@@ -51,6 +53,7 @@ class RunSettings:
     concurrency: int
     threads: int
     server_threads: int
+    edge_nodes: bool
     accelerator: str
     connect_s: float
     deadline_s: float
@@ -165,6 +168,7 @@ def job(config: DictConfig, source: str = "") -> Job:
         threads=config.run.threads,
         accelerator=config.run.accelerator,
         source=source,
+        connect_s=config.run.connect_s,
     )
 
 

@@ -82,6 +82,7 @@ def absolute(overrides: Sequence[str], config: DictConfig) -> list[str]:
     for key, value in (
         ("model.source", config.model.get("source")),
         ("data.path", config.data.get("path")),
+        ("strategy.codec_table", config.strategy.get("codec_table")),
     ):
         if value is not None and Path(value).exists():
             fixed.append(f"++{key}='{Path(value).resolve()}'")

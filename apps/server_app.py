@@ -103,7 +103,8 @@ class Run:
             scene = self._system.scene(1, dict.fromkeys(range(job.n_devices), 1))
             for turn in self._strategy.plan_evaluation(scene):
                 check_route(job.model, turn.route)
-            roster = discover(grid, job, settings.connect_s)
+            n_edges = self._system.fleet.n_edges if settings.edge_nodes else 0
+            roster = discover(grid, job, settings.connect_s, n_edges)
             coordinator = Coordinator(
                 grid, host, job, roster, settings.deadline_s, self._on_progress
             )

@@ -3,8 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
-from logging import INFO, WARNING
+from logging import WARNING
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -12,6 +11,8 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError
+from fedsplit.flower.drive import Await, Call, Lost, Turns, drive
+from fedsplit.flower.edges import EdgeTicket, EdgeTurn, RemoteEdges
 from fedsplit.flower.host import OpenTurn, StageHost
 from fedsplit.flower.messages import (
     EVALUATE,
@@ -24,63 +25,11 @@ from fedsplit.flower.messages import (
 )
 from fedsplit.flower.outcome import BranchOutcome, TurnOutcome
 from fedsplit.flower.roster import Roster
-from fedsplit.plan import DEVICE, Branch, Failure, Turn
+from fedsplit.plan import DEVICE, EDGE, Branch, Failure, Turn
 from fedsplit.seeds import derive_seed
+from fedsplit.transport import new_token
 
-_POLL_S = 0.02
-_PROGRESS_S = 1.0
 _PHASES = {TRAIN: "train", EVALUATE: "evaluate"}
-# A device whose link broke still gets this long to say itself what went wrong.
-_LAST_WORDS_S = 2.0
-
-
-@dataclass(frozen=True)
-class _Lost:
-    """No answer came; why."""
-
-    reason: str
-
-
-@dataclass
-class _Waiting:
-    """A turn whose answer is outstanding."""
-
-    branch: "_BranchTurns"
-    call: "_Call"
-    deadline: float
-    broken_since: float | None = None
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A turn to start: the message to send, and the open turn on the servers behind it."""
-
-    message: Message
-    steps: int
-    opened: OpenTurn | None
-
-
-_BranchTurns = Generator[_Call, Message | _Lost, None]
-
-
-class _Progress:
-    """Counts the mini-batches of a phase and tells `report` about once a second."""
-
-    def __init__(
-        self, phase: str, planned: int, report: Callable[[str, int, int], None] | None
-    ) -> None:
-        self.done = 0
-        self._phase = phase
-        self._planned = planned
-        self._report = report
-        self._due = time.monotonic()
-
-    def tell(self, under_way: Callable[[], int]) -> None:
-        """Report the steps of turns that are done and of those `under_way`."""
-        now = time.monotonic()
-        if self._report is not None and now >= self._due:
-            self._due = now + _PROGRESS_S
-            self._report(self._phase, self.done + under_way(), self._planned)
 
 
 class Coordinator:
@@ -118,6 +67,8 @@ class Coordinator:
         self._host = host
         self._deadline_s = deadline_s
         self._on_progress = on_progress
+        edges = {edge.index: edge for edge in roster.edges}
+        self._edges = RemoteEdges(grid, job, edges, deadline_s) if edges else None
 
     def train(
         self, server_round: int, branches: Sequence[Branch], arrays: Mapping[str, Tensor]
@@ -148,13 +99,16 @@ class Coordinator:
     ) -> tuple[BranchOutcome, ...]:
         outcomes: dict[int, BranchOutcome] = {}
         planned = sum(self._steps(kind, turn) for branch in branches for turn in branch.turns)
-        progress = _Progress(_PHASES[kind], planned, self._on_progress)
-        self._drive(
+        report = self._on_progress
+        drive(
+            self._grid,
             [
                 self._branch(server_round, index, branch, arrays, kind, outcomes)
                 for index, branch in enumerate(branches)
             ],
-            progress,
+            self._deadline_s,
+            self._edges.tick if self._edges else lambda: None,
+            (lambda done: report(_PHASES[kind], done, planned)) if report else None,
         )
         return tuple(outcomes[index] for index in range(len(branches)))
 
@@ -171,23 +125,16 @@ class Coordinator:
         arrays: Mapping[str, Tensor],
         kind: str,
         outcomes: dict[int, BranchOutcome],
-    ) -> _BranchTurns:
+    ) -> Turns:
         adapters = dict(arrays)
         turns: list[TurnOutcome] = []
         failures: list[Failure] = []
         phase = _PHASES[kind]
         for turn in branch.turns:
-            started = time.monotonic()
-            opened = self._open(server_round, turn, adapters, kind)
+            opened = None
             try:
-                message = self._task(server_round, turn, adapters, kind, opened)
-                reply = yield _Call(message, self._steps(kind, turn), opened)
-                if isinstance(reply, _Lost):
-                    raise FedsplitError(reply.reason)
-                if reply.has_error():
-                    raise FedsplitError(str(reply.error.reason))
-                trained = self._collect(reply, adapters, opened) if kind == TRAIN else {}
-                outcome = _turn_outcome(turn, read_metrics(reply), opened, started)
+                opened = self._open(server_round, turn, adapters, kind)
+                trained, outcome = yield from self._turn(server_round, turn, adapters, kind, opened)
             except FedsplitError as error:
                 log(WARNING, "device %s lost its turn (%s): %s", turn.device, phase, error)
                 failures.append(Failure(turn.device, phase, str(error)))
@@ -199,19 +146,47 @@ class Coordinator:
             turns.append(outcome)
         outcomes[index] = BranchOutcome(index, branch, adapters, tuple(turns), tuple(failures))
 
-    def _collect(
-        self, reply: Message, adapters: Mapping[str, Tensor], opened: OpenTurn | None
-    ) -> dict[str, Tensor]:
-        """Return the turn's complete adapters: the device's from its reply, the servers' own."""
+    def _turn(
+        self,
+        server_round: int,
+        turn: Turn,
+        adapters: Mapping[str, Tensor],
+        kind: str,
+        opened: OpenTurn | None,
+    ) -> Generator[Call | Await, Message | Lost | None, tuple[dict[str, Tensor], TurnOutcome]]:
+        """Run one turn; return its complete adapters (none in evaluation) and what it did."""
+        started = time.monotonic()
+        ticket = self._hand_to_edge(server_round, turn, adapters, kind, opened)
+        message = self._task(server_round, turn, adapters, kind, opened, ticket)
+
+        def broken() -> str | None:
+            if ticket is not None and ticket.failure is not None:
+                return ticket.failure
+            return self._host.failure(opened) if opened is not None else None
+
+        reply = yield Call(
+            message,
+            self._steps(kind, turn),
+            lambda: self._host.steps(opened) if opened is not None else 0,
+            broken,
+        )
+        if isinstance(reply, Lost):
+            raise FedsplitError(reply.reason)
+        assert reply is not None
+        if reply.has_error():
+            raise FedsplitError(str(reply.error.reason))
+        link_bytes = opened.link_bytes() if opened is not None else {}
         trained = read_arrays(reply)
-        if opened is not None:
-            trained |= self._host.finish(opened)
-        if trained.keys() != adapters.keys():
-            raise FedsplitError(f"adapters: {len(trained)} came back of {len(adapters)} handed out")
-        for name, tensor in trained.items():
-            if tensor.shape != adapters[name].shape or not tensor.isfinite().all():
-                raise FedsplitError(f"adapter {name!r} came back misshapen or not finite")
-        return trained
+        if ticket is not None:
+            late = yield Await(lambda: ticket.trained is not None or ticket.failure is not None)
+            if isinstance(late, Lost) or ticket.trained is None:
+                raise FedsplitError(ticket.failure or f"edge {ticket.edge}: no answer")
+            trained |= ticket.trained
+            link_bytes |= ticket.link_bytes
+        if kind == TRAIN:
+            trained |= self._host.finish(opened) if opened is not None else {}
+            _check_complete(trained, adapters)
+        return trained, _turn_outcome(turn, read_metrics(reply), link_bytes, started)
 
     def _open(
         self,
@@ -223,7 +198,39 @@ class Coordinator:
         if len(turn.route.segments) == 1:
             return None
         seed = self._seed(server_round, turn)
-        return self._host.open(turn, adapters, seed=seed, train=kind == TRAIN)
+        elsewhere = EDGE if self._edges is not None else ""
+        return self._host.open(turn, adapters, seed=seed, train=kind == TRAIN, elsewhere=elsewhere)
+
+    def _hand_to_edge(
+        self,
+        server_round: int,
+        turn: Turn,
+        adapters: Mapping[str, Tensor],
+        kind: str,
+        opened: OpenTurn | None,
+    ) -> EdgeTicket | None:
+        segments = turn.route.on(EDGE)
+        if self._edges is None or not segments or opened is None:
+            return None
+        if turn.edge is None:
+            raise FedsplitError(f"device {turn.device}: its plan names no edge for {turn.route}")
+        names = self._host.adapter_names(segments[0])
+        ticket = EdgeTicket(
+            edge=turn.edge,
+            turn=EdgeTurn(
+                token=new_token(),
+                route=str(turn.route),
+                n_blocks=turn.route.n_blocks,
+                codec=turn.codec,
+                seed=self._seed(server_round, turn),
+                onward_address=opened.address,
+                onward_token=opened.token,
+            ),
+            adapters={name: adapters[name] for name in names},
+            train=kind == TRAIN,
+        )
+        self._edges.hand_out(ticket)
+        return ticket
 
     def _seed(self, server_round: int, turn: Turn) -> int:
         return derive_seed(self.job.seed, "turn", server_round, turn.device)
@@ -235,7 +242,11 @@ class Coordinator:
         adapters: Mapping[str, Tensor],
         kind: str,
         opened: OpenTurn | None,
+        ticket: EdgeTicket | None,
     ) -> Message:
+        address, token = (opened.address, opened.token) if opened is not None else ("", "")
+        if ticket is not None and self._edges is not None:
+            address, token = self._edges.address(ticket.edge), ticket.turn.token
         task = TurnTask(
             job=self.job,
             server_round=server_round,
@@ -244,8 +255,8 @@ class Coordinator:
             n_blocks=turn.route.n_blocks,
             steps=turn.steps,
             codec=turn.codec,
-            address=opened.address if opened else "",
-            token=opened.token if opened else "",
+            address=address,
+            token=token,
             seed=self._seed(server_round, turn),
         )
         names = [
@@ -254,63 +265,19 @@ class Coordinator:
         node = self.roster.by_index(turn.device)
         return task_message(node.node_id, kind, task, {name: adapters[name] for name in names})
 
-    def _drive(self, branches: list[_BranchTurns], progress: _Progress) -> None:
-        """Run `branches` side by side until each has had all of its turns."""
-        waiting: dict[str, _Waiting] = {}
 
-        def advance(branch: _BranchTurns, answer: Message | _Lost | None) -> None:
-            try:
-                call = next(branch) if answer is None else branch.send(answer)
-            except StopIteration:
-                return
-            (message_id,) = self._grid.push_messages([call.message])
-            deadline = time.monotonic() + self._deadline_s
-            waiting[message_id] = _Waiting(branch, call, deadline)
-
-        for branch in branches:
-            advance(branch, None)
-        while waiting:
-            answers: dict[str, Message | _Lost] = {
-                reply.metadata.reply_to_message_id: reply
-                for reply in self._grid.pull_messages(list(waiting))
-            }
-            for message_id, turn in waiting.items():
-                lost = self._lost(turn)
-                if lost is not None:
-                    answers.setdefault(message_id, lost)
-            for message_id, answer in answers.items():
-                turn = waiting.pop(message_id)
-                progress.done += turn.call.steps
-                advance(turn.branch, answer)
-            progress.tell(
-                lambda: sum(
-                    self._host.steps(turn.call.opened)
-                    for turn in waiting.values()
-                    if turn.call.opened is not None
-                )
-            )
-            if not answers:
-                time.sleep(_POLL_S)
-
-    def _lost(self, turn: _Waiting) -> _Lost | None:
-        now = time.monotonic()
-        if now > turn.deadline:
-            return _Lost(f"no answer within {self._deadline_s:.0f} s")
-        reason = self._host.failure(turn.call.opened) if turn.call.opened else None
-        if reason is None:
-            return None
-        if turn.broken_since is None:
-            turn.broken_since = now
-            log(INFO, "link failure: %s", reason)
-        return _Lost(reason) if now > turn.broken_since + _LAST_WORDS_S else None
+def _check_complete(trained: Mapping[str, Tensor], handed_out: Mapping[str, Tensor]) -> None:
+    if trained.keys() != handed_out.keys():
+        raise FedsplitError(f"adapters: {len(trained)} came back of {len(handed_out)} handed out")
+    for name, tensor in trained.items():
+        if tensor.shape != handed_out[name].shape or not tensor.isfinite().all():
+            raise FedsplitError(f"adapter {name!r} came back misshapen or not finite")
 
 
 def _turn_outcome(
-    turn: Turn, metrics: Mapping[str, float], opened: OpenTurn | None, started: float
+    turn: Turn, metrics: Mapping[str, float], backhaul: Mapping[str, int], started: float
 ) -> TurnOutcome:
-    link_bytes = {"up": int(metrics["bytes-up"]), "down": int(metrics["bytes-down"])}
-    if opened is not None:
-        link_bytes |= opened.link_bytes()
+    radio = {"up": int(metrics["bytes-up"]), "down": int(metrics["bytes-down"])}
     return TurnOutcome(
         turn=turn,
         loss_sum=metrics["loss-sum"],
@@ -318,6 +285,6 @@ def _turn_outcome(
         n_correct=int(metrics["n-correct"]) if metrics["n-correct"] >= 0 else None,
         n_samples=int(metrics["n-samples"]),
         steps=int(metrics["steps"]),
-        link_bytes=link_bytes,
+        link_bytes={**radio, **backhaul},
         wall_s=time.monotonic() - started,
     )

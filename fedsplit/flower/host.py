@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-import torch
 from torch import Tensor
 
 from fedsplit.execution import OptimizerSpec, Stage
 from fedsplit.execution.turn import FAILED
+from fedsplit.flower.models import torch_device
 from fedsplit.models import ModelSpec, SplitModel, load
 from fedsplit.plan import DEVICE, Segment, Turn
 from fedsplit.transport import (
@@ -94,9 +94,28 @@ class StageHost:
         return self.model.adapter_names(segment)
 
     def open(
-        self, turn: Turn, adapters: Mapping[str, Tensor], *, seed: int, train: bool
+        self,
+        turn: Turn,
+        adapters: Mapping[str, Tensor],
+        *,
+        seed: int,
+        train: bool,
+        elsewhere: str = "",
     ) -> OpenTurn:
         """Prepare `turn` on every server tier of its route, from `adapters`.
+
+        Parameters
+        ----------
+        turn : Turn
+            What is about to be trained or evaluated.
+        adapters : mapping of str to Tensor
+            Values to start from, at least those of the servers' segments.
+        seed : int
+            The turn's seed, the same on every tier.
+        train : bool
+            Whether it trains.
+        elsewhere : str
+            A tier that another process hosts; the link then leads to the one behind it.
 
         Raises
         ------
@@ -109,16 +128,15 @@ class StageHost:
         last = len(route.segments) - 1
         for position in range(last, 0, -1):
             segment = route.segments[position]
-            if segment.tier == DEVICE:
+            if segment.tier in (DEVICE, elsewhere):
                 continue
             token = new_token()
             request = OpenRequest(token, route, position, turn.codec, seed, train)
             stage = self._stage(segment.tier)
             stage.open_turn(request, adapters, self._optimizer if train else None, downstream)
             opened.stages.append((stage, token))
-            opened.token = token
+            opened.token, opened.address = token, self._address(segment.tier)
             downstream = InProcessLink(stage), token
-        opened.address = self._address(route.segments[1].tier)
         return opened
 
     def finish(self, opened: OpenTurn) -> dict[str, Tensor]:
@@ -144,8 +162,7 @@ class StageHost:
 
     def steps(self, opened: OpenTurn) -> int:
         """Return how many mini-batches the turn has been through."""
-        stage, token = opened.stages[-1]
-        return stage.status(token).steps
+        return max((stage.status(token).steps for stage, token in opened.stages), default=0)
 
     def discard(self, opened: OpenTurn) -> None:
         """Forget a turn; a device that still trains it is refused at its next step."""
@@ -164,10 +181,3 @@ class StageHost:
             target = f"unix:{Path(self._folder.name) / tier}.sock"
             self._servers[tier] = GrpcServer(self._stage(tier), target)
         return self._servers[tier].address
-
-
-def torch_device(accelerator: str) -> torch.device:
-    """Return the torch device that `accelerator` names; ``auto`` is a GPU when there is one."""
-    if accelerator == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(accelerator)

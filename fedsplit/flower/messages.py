@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -12,11 +12,14 @@ from torch import Tensor
 from fedsplit.data import DataSpec
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import OptimizerSpec
-from fedsplit.mapping import from_mapping, to_mapping
+from fedsplit.mapping import T, from_mapping, to_mapping
 from fedsplit.models import ModelSpec
 from fedsplit.plan import CodecPlan
 
-HELLO, TRAIN, EVALUATE = "query.device", "train.device", "evaluate.device"
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+HELLO, TRAIN, EVALUATE, EDGE = "query.node", "train.device", "evaluate.device", "train.edge"
 _ARRAYS, _TASK, _METRICS, _INFO = "arrays", "task", "metrics", "info"
 
 
@@ -42,6 +45,8 @@ class Job:
         ``auto`` (a GPU when there is one), ``cpu`` or a torch device name.
     source : str
         Hash of the server's fedsplit source; a device with another one is refused.
+    connect_s : float
+        How long a device waits for the first server of its route to come up.
     """
 
     model: ModelSpec
@@ -53,6 +58,7 @@ class Job:
     threads: int = 1
     accelerator: str = "auto"
     source: str = ""
+    connect_s: float = 60.0
 
     def __post_init__(self) -> None:
         for name in ("n_devices", "batch_size", "threads"):
@@ -80,7 +86,10 @@ class TurnTask:
 
 
 def task_message(
-    node_id: int, kind: str, task: Job | TurnTask, arrays: Mapping[str, Tensor] | None = None
+    node_id: int,
+    kind: str,
+    task: "DataclassInstance",
+    arrays: Mapping[str, Tensor] | None = None,
 ) -> Message:
     """Return the message that carries `task` and adapters to a node."""
     content = RecordDict({_TASK: ConfigRecord({"json": json.dumps(to_mapping(task))})})
@@ -89,7 +98,7 @@ def task_message(
     return Message(content, node_id, kind)
 
 
-def read_task(message: Message, kind: type[Job] | type[TurnTask]) -> Any:
+def read_task(message: Message, kind: type[T]) -> T:
     """Return the task in `message`.
 
     Raises

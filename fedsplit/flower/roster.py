@@ -1,7 +1,7 @@
 """Who takes part: which Flower node is which device of the fleet."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from logging import INFO
 
@@ -28,10 +28,20 @@ class DeviceNode:
 
 
 @dataclass(frozen=True)
+class EdgeNode:
+    """One edge server of the federation and where devices reach it."""
+
+    node_id: int
+    index: int
+    address: str
+
+
+@dataclass(frozen=True)
 class Roster:
-    """The devices of a run, by index."""
+    """The devices and edges of a run, by index; without edges, the server hosts that tier."""
 
     nodes: tuple[DeviceNode, ...]
+    edges: tuple[EdgeNode, ...] = ()
 
     def by_index(self, index: int) -> DeviceNode:
         """Return device `index`.
@@ -108,30 +118,32 @@ class DeviceGrid(Grid):
         return self._grid.send_and_receive(messages, timeout=timeout)
 
 
-def discover(grid: Grid, job: Job, timeout_s: float) -> Roster:
-    """Wait for the devices and ask each which one it is.
+def discover(grid: Grid, job: Job, timeout_s: float, n_edges: int = 0) -> Roster:
+    """Wait for the nodes and ask each which device or edge it is.
 
     Parameters
     ----------
     grid : Grid
         Flower's grid.
     job : Job
-        The run's job; devices check that they run the same source.
+        The run's job; nodes check that they run the same source.
     timeout_s : float
-        How long to wait for all of ``job.n_devices``.
+        How long to wait for all of ``job.n_devices`` and `n_edges`.
+    n_edges : int
+        Edge servers that are nodes of their own.
 
     Raises
     ------
     FedsplitError
-        If devices are missing after `timeout_s`, say they are the same one, run another source,
-        or cannot load the data.
+        If nodes are missing after `timeout_s`, say they are the same one, run another source, or
+        cannot load the data.
     """
     deadline = time.monotonic() + timeout_s
-    while len(node_ids := sorted(grid.get_node_ids())) < job.n_devices:
+    expected = job.n_devices + n_edges
+    while len(node_ids := sorted(grid.get_node_ids())) < expected:
         if time.monotonic() > deadline:
             raise FedsplitError(
-                f"fleet: {len(node_ids)} of {job.n_devices} devices connected within "
-                f"{timeout_s:.0f} s"
+                f"fleet: {len(node_ids)} of {expected} nodes connected within {timeout_s:.0f} s"
             )
         time.sleep(_POLL_S)
     log(INFO, "Asking %s nodes which device they are", len(node_ids))
@@ -139,26 +151,40 @@ def discover(grid: Grid, job: Job, timeout_s: float) -> Roster:
         [task_message(node_id, HELLO, job) for node_id in node_ids],
         timeout=max(deadline - time.monotonic(), _POLL_S),
     )
-    nodes: dict[int, DeviceNode] = {}
+    devices: dict[int, DeviceNode] = {}
+    edges: dict[int, EdgeNode] = {}
     for reply in replies:
         if reply.has_error():
-            raise FedsplitError(f"device did not start: {reply.error.reason}")
-        metrics, info = read_metrics(reply), read_info(reply)
+            raise FedsplitError(f"node did not start: {reply.error.reason}")
+        info = read_info(reply)
+        index = int(read_metrics(reply)["index"])
         if info["source"] != job.source:
             raise FedsplitError(
-                f"device {metrics['index']:.0f} runs fedsplit source {info['source']}, the server "
+                f"{info['role']} {index} runs fedsplit source {info['source']}, the server "
                 f"{job.source}: must be the same; restart the node with this version"
             )
-        node = DeviceNode(
-            reply.metadata.src_node_id,
-            int(metrics["index"]),
-            int(metrics["n-train"]),
-            int(metrics["n-test"]),
-        )
-        if node.index in nodes:
-            raise FedsplitError(f"fleet: two nodes say they are device {node.index}")
-        nodes[node.index] = node
-    missing = sorted(set(range(job.n_devices)) - set(nodes))
+        if index in (edges if info["role"] == "edge" else devices):
+            raise FedsplitError(f"fleet: two nodes say they are {info['role']} {index}")
+        if info["role"] == "edge":
+            edges[index] = EdgeNode(reply.metadata.src_node_id, index, info["address"])
+        else:
+            devices[index] = _device(reply, index)
+    _require_all("device", devices, job.n_devices, timeout_s)
+    _require_all("edge", edges, n_edges, timeout_s)
+    return Roster(
+        tuple(devices[index] for index in sorted(devices)),
+        tuple(edges[index] for index in sorted(edges)),
+    )
+
+
+def _device(reply: Message, index: int) -> DeviceNode:
+    metrics = read_metrics(reply)
+    sizes = int(metrics["n-train"]), int(metrics["n-test"])
+    return DeviceNode(reply.metadata.src_node_id, index, *sizes)
+
+
+def _require_all(role: str, found: Collection[int], expected: int, timeout_s: float) -> None:
+    missing = sorted(set(range(expected)) - set(found))
     if missing:
-        raise FedsplitError(f"fleet: no answer from devices {missing} within {timeout_s:.0f} s")
-    return Roster(tuple(nodes[index] for index in sorted(nodes)))
+        numbers = ", ".join(map(str, missing))
+        raise FedsplitError(f"fleet: no answer from {role} {numbers} within {timeout_s:.0f} s")

@@ -13,12 +13,12 @@ from transformers import AutoTokenizer
 from fedsplit.data import DataSpec, FederatedData, batches, load_data, training_batches
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import TurnResult, evaluate_turn, train_turn
-from fedsplit.flower.host import torch_device
 from fedsplit.flower.messages import Job, TurnTask, answer, read_arrays, read_task
+from fedsplit.flower.models import cached_model
 from fedsplit.flower.source import source_hash
 from fedsplit.mapping import from_mapping, to_mapping
-from fedsplit.models import ModelSpec, SplitModel, load
-from fedsplit.plan import DEVICE, Route, Segment
+from fedsplit.models import ModelSpec, SplitModel
+from fedsplit.plan import DEVICE, Route
 from fedsplit.seeds import generator
 from fedsplit.transport import GrpcLink
 
@@ -26,6 +26,8 @@ from fedsplit.transport import GrpcLink
 def hello(message: Message, context: Context) -> Message:
     """Say which device this node is, what data it holds and which source it runs."""
     job: Job = read_task(message, Job)
+    if context.node_config.get("role", "device") == "edge":
+        return _hello_edge(message, context)
     index = device_index(context)
     if not 0 <= index < job.n_devices:
         raise FedsplitError(f"partition-id={index}: must be in 0..{job.n_devices - 1}")
@@ -37,7 +39,20 @@ def hello(message: Message, context: Context) -> Message:
             "n-train": len(data.train(index)),
             "n-test": len(data.test(index)),
         },
-        {"source": source_hash()},
+        {"source": source_hash(), "role": "device"},
+    )
+
+
+def _hello_edge(message: Message, context: Context) -> Message:
+    settings = context.node_config
+    for key in ("edge-id", "bind"):
+        if key not in settings:
+            raise FedsplitError(f"node-config: an edge must hold {key}")
+    address = str(settings.get("advertise", settings["bind"]))
+    return answer(
+        message,
+        {"index": int(settings["edge-id"])},
+        {"source": source_hash(), "role": "edge", "address": address},
     )
 
 
@@ -103,20 +118,13 @@ def _prepare(
         raise FedsplitError(f"device={task.device}: this node is {device_index(context)}")
     torch.set_num_threads(task.job.threads)
     route = Route.parse(task.route, task.n_blocks)
-    model = _model(_key(task.job.model), route.on(DEVICE), task.job.accelerator)
-    return task, route, model, GrpcLink(task.address) if task.address else None
+    model = cached_model(task.job, route.on(DEVICE))
+    link = GrpcLink(task.address, connect_timeout_s=task.job.connect_s) if task.address else None
+    return task, route, model, link
 
 
 def _key(value: ModelSpec | DataSpec) -> str:
     return json.dumps(to_mapping(value), sort_keys=True)
-
-
-@lru_cache(maxsize=1)
-def _model(spec: str, segments: tuple[Segment, ...], accelerator: str) -> SplitModel:
-    """Return the device's segments; a process that plays several devices loads them once."""
-    return load(
-        from_mapping(ModelSpec, json.loads(spec), "model"), segments, torch_device(accelerator)
-    )
 
 
 def _data(job: Job) -> FederatedData:

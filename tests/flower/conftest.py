@@ -28,7 +28,7 @@ from fedsplit.flower.source import source_hash
 from fedsplit.models import ModelSpec
 from fedsplit.models.profile import profile_model
 from fedsplit.wireless import Channel, ChannelSpec
-from tests.flower.federation import ThreadGrid
+from tests.flower.federation import N_EDGES, ThreadGrid
 
 N_DEVICES = 4
 
@@ -45,6 +45,7 @@ class Federation:
             batch_size=2,
             seed=7,
             source=source_hash(),
+            connect_s=5,
         )
         self.profile = profile_model(model, data.seq_len)
         self.fleet = build_fleet(FleetSpec(devices=N_DEVICES, edges=2))
@@ -62,12 +63,14 @@ class Federation:
         deadline_s: float = 60.0,
         adapters: dict[str, Tensor] | None = None,
         first_round: int = 1,
+        edge_folder: Path | None = None,
     ) -> tuple[dict[str, Tensor], list[RoundOutcome]]:
         """Return the final adapters and what came out of each round (round 0 first)."""
         outcomes: list[RoundOutcome] = []
-        grid = ThreadGrid(client_app, N_DEVICES, concurrency, disturb)
+        grid = ThreadGrid(client_app, N_DEVICES, concurrency, disturb, edge_folder)
         with StageHost(self.job.model, self.job.optimizer, "cpu") as host:
-            roster = discover(grid, self.job, timeout_s=30)
+            n_edges = N_EDGES if edge_folder is not None else 0
+            roster = discover(grid, self.job, 30, n_edges)
             coordinator = Coordinator(grid, host, self.job, roster, deadline_s)
 
             def scene(server_round: int, samples: dict[int, int]) -> Scene:

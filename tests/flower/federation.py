@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -14,6 +15,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 FIRST_NODE = 1000
+N_EDGES = 2
 
 
 class ThreadGrid(Grid):
@@ -29,6 +31,8 @@ class ThreadGrid(Grid):
         How many messages are worked on at once.
     disturb : callable, optional
         Called with (message, device) before the app; may sleep or raise.
+    edge_folder : Path, optional
+        If given, two more nodes are edges 0 and 1, with their sockets in this folder.
     """
 
     def __init__(
@@ -37,11 +41,16 @@ class ThreadGrid(Grid):
         n_nodes: int,
         concurrency: int = 4,
         disturb: Callable[[Message, int], None] | None = None,
+        edge_folder: Path | None = None,
     ) -> None:
         self._app = app
-        self._n_nodes = n_nodes
+        self._n_devices = n_nodes
+        self._edge_folder = edge_folder
+        self._n_nodes = n_nodes + (N_EDGES if edge_folder is not None else 0)
         self._disturb = disturb
         self._pool = ThreadPoolExecutor(concurrency)
+        # Edges are machines of their own: they never wait for a device to make room.
+        self._edge_pool = ThreadPoolExecutor(N_EDGES)
         self._numbers = itertools.count(1)
         self._replies: dict[str, Future[Message]] = {}
         self._lock = threading.Lock()
@@ -79,7 +88,9 @@ class ThreadGrid(Grid):
             message.metadata.__dict__["_message_id"] = name
             self.sent.append(message)
             with self._lock:
-                self._replies[name] = self._pool.submit(self._handle, message)
+                device = message.metadata.dst_node_id - FIRST_NODE
+                pool = self._pool if device < self._n_devices else self._edge_pool
+                self._replies[name] = pool.submit(self._handle, message)
             names.append(name)
         return names
 
@@ -101,12 +112,18 @@ class ThreadGrid(Grid):
             time.sleep(0.005)
         return replies
 
+    def _node_config(self, node: int) -> dict[str, int | str]:
+        if node < self._n_devices:
+            return {"partition-id": node, "num-partitions": self._n_devices}
+        edge = node - self._n_devices
+        return {"role": "edge", "edge-id": edge, "bind": f"unix:{self._edge_folder}/{edge}.sock"}
+
     def _handle(self, message: Message) -> Message:
         device = message.metadata.dst_node_id - FIRST_NODE
         context = Context(
             run_id=1,
             node_id=message.metadata.dst_node_id,
-            node_config={"partition-id": device, "num-partitions": self._n_nodes},
+            node_config=self._node_config(device),
             state=RecordDict(),
             run_config={},
         )

@@ -1,0 +1,145 @@
+"""Many branches over one Flower grid: each is a generator that waits for its own answers only."""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+_POLL_S = 0.02
+_PROGRESS_S = 1.0
+# A node whose link broke still gets this long to say itself what went wrong.
+_LAST_WORDS_S = 2.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """A message to send, whose answer the branch waits for.
+
+    Parameters
+    ----------
+    message : Message
+        What to send.
+    steps : int
+        Mini-batches that it stands for, for progress.
+    steps_done : callable
+        How many of them are done by now.
+    broken : callable
+        Why no answer is to be expected any more, or None.
+    """
+
+    message: Message
+    steps: int
+    steps_done: Callable[[], int]
+    broken: Callable[[], str | None]
+
+
+@dataclass(frozen=True)
+class Await:
+    """Something that happens without a message of the branch's own; `ready` says when."""
+
+    ready: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """No answer came; why."""
+
+    reason: str
+
+
+Turns = Generator[Call | Await, Message | Lost | None, None]
+"""A branch: yields what it waits for, is sent the answer (None once an `Await` is ready)."""
+
+
+@dataclass
+class _Waiting:
+    branch: Turns
+    what: Call | Await
+    deadline: float
+    message_id: str = ""
+    broken_since: float | None = None
+
+
+def drive(
+    grid: Grid,
+    branches: Sequence[Turns],
+    deadline_s: float,
+    tick: Callable[[], None],
+    on_progress: Callable[[int], None] | None = None,
+) -> None:
+    """Run `branches` side by side to their ends; none waits for another.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid.
+    branches : sequence of Turns
+        What to run.
+    deadline_s : float
+        Longest wait for anything that a branch yields; it is then sent `Lost`.
+    tick : callable
+        Called over and over meanwhile.
+    on_progress : callable, optional
+        Called about once a second with the mini-batches done.
+    """
+    waiting: list[_Waiting] = []
+    steps_done = 0
+    report_due = time.monotonic()
+
+    def advance(branch: Turns, answer: Message | Lost | None) -> None:
+        try:
+            what = branch.send(answer)
+        except StopIteration:
+            return
+        item = _Waiting(branch, what, time.monotonic() + deadline_s)
+        if isinstance(what, Call):
+            (item.message_id,) = grid.push_messages([what.message])
+        waiting.append(item)
+
+    for branch in branches:
+        advance(branch, None)
+    while waiting:
+        tick()
+        asked = [item.message_id for item in waiting if item.message_id]
+        replies = {reply.metadata.reply_to_message_id: reply for reply in grid.pull_messages(asked)}
+        still, due = [], []
+        for item in waiting:
+            is_due, answer = _answer(item, replies, deadline_s)
+            if is_due:
+                due.append((item, answer))
+            else:
+                still.append(item)
+        waiting = still
+        for item, answer in due:
+            if isinstance(item.what, Call):
+                steps_done += item.what.steps
+            advance(item.branch, answer)
+        if on_progress is not None and time.monotonic() >= report_due:
+            report_due = time.monotonic() + _PROGRESS_S
+            on_progress(
+                steps_done
+                + sum(item.what.steps_done() for item in waiting if isinstance(item.what, Call))
+            )
+        if not due:
+            time.sleep(_POLL_S)
+
+
+def _answer(
+    item: _Waiting, replies: dict[str, Message], deadline_s: float
+) -> tuple[bool, Message | Lost | None]:
+    """Return whether the branch need not wait any longer, and what it is to be sent."""
+    now = time.monotonic()
+    if isinstance(item.what, Await):
+        if item.what.ready():
+            return True, None
+    elif item.message_id in replies:
+        return True, replies[item.message_id]
+    elif (reason := item.what.broken()) is not None:
+        item.broken_since = item.broken_since or now
+        if now > item.broken_since + _LAST_WORDS_S:
+            return True, Lost(reason)
+    if now > item.deadline:
+        return True, Lost(f"no answer within {deadline_s:.0f} s")
+    return False, None

@@ -1,0 +1,217 @@
+"""Edge servers that are Flower nodes: what they are told, what they do, what they answer.
+
+One message hands an edge all the turns that wait for it; it serves them from its own stage, with a
+link of its own to the cloud, and answers once for all.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Context, Message
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedsplit.errors import FedsplitError
+from fedsplit.execution import Stage
+from fedsplit.execution.turn import DONE, FAILED
+from fedsplit.flower.messages import (
+    EDGE,
+    Job,
+    answer,
+    read_arrays,
+    read_info,
+    read_metrics,
+    read_task,
+    task_message,
+)
+from fedsplit.flower.models import cached_model
+from fedsplit.flower.roster import EdgeNode
+from fedsplit.plan import EDGE as EDGE_TIER
+from fedsplit.plan import CodecPlan, Route
+from fedsplit.transport import GrpcLink, GrpcServer, OpenRequest
+
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class EdgeTurn:
+    """One turn that an edge is to serve: who may enter it, and where it goes on."""
+
+    token: str
+    route: str
+    n_blocks: int
+    codec: CodecPlan
+    seed: int
+    onward_address: str
+    onward_token: str
+
+
+@dataclass(frozen=True)
+class EdgeTask:
+    """What an edge is told: the turns to serve, and when to give up waiting for them."""
+
+    job: Job
+    turns: tuple[EdgeTurn, ...]
+    train: bool
+    deadline_s: float
+
+
+def serve(message: Message, context: Context) -> Message:
+    """Serve the turns of a task until each is done or failed; answer with their adapters.
+
+    Raises
+    ------
+    FedsplitError
+        If the node was started without an address to bind.
+    """
+    task = read_task(message, EdgeTask)
+    bind = context.node_config.get("bind")
+    if bind is None:
+        raise FedsplitError('node-config: an edge must hold bind, such as bind="0.0.0.0:7000"')
+    requests = [_request(turn, task.train) for turn in task.turns]
+    segments = {request.route.segments[request.position] for request in requests}
+    model = cached_model(task.job, tuple(sorted(segments, key=str)))
+    stage = Stage(model)
+    values = read_arrays(message)
+    for index, (turn, request) in enumerate(zip(task.turns, requests, strict=True)):
+        prefix = f"{index}/"
+        adapters = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in values.items()
+            if name.startswith(prefix)
+        }
+        onward = (GrpcLink(turn.onward_address), turn.onward_token) if turn.onward_token else None
+        stage.open_turn(request, adapters, task.job.optimizer if task.train else None, onward)
+    with GrpcServer(stage, str(bind)):
+        _wait(stage, [turn.token for turn in task.turns], task.deadline_s)
+    return _answer(message, task, stage)
+
+
+def _request(turn: EdgeTurn, train: bool) -> OpenRequest:
+    route = Route.parse(turn.route, turn.n_blocks)
+    position = next(i for i, segment in enumerate(route.segments) if segment.tier == EDGE_TIER)
+    return OpenRequest(turn.token, route, position, turn.codec, turn.seed, train)
+
+
+def _wait(stage: Stage, tokens: list[str], deadline_s: float) -> None:
+    deadline = time.monotonic() + deadline_s
+    while time.monotonic() < deadline:
+        if all(stage.status(token).state in (DONE, FAILED) for token in tokens):
+            return
+        time.sleep(_POLL_S)
+
+
+def _answer(message: Message, task: EdgeTask, stage: Stage) -> Message:
+    arrays: dict[str, Tensor] = {}
+    metrics: dict[str, float] = {"turns": len(task.turns)}
+    reasons: dict[str, str] = {}
+    for index, turn in enumerate(task.turns):
+        status = stage.status(turn.token)
+        metrics[f"{index}/up"] = status.stats.up_bytes
+        metrics[f"{index}/down"] = status.stats.down_bytes
+        if status.state == DONE:
+            trained = stage.adapters(turn.token) if task.train else {}
+            arrays |= {f"{index}/{name}": tensor for name, tensor in trained.items()}
+        else:
+            reasons[str(index)] = status.reason or f"no device came within {task.deadline_s:.0f} s"
+    return answer(message, metrics, reasons, arrays)
+
+
+@dataclass
+class EdgeTicket:
+    """A turn handed to an edge, and what became of it."""
+
+    edge: int
+    turn: EdgeTurn
+    adapters: Mapping[str, Tensor]
+    train: bool
+    trained: dict[str, Tensor] | None = None
+    failure: str | None = None
+    link_bytes: dict[str, int] = field(default_factory=dict)
+
+
+class RemoteEdges:
+    """The cloud's side of the edges: hands out turns, collects what comes back.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid.
+    job : Job
+        What all turns share.
+    nodes : mapping of int to EdgeNode
+        The edges, by index.
+    deadline_s : float
+        What an edge is told to wait at most for its devices.
+    """
+
+    def __init__(
+        self, grid: Grid, job: Job, nodes: Mapping[int, EdgeNode], deadline_s: float
+    ) -> None:
+        self._grid = grid
+        self._job = job
+        self._nodes = nodes
+        self._deadline_s = deadline_s
+        self._pending: dict[int, list[EdgeTicket]] = {}
+        self._serving: dict[str, list[EdgeTicket]] = {}
+
+    def address(self, edge: int) -> str:
+        """Return where devices reach `edge`.
+
+        Raises
+        ------
+        FedsplitError
+            If no node is this edge.
+        """
+        if edge not in self._nodes:
+            known = ", ".join(str(index) for index in sorted(self._nodes))
+            raise FedsplitError(f"edge={edge}: must be one of {known}")
+        return self._nodes[edge].address
+
+    def hand_out(self, ticket: EdgeTicket) -> None:
+        """Queue a turn for its edge; `tick` sends it."""
+        self._pending.setdefault(ticket.edge, []).append(ticket)
+
+    def tick(self) -> None:
+        """Collect answers, and send what waits to every edge that is free."""
+        for reply in self._grid.pull_messages(list(self._serving)):
+            self._collect(self._serving.pop(reply.metadata.reply_to_message_id), reply)
+        busy = {tickets[0].edge for tickets in self._serving.values()}
+        for edge in [edge for edge in self._pending if edge not in busy]:
+            tickets = self._pending.pop(edge)
+            (message_id,) = self._grid.push_messages([self._message(edge, tickets)])
+            self._serving[message_id] = tickets
+
+    def _message(self, edge: int, tickets: list[EdgeTicket]) -> Message:
+        turns = tuple(ticket.turn for ticket in tickets)
+        task = EdgeTask(self._job, turns, tickets[0].train, self._deadline_s)
+        arrays = {
+            f"{index}/{name}": tensor
+            for index, ticket in enumerate(tickets)
+            for name, tensor in ticket.adapters.items()
+        }
+        return task_message(self._nodes[edge].node_id, EDGE, task, arrays)
+
+    @staticmethod
+    def _collect(tickets: list[EdgeTicket], reply: Message) -> None:
+        if reply.has_error():
+            for ticket in tickets:
+                ticket.failure = f"edge {ticket.edge}: {reply.error.reason}"
+            return
+        arrays, reasons, metrics = read_arrays(reply), read_info(reply), read_metrics(reply)
+        for index, ticket in enumerate(tickets):
+            prefix = f"{index}/"
+            if str(index) in reasons:
+                ticket.failure = f"edge {ticket.edge}: {reasons[str(index)]}"
+                continue
+            if ticket.turn.onward_token:
+                ticket.link_bytes = {
+                    "backhaul-up": int(metrics[f"{prefix}up"]),
+                    "backhaul-down": int(metrics[f"{prefix}down"]),
+                }
+            ticket.trained = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in arrays.items()
+                if name.startswith(prefix)
+            }

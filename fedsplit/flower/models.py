@@ -1,0 +1,31 @@
+"""Models that a node's process keeps between messages."""
+
+import json
+from functools import lru_cache
+
+import torch
+
+from fedsplit.flower.messages import Job
+from fedsplit.mapping import from_mapping, to_mapping
+from fedsplit.models import ModelSpec, SplitModel, load
+from fedsplit.plan import Segment
+
+
+def cached_model(job: Job, segments: tuple[Segment, ...]) -> SplitModel:
+    """Return the job's model with `segments`; a process that plays several nodes loads it once."""
+    spec = json.dumps(to_mapping(job.model), sort_keys=True)
+    return _load(spec, segments, job.accelerator)
+
+
+@lru_cache(maxsize=1)
+def _load(spec: str, segments: tuple[Segment, ...], accelerator: str) -> SplitModel:
+    return load(
+        from_mapping(ModelSpec, json.loads(spec), "model"), segments, torch_device(accelerator)
+    )
+
+
+def torch_device(accelerator: str) -> torch.device:
+    """Return the torch device that `accelerator` names; ``auto`` is a GPU when there is one."""
+    if accelerator == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(accelerator)
