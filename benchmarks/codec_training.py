@@ -6,9 +6,9 @@ Work: the shipped checkpoint with LoRA on all linear layers, cut after 2 blocks,
 process but every boundary and gradient through its codec's real bytes. 384 sentences (devset), 6
 epochs of batch 8 x 128 tokens, AdamW with a rate that falls to zero; loss on sentences of the test
 set, from the model run whole. Three kinds of run, each seed with the same data, order and initial
-adapters: without compression; with top-k, quantiser and range coder both ways
-(activations along their principal axes); with temporal
-residuals on the uplink too. `loss increase` is relative, of the mean loss over seeds.
+adapters: without compression; with top-k, quantiser and range coder both ways (activations along
+their principal axes); with temporal residuals on the uplink too. `loss increase` is relative, of
+the mean loss over seeds.
 
 Limits: total traffic at most 6.4 % (SFT's -93.6 %), uplink with residuals at most 2 % (SplitCom
 reports 1.4 %), loss within 1 %.
