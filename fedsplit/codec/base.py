@@ -26,7 +26,7 @@ class Codec(ABC):
     """
 
     remembers: ClassVar[bool] = False
-    """Whether it keeps something between tensors; such a codec cannot be part of another."""
+    """Whether it remembers samples; such a codec cannot be part of another."""
 
     def encode(self, tensor: torch.Tensor, samples: Sequence[int] | None = None) -> Payload:
         """Return the bytes that stand for `tensor`.
