@@ -9,8 +9,8 @@ blocks, three tiers, and a U shape. An architecture is *exact* if on every route
 all adapters differ by 0, and *built* if plain PEFT can train it at all.
 
 Adapters sit where PEFT puts them by default, else on every linear layer; where that cannot be
-trained or cut, on the plain linear layers that one block has to itself. Architectures that are exact only with the token ids shared, or only with
-adapters in fewer places, say so in their line.
+trained or cut, on the plain linear layers that one block has to itself. Architectures that are
+exact only with the token ids shared, or only with adapters in fewer places, say so in their line.
 """
 
 import argparse
@@ -224,11 +224,15 @@ def main() -> int:
     torch.set_flush_denormal(True)
     start = time.monotonic()
     verdicts = {}
-    for name, verdict in _all(options.only or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), options.jobs):
+    for name, verdict in _all(
+        options.only or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), options.jobs
+    ):
         verdicts[name] = verdict
         state = "not built" if not verdict.built else "INEXACT" if verdict.problem else "exact"
         notes = [verdict.targets, "token ids shared" if verdict.shares_ids else ""]
-        print(f"{name:28} {state:10} {verdict.problem or ', '.join(filter(None, notes))}", flush=True)
+        print(
+            f"{name:28} {state:10} {verdict.problem or ', '.join(filter(None, notes))}", flush=True
+        )
     built = {name: verdict for name, verdict in verdicts.items() if verdict.built}
     exact = {name: verdict for name, verdict in built.items() if verdict.problem is None}
     summary = {

@@ -80,7 +80,15 @@ def peak_mb() -> float:
 
 def measure_apart(folder: Path, cut: int) -> dict[str, float]:
     """Return `measure` of a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--folder", str(folder), "--cut", str(cut)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.memory",
+        "--folder",
+        str(folder),
+        "--cut",
+        str(cut),
+    ]
     quiet = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=quiet)
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

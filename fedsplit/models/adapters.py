@@ -4,7 +4,7 @@ import warnings
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULT_TARGETS
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
@@ -32,7 +32,7 @@ def lora_config(spec: ModelSpec, model_type: str | None = None) -> LoraConfig:
     targets = spec.target_modules or DEFAULT_TARGETS.get(model_type or "")
     return LoraConfig(
         r=spec.r,
-        lora_alpha=spec.alpha,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT takes any number
         lora_dropout=spec.dropout,
         target_modules=targets if targets is None or isinstance(targets, str) else list(targets),
         modules_to_save=["classifier"] if spec.task == "image-classification" else None,
@@ -64,12 +64,13 @@ def add_adapters(model: PreTrainedModel, spec: ModelSpec, owns: Owns) -> None:
         ) from error
     for path, module in model.named_modules():
         name = _base_path(path)
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, LoraLayer):
+            assert isinstance(module, nn.Module)
             _materialise(module, owns(name))
             if owns(name):
                 with torch.random.fork_rng(devices=[]):
                     torch.default_generator.manual_seed(derive_seed(spec.seed, "adapter", path))
-                    module.reset_lora_parameters(ADAPTER, True)
+                    module.reset_lora_parameters(ADAPTER, True)  # type: ignore[no-untyped-call]
         elif isinstance(module, ModulesToSaveWrapper) and not owns(name):
             _materialise(module, False)
 

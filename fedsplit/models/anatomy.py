@@ -70,9 +70,10 @@ def anatomy(config: PretrainedConfig, task: str) -> Anatomy:
 def build_twin(config: PretrainedConfig, task: str) -> PreTrainedModel:
     """Return a narrow twin of the model that `config` describes, in float32."""
     small = usable_config(narrow(config), task)
-    twin: PreTrainedModel = model_class(small, task)._from_config(small, dtype=torch.float32)
+    cls: Any = model_class(small, task)
+    twin: PreTrainedModel = cls._from_config(small, dtype=torch.float32).eval()
     stir(twin, seed=0)
-    return twin.eval()
+    return twin
 
 
 _KNOWN: dict[tuple[str, str], Anatomy] = {}
@@ -112,11 +113,11 @@ class _Watch(TorchFunctionMode):
         for index, module in enumerate(self._modules):
             self._hooks.append(module.register_forward_pre_hook(self._move_to(index)))
             self._hooks.append(module.register_forward_hook(self._move_to(index + 1)))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        super().__exit__(*exc)
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             hook.remove()
 
@@ -126,9 +127,7 @@ class _Watch(TorchFunctionMode):
 
         return move
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         # Reading a weight's shape or type is no use of its values.
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
@@ -197,9 +196,7 @@ def _kept(
 
     def count(_module: Any, _args: Any, output: Any) -> None:
         counts.update(
-            index
-            for index, leaf in enumerate(tree_leaves(output))
-            if isinstance(leaf, Tensor)
+            index for index, leaf in enumerate(tree_leaves(output)) if isinstance(leaf, Tensor)
         )
 
     _forward_with(twin, modules, inputs, count)

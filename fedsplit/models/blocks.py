@@ -20,7 +20,7 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, ...]:
     FedsplitError
         If there is no such list.
     """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
     names = {module: name for name, module in model.named_modules()}
     if decoder not in names or not isinstance(decoder, PreTrainedModel):
         decoder = model
@@ -34,7 +34,6 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, ...]:
         return tuple(names[item] for item in staged)
     raise FedsplitError(
         f"model_type={model.config.model_type!r}: no list of blocks was found, so it cannot be cut"
-        
     )
 
 
@@ -70,5 +69,5 @@ def _staged_layers(model: nn.Module) -> list[nn.Module]:
             isinstance(getattr(stage, "layers", None), nn.Sequential | nn.ModuleList)
             for stage in stages
         ):
-            return [layer for stage in stages for layer in stage.layers]
+            return [layer for stage in stages for layer in stage.get_submodule("layers").children()]
     return []

@@ -29,7 +29,7 @@ class Boundary:
 
     @classmethod
     def pack(cls, values: Any) -> "Boundary":
-        """Return the boundary that carries the tensors of a pytree; its other leaves become None."""
+        """Return the boundary that carries a pytree's tensors; its other leaves become None."""
         leaves, spec = tree_flatten(values)
         tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         filled = [isinstance(leaf, Tensor) for leaf in leaves]

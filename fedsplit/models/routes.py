@@ -87,7 +87,7 @@ def step_through(
         if segment.stop == route.segments[-1].start:
             batch = batch | {"labels": inputs["labels"]}
     assert isinstance(result, Output)
-    result.loss.backward()
+    result.loss.backward()  # type: ignore[no-untyped-call]
     for outgoing, incoming in zip(reversed(sent), reversed(received), strict=True):
         outgoing.backward(incoming.gradients())
     return result
@@ -155,9 +155,7 @@ def find_difference(spec: ModelSpec, config: PretrainedConfig, route: Route) -> 
     return compare(whole, split)
 
 
-def compare(
-    whole: Mapping[str, Tensor | None], split: Mapping[str, Tensor | None]
-) -> str | None:
+def compare(whole: Mapping[str, Tensor | None], split: Mapping[str, Tensor | None]) -> str | None:
     """Return how two sets of gradients differ, or None if they are equal to the last bit."""
     if set(whole) != set(split):
         odd = sorted(set(whole) ^ set(split))

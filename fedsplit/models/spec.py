@@ -133,11 +133,14 @@ def model_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
     FedsplitError
         If transformers has none.
     """
-    mapping = TASKS[task]._model_mapping
-    for cls in mapping.values() if type(config) not in mapping else ():
-        if cls is not None and getattr(cls, "config_class", None) is type(config):
-            return cls
-    if type(config) not in mapping:
-        raise FedsplitError(f"model_type={config.model_type!r}: has no {task} model")
-    found = mapping[type(config)]
-    return found[0] if isinstance(found, tuple) else found
+    mapping: Any = TASKS[task]._model_mapping
+    if type(config) in mapping:
+        found = mapping[type(config)]
+        chosen: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+        return chosen
+    # The text part of a multimodal configuration is known by its model class only.
+    for cls in mapping.values():
+        if getattr(cls, "config_class", None) is type(config):
+            text_model: type[PreTrainedModel] = cls
+            return text_model
+    raise FedsplitError(f"model_type={config.model_type!r}: has no {task} model")

@@ -145,7 +145,9 @@ class SplitModel:
         self._parts = parts
         self._owned = owned
         self._norms = [
-            module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            module
+            for module in model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
         ]
         self._slots = self._find_slots()
         trained = {id(slot.get()) for slot in self._slots.values()}
@@ -295,9 +297,7 @@ class SplitModel:
         self, segment: Segment, inputs: Mapping[str, Tensor], boundary: Boundary | None
     ) -> dict[str, Tensor]:
         """Return the model's arguments: the real ones, or stand-ins of the same shape."""
-        found = {
-            name: value.long() if name in _NARROW else value for name, value in inputs.items()
-        }
+        found = {name: value.long() if name in _NARROW else value for name, value in inputs.items()}
         if segment.stop < self.n_blocks:
             found.pop("labels", None)
         elif "labels" not in found:

@@ -61,7 +61,16 @@ WIDTHS: dict[str, int] = {
 
 CAPS: dict[str, int] = {
     **dict.fromkeys(
-        ["num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts", "n_group", "num_expert_group", "n_groups"],
+        [
+            "num_experts_per_tok",
+            "num_experts_per_token",
+            "moe_k",
+            "moe_topk",
+            "top_k_experts",
+            "n_group",
+            "num_expert_group",
+            "n_groups",
+        ],
         2,
     ),
     "topk_group": 1,
@@ -77,14 +86,30 @@ _BY_TYPE: dict[str, dict[str, Any]] = {
     "dots3_note_audio_encoder": {"adapter_input_size": HIDDEN, "adapter_out_dim": HIDDEN},
     "reformer": {"axial_pos_embds": False},
     "zamba": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HEAD},
-    "zamba2": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HEAD,
-               "mamba_headdim": 2 * HEAD},
-    "phi4_multimodal_audio": {"nemo_conv_channels": HIDDEN, "ext_pw_out_channel": HIDDEN,
-                              "depthwise_separable_out_channel": HIDDEN},
+    "zamba2": {
+        "attention_hidden_size": 2 * HIDDEN,
+        "attention_head_dim": 2 * HEAD,
+        "mamba_headdim": 2 * HEAD,
+    },
+    "phi4_multimodal_audio": {
+        "nemo_conv_channels": HIDDEN,
+        "ext_pw_out_channel": HIDDEN,
+        "depthwise_separable_out_channel": HIDDEN,
+    },
 }
 """Fields of single architectures that other fields' sizes force."""
 
-DEPTHS = ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers", "num_decoder_layers", "num_encoder_layers", "num_blocks"]
+DEPTHS = [
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "decoder_layers",
+    "encoder_layers",
+    "num_decoder_layers",
+    "num_encoder_layers",
+    "num_blocks",
+]
 
 _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads")
 _SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -175,9 +200,11 @@ def _required(model_type: str, n_blocks: int) -> dict[str, Any]:
         case "xmod":
             return {"default_language": "en_XX"}
         case "cohere_compass_text":
-            return {"rope_parameters": {
-                "full_attention": {"rope_type": "default", "rope_theta": 10000.0}
-            }}
+            return {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "default", "rope_theta": 10000.0}
+                }
+            }
         case _:
             return {}
 
@@ -189,7 +216,7 @@ def example_inputs(config: PretrainedConfig, task: str, seed: int = 0) -> dict[s
         shape = (2, config.num_channels, *image_size(config))
         return {
             "pixel_values": torch.randn(shape, generator=generator),
-            "labels": torch.tensor([0, config.num_labels - 1]),
+            "labels": torch.tensor([0, int(config.num_labels or 1) - 1]),
         }
     ids = torch.randint(3, 100, (2, TOKENS), generator=generator)
     mask = torch.ones_like(ids)

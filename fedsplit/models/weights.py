@@ -99,7 +99,7 @@ def held_bytes(model: nn.Module) -> int:
 
 def _read(model: PreTrainedModel, spec: ModelSpec, owns: Owns) -> None:
     """Load the owned weights of a checkpoint, renamed and converted as transformers does it."""
-    mapping = get_model_conversion_mapping(model)
+    mapping: list[Any] = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     expected = model.state_dict()
@@ -188,9 +188,9 @@ def _quiet_bars() -> Iterator[None]:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

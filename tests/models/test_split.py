@@ -32,11 +32,12 @@ def tiers_of(spec: ModelSpec, route: Route) -> dict[str, SplitModel]:
 def last_boundary(spec: ModelSpec, route: Route, inputs: dict[str, Tensor]) -> list[Boundary]:
     """Return what crosses each cut of `route`, in evaluation mode."""
     found: list[Boundary] = []
+    batch = inputs
     for segment in route.segments[:-1]:
         model = load(spec, [segment])
         received = found[-1] if found else None
-        result = model.run(segment, inputs if received is None else travelling, received)
-        travelling = model.travelling(inputs, route)
+        result = model.run(segment, batch, received)
+        batch = model.travelling(inputs, route)
         assert isinstance(result, Boundary)
         found.append(result)
     return found

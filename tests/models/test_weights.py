@@ -58,7 +58,9 @@ def test_each_tier_reads_its_own_weights_from_a_sharded_checkpoint(
     together: set[str] = set()
     for segment in route.segments:
         model = load(spec, [segment])
-        frozen = {k.replace(".base_layer", ""): v for k, v in held(model).items() if "lora" not in k}
+        frozen = {
+            k.replace(".base_layer", ""): v for k, v in held(model).items() if "lora" not in k
+        }
         together |= set(frozen)
         for name, value in frozen.items():
             assert torch.equal(value, plain[name]), name
@@ -100,7 +102,9 @@ def test_random_weights_depend_on_seed_and_name_alone(model_type: str) -> None:
     assert len(part) > 8
     for name, value in part.items():
         assert torch.equal(value, whole[name]), name
-    other = held(load(ModelSpec(model_type=model_type, config=fields(model_type), seed=6), [SERVER]))
+    other = held(
+        load(ModelSpec(model_type=model_type, config=fields(model_type), seed=6), [SERVER])
+    )
     assert any(not torch.equal(value, other[name]) for name, value in part.items())
 
 
@@ -137,7 +141,9 @@ def test_a_joined_adapter_loads_in_plain_peft(tmp_path: Path) -> None:
     save_file(joined, folder / "adapter_model.safetensors")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     plain = PeftModel.from_pretrained(base, str(folder))
-    saved = {name.replace(".default", ""): v for name, v in plain.state_dict().items() if "lora" in name}
+    saved = {
+        name.replace(".default", ""): v for name, v in plain.state_dict().items() if "lora" in name
+    }
     assert set(saved) == set(joined)
     model = load(spec)
     model.install({name: torch.nn.Parameter(value) for name, value in joined.items()})
