@@ -115,12 +115,11 @@ class FedsLlm(SplitStrategy):
 
 
 def _learning_curve(settings: Mapping[str, float]) -> LearningCurve:
-    known = {frozenset(THEORY): LearningCurve.from_constants}
-    known[frozenset(("iterations", "rounds"))] = LearningCurve
-    build = known.get(frozenset(settings))
-    if build is None:
-        raise FedsplitError(
-            f"strategy.learning={dict(settings)}: must be either {', '.join(THEORY)} or "
-            "iterations, rounds"
-        )
-    return build(**settings)
+    if settings.keys() == THEORY.keys():
+        return LearningCurve.from_constants(**settings)
+    if settings.keys() == {"iterations", "rounds"}:
+        return LearningCurve(**settings)
+    raise FedsplitError(
+        f"strategy.learning={dict(settings)}: must have either {', '.join(THEORY)} or "
+        "iterations, rounds"
+    )
