@@ -8,7 +8,7 @@ from types import TracebackType
 
 from torch import Tensor
 
-from fedsplit.execution import OptimizerSpec, Stage
+from fedsplit.execution import OptimizerSpec, Stage, compute
 from fedsplit.execution.turn import FAILED
 from fedsplit.flower.models import torch_device
 from fedsplit.models import ModelSpec, SplitModel, load
@@ -60,7 +60,11 @@ class StageHost:
     """
 
     def __init__(self, model: ModelSpec, optimizer: OptimizerSpec, accelerator: str) -> None:
-        self._load: Callable[[], SplitModel] = lambda: load(model, None, torch_device(accelerator))
+        def read() -> SplitModel:
+            return load(model, None, torch_device(accelerator))
+
+        # Loading draws from torch's global generator: it must not cut in on a running branch.
+        self._load: Callable[[], SplitModel] = lambda: compute(read)
         self._optimizer = optimizer
         self.model = self._load()
         self._stages: dict[str, Stage] = {}

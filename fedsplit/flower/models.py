@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import torch
 
+from fedsplit.execution import compute
 from fedsplit.flower.messages import Job
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, SplitModel, load
@@ -19,9 +20,8 @@ def cached_model(job: Job, segments: tuple[Segment, ...]) -> SplitModel:
 
 @lru_cache(maxsize=1)
 def _load(spec: str, segments: tuple[Segment, ...], accelerator: str) -> SplitModel:
-    return load(
-        from_mapping(ModelSpec, json.loads(spec), "model"), segments, torch_device(accelerator)
-    )
+    model = from_mapping(ModelSpec, json.loads(spec), "model")
+    return compute(lambda: load(model, segments, torch_device(accelerator)))
 
 
 def torch_device(accelerator: str) -> torch.device:
