@@ -39,8 +39,8 @@ from fedsplit.flower.checkpoint import (
 )
 from fedsplit.flower.messages import to_record
 from fedsplit.flower.source import source_hash
+from fedsplit.models import check_route
 from fedsplit.models.adapters import lora_config
-from fedsplit.models.routes import check_route
 from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
 
@@ -158,7 +158,12 @@ class Run:
         model = self._host.model
         if self._job.model.train == "lora":
             name = self._job.model.source or str(self._job.model.model_type)
-            save_adapter(self._folder / "adapter", adapters, lora_config(self._job.model), name)
+            save_adapter(
+                self._folder / "adapter",
+                adapters,
+                lora_config(self._job.model, model.config.model_type),
+                name,
+            )
         else:
             save_model(self._folder / "model", adapters, model.config)
         (self._folder / PROGRESS).unlink(missing_ok=True)
