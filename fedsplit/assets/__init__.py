@@ -1,5 +1,5 @@
-"""The small language model that ships with fedsplit, so that the default job downloads nothing."""
+"""What ships with fedsplit: a small language model, and codec settings measured on it."""
 
-from fedsplit.assets._locate import default_checkpoint
+from fedsplit.assets._locate import default_checkpoint, default_codec_table
 
-__all__ = ["default_checkpoint"]
+__all__ = ["default_checkpoint", "default_codec_table"]

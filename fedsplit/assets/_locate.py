@@ -1,4 +1,4 @@
-"""Where the shipped checkpoint lies."""
+"""Where the files that ship with the package lie."""
 
 import json
 from importlib import metadata
@@ -10,6 +10,7 @@ from fedsplit.errors import FedsplitError
 
 _NAME = "docstring-llama"
 _WEIGHTS = "model.safetensors"
+_CODECS = "sft_codecs.csv"
 
 
 def default_checkpoint() -> Path:
@@ -23,24 +24,42 @@ def default_checkpoint() -> Path:
     FedsplitError
         If neither the imported nor the installed package holds the weights.
     """
-    candidates = [Path(__file__).parent / _NAME, *_installed_copies()]
-    for folder in candidates:
-        if (folder / _WEIGHTS).is_file():
-            return folder
-    tried = ", ".join(str(folder) for folder in candidates)
-    raise FedsplitError(
-        f"the shipped checkpoint {_NAME} is in none of {tried}; "
-        "install fedsplit, or write it with `python -m fedsplit.assets.pretrain`"
-    )
+    return _locate(
+        Path(_NAME, _WEIGHTS), "or write it with `python -m fedsplit.assets.pretrain`"
+    ).parent
+
+
+def default_codec_table() -> Path:
+    """Return the CSV file of codec settings measured on the shipped checkpoint.
+
+    Written by ``python -m benchmarks.sft_codecs``: the default job at its cut, 60 mini-batches for
+    each setting, one seed.
+
+    Raises
+    ------
+    FedsplitError
+        If neither the imported nor the installed package holds it.
+    """
+    return _locate(Path(_CODECS), "or name a table of your own")
+
+
+def _locate(file: Path, otherwise: str) -> Path:
+    """Return the path of an asset; if there is none, the error says what to do `otherwise`."""
+    candidates = [folder / file for folder in (Path(__file__).parent, *_installed_copies())]
+    for path in candidates:
+        if path.is_file():
+            return path
+    tried = ", ".join(str(path.parent) for path in candidates)
+    raise FedsplitError(f"the shipped {file} is in none of {tried}; install fedsplit, {otherwise}")
 
 
 def _installed_copies() -> list[Path]:
-    """Return where the installed distribution would keep the checkpoint (wheel, editable)."""
+    """Return the assets' folders in the installed distribution (wheel, editable)."""
     try:
         distribution = metadata.distribution("fedsplit")
     except metadata.PackageNotFoundError:
         return []
-    inside = Path("fedsplit", "assets", _NAME)
+    inside = Path("fedsplit", "assets")
     folders = [Path(str(distribution.locate_file(inside)))]
     origin = distribution.read_text("direct_url.json")
     if origin is not None:

@@ -50,8 +50,8 @@ class SftProblem:
         Weight of each device's data, such as its number of samples.
     compress_gradients : bool
         Whether gradients are compressed with the same setting as activations.
-    min_cut : int
-        Least number of blocks on a device.
+    min_cut, max_cut : int
+        Least and, unless None, most number of blocks on a device.
 
     Raises
     ------
@@ -73,6 +73,7 @@ class SftProblem:
     data_weights: ArrayLike = 1.0
     compress_gradients: bool = False
     min_cut: int = 1
+    max_cut: int | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.devices),)
@@ -88,6 +89,9 @@ class SftProblem:
         require(weights.sum() > 0, "data_weights", weights.tolist(), "not all 0")
         object.__setattr__(self, "data_weights", weights)
         checked("max_loss_increase", self.max_loss_increase)
+        most, blocks = self.max_cut, self.costs.n_blocks
+        fits = most is None or self.min_cut <= most <= blocks
+        require(fits, "max_cut", most, f"{self.min_cut} to {blocks}")
 
     @property
     def shares_of_data(self) -> Array:
@@ -239,7 +243,8 @@ def common_cuts(problem: SftProblem) -> NDArray[np.int64]:
     """
     smallest = int(np.argmin(problem.devices.memory_bytes))
     allowed = problem.devices.allowed_cuts(problem.costs, problem.min_cut)
-    return np.flatnonzero(allowed[smallest])
+    cuts = np.flatnonzero(allowed[smallest])
+    return cuts if problem.max_cut is None else cuts[cuts <= problem.max_cut]
 
 
 def plan_small_timescale(

@@ -41,6 +41,20 @@ def test_large_timescale_equals_enumeration(seed: int, equal_blocks: bool) -> No
     assert problem.shares_of_data @ plan.table.loss_increase[plan.setting] <= problem.loss_limit
 
 
+@pytest.mark.parametrize("bounds", [(1, 2), (2, 2), (3, 4)])
+def test_cuts_stay_within_their_bounds(bounds: tuple[int, int]) -> None:
+    problem = sft_problem(3, 1, n_blocks=4, n_settings=5)
+    bounded = replace(problem, min_cut=bounds[0], max_cut=bounds[1])
+    plan = plan_large_timescale(bounded)
+    table, inside = problem.table, range(bounds[0], bounds[1] + 1)
+    expected = _enumerated_s(problem, inside, table.ratio, table.loss_increase)
+    assert plan.cut in inside
+    assert plan.round_s == pytest.approx(expected, rel=1e-10)
+    assert plan_large_timescale_alm(bounded).plan.cut in inside
+    with pytest.raises(FedsplitError, match="max_cut=5: must be 1 to 4"):
+        replace(problem, max_cut=5)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_augmented_lagrangian_equals_a_grid_before_rounding(seed: int) -> None:
     """With equal blocks the relaxed optimum is at a cut of the grid, up to the grid's width."""

@@ -1,0 +1,170 @@
+"""SplitLLM: three tiers, one user of each edge in a round, everybody's turn in a pass."""
+
+from collections import Counter
+
+import pytest
+import torch
+from flwr.app import Message
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedsplit.errors import FedsplitError
+from fedsplit.flower import Scene, SplitStrategy
+from fedsplit.flower.session import _data
+from fedsplit.plan import RoundPlan, Route
+from strategies.splitllm import SplitLlm
+from tests.flower.conftest import N_DEVICES, Federation
+from tests.flower.test_strategy import assert_equal, initial, train_unsplit
+from tests.strategies.scenes import N_BLOCKS, cost, make_scene, scenes
+
+N_EDGES = 2
+
+
+class SameUsersTwoTiers(SplitStrategy):
+    """The users that SplitLLM chooses, with the model on device and server alone."""
+
+    def plan_round(self, scene: Scene) -> RoundPlan:
+        chosen = sorted(SplitLlm(1, 2).plan_round(scene).devices)
+        route = Route.two_tier(scene.n_blocks, 1)
+        return RoundPlan.parallel(scene.turn(device, route) for device in chosen)
+
+
+def trained_alone(federation: Federation, devices: list[int], server_round: int = 1) -> object:
+    start = initial(federation)
+    sets = [train_unsplit(federation, device, start, 2, server_round) for device in devices]
+    sizes = [len(_data(federation.job).train(device)) for device in devices]
+    return {
+        name: sum(size * each[name] for size, each in zip(sizes, sets, strict=True)) / sum(sizes)
+        for name in start
+    }
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [SplitLlm(1, 2), SplitLlm(1, None), SplitLlm(1, 2, tail=1)],
+    ids=["three tiers", "empty cloud", "U shape"],
+)
+def test_a_round_averages_one_user_of_each_edge_and_nobody_else(
+    federation: Federation, fedavg: Strategy, scheme: SplitLlm
+) -> None:
+    scheme.inner = fedavg
+    found, outcomes = federation.run(scheme)
+    users = [turn.turn.device for turn in outcomes[1].turns]
+    assert len(users) == N_EDGES < N_DEVICES
+    assert_equal(found, trained_alone(federation, users))  # type: ignore[arg-type]
+    assert len(outcomes[1].evaluation) == N_DEVICES
+
+
+def test_with_the_cloud_segment_empty_it_equals_two_tiers(
+    federation: Federation, fedavg: Strategy
+) -> None:
+    empty, outcomes = federation.run(SplitLlm(1, None, inner=fedavg), rounds=2)
+    two, _ = federation.run(SameUsersTwoTiers(fedavg), rounds=2)
+    three, more = federation.run(SplitLlm(1, 2, inner=fedavg), rounds=2)
+    assert_equal(empty, two, tolerance=1e-7)
+    assert_equal(three, two, tolerance=1e-7)
+    assert "backhaul-up" not in outcomes[1].turns[0].link_bytes
+    assert more[1].turns[0].link_bytes["backhaul-up"] > 0
+
+
+def test_every_user_trains_once_in_a_pass(federation: Federation, fedavg: Strategy) -> None:
+    _, outcomes = federation.run(SplitLlm(1, 2, inner=fedavg), rounds=4, steps=1)
+    trained = [[turn.turn.device for turn in outcome.turns] for outcome in outcomes[1:]]
+    for first, second in (trained[:2], trained[2:]):
+        assert sorted(first + second) == list(range(N_DEVICES))
+
+
+def test_a_user_that_fails_leaves_the_round_to_the_others(
+    federation: Federation, fedavg: Strategy
+) -> None:
+    chosen = federation.run(SplitLlm(1, 2, inner=fedavg))[1][1].turns
+    lost, left = (turn.turn.device for turn in chosen)
+
+    def disturb(message: Message, device: int) -> None:
+        if device == lost and message.metadata.message_type.startswith("train"):
+            raise RuntimeError("battery empty")
+
+    found, outcomes = federation.run(SplitLlm(1, 2, inner=fedavg), disturb=disturb)
+    assert [failure.device for failure in outcomes[1].failures] == [lost]
+    assert_equal(found, trained_alone(federation, [left]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [FedAdam, FedMedian, Krum])
+def test_any_flower_strategy_averages_the_users(federation: Federation, kind: type[FedAvg]) -> None:
+    def inner() -> Strategy:
+        return kind(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+
+    def run(scheme: SplitStrategy) -> dict[str, Tensor]:
+        return federation.run(scheme)[0]
+
+    three, two = run(SplitLlm(1, 2, inner=inner())), run(SameUsersTwoTiers(inner()))
+    assert_equal(three, two, tolerance=1e-6)
+    assert any(not torch.equal(three[name], value) for name, value in initial(federation).items())
+
+
+@settings(max_examples=40, deadline=None)
+@given(scene=scenes(edges=st.integers(1, 4)), rule=st.sampled_from(["round_robin", "random"]))
+def test_each_edge_with_users_has_exactly_one(scene: Scene, rule: str) -> None:
+    plan = SplitLlm(1, 3, selection=rule).plan_round(scene)
+    homes = [int(scene.fleet.home[device]) for device in plan.devices]
+    assert sorted(homes) == sorted({int(scene.fleet.home[device]) for device in scene.devices})
+    assert set(plan.devices) <= set(scene.devices)
+    assert [turn.edge for branch in plan.branches for turn in branch.turns] == homes
+    cost(plan, scene)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    users=st.integers(1, 12),
+    edges=st.integers(1, 5),
+    seed=st.integers(0, 100),
+    pass_=st.integers(0, 3),
+)
+def test_nobody_waits_longer_than_the_users_of_an_edge(
+    users: int, edges: int, seed: int, pass_: int
+) -> None:
+    """Everybody once in N / K rounds; edges with fewer users go round sooner."""
+    longest = -(-users // edges)
+    first = 1 + pass_ * longest
+    trained = Counter(
+        device
+        for round_ in range(first, first + longest)
+        for device in SplitLlm(1, 3)
+        .plan_round(make_scene(users, edges=edges, seed=seed, server_round=round_))
+        .devices
+    )
+    if users % edges == 0:
+        assert trained == Counter(range(users))
+    else:
+        assert set(trained) == set(range(users))
+
+
+def test_servers_hold_few_branches_at_a_time() -> None:
+    """The paper's gain: K live branches on the servers instead of N."""
+
+    def cloud_bytes(devices: int) -> float:
+        scene = make_scene(devices, edges=2)
+        return float(cost(SplitLlm(1, 3).plan_round(scene), scene).server_memory_bytes[0])
+
+    assert cloud_bytes(12) == cloud_bytes(4)
+
+
+def test_the_route_is_as_configured() -> None:
+    routes = {
+        (1, 3, None): "device[0:1] -> edge[1:3] -> cloud[3:6]",
+        (1, None, None): "device[0:1] -> edge[1:6]",
+        (1, 3, 2): "device[0:1] -> edge[1:3] -> cloud[3:4] -> device[4:6]",
+    }
+    for (device_cut, edge_cut, tail), route in routes.items():
+        assert str(SplitLlm(device_cut, edge_cut, tail).route(N_BLOCKS)) == route
+    with pytest.raises(FedsplitError, match="must cover blocks"):
+        SplitLlm(4, 3).route(N_BLOCKS)
+
+
+def test_a_fleet_without_edges_is_refused() -> None:
+    with pytest.raises(FedsplitError, match=r"fleet\.edges=0: must be at least 1"):
+        SplitLlm().plan_round(make_scene(4))
+    with pytest.raises(FedsplitError, match=r"strategy\.selection='fair'"):
+        SplitLlm(selection="fair")
