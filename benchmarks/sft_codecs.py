@@ -15,25 +15,25 @@ from apps.calibrate import Settings, calibrate
 from fedsplit.planning import CodecTable
 
 
-def topk(keep: float, bits: int, scale: str = "token") -> Settings:
+def topk(keep: float, bits: int, **more: str) -> Settings:
     """Return top-k with the textbook's unbiased quantiser."""
-    return {"name": "topk", "keep": keep, "bits": bits, "scale": scale}
+    return {"name": "topk", "keep": keep, "bits": bits, **more}
 
 
 GRID: tuple[Settings, ...] = (
     {"name": "identity"},
-    topk(0.1, 3),
-    topk(0.2, 4),
-    topk(0.4, 4),
-    topk(0.6, 4),
-    topk(0.6, 6),
-    topk(0.8, 6),
+    topk(0.1, 3, scale="token"),
+    topk(0.2, 4, scale="token"),
+    topk(0.4, 4, scale="token"),
+    topk(0.6, 4, scale="token"),
+    topk(0.6, 6, scale="token"),
+    topk(0.8, 6, scale="token"),
     {"name": "int8", "lossless": "zstd"},
-    topk(0.3, 4, "tensor"),
-    topk(0.5, 8, "tensor"),
-    topk(0.8, 8, "tensor"),
-    topk(0.2, 3),
-    topk(0.4, 3),
+    topk(0.3, 4),
+    topk(0.5, 8),
+    topk(0.8, 8),
+    topk(0.2, 3, scale="token"),
+    topk(0.4, 3, scale="token"),
 )
 STEPS = 60
 
