@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_split import BLOCKS, OPTIMIZER, Cluster, batches, differing, gpt2, initial
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import compute, train_turn
@@ -16,6 +15,7 @@ from fedsplit.execution.tier import Tier
 from fedsplit.models import Boundary, SplitModel, load
 from fedsplit.plan import DEVICE, Route
 from fedsplit.transport import LinkError, OpenRequest, new_token
+from tests.tiny_split import BLOCKS, OPTIMIZER, Cluster, batches, differing, gpt2, initial
 
 SPEC = gpt2()
 ROUTE = Route.two_tier(BLOCKS, 2)

@@ -5,7 +5,13 @@ from threading import Thread
 
 import pytest
 import torch
-from tiny_split import (
+
+from fedsplit.errors import FedsplitError
+from fedsplit.execution import OptimizerSpec, StepReport, evaluate_turn, train_turn
+from fedsplit.models import load
+from fedsplit.plan import DEVICE, CodecPlan, Route
+from fedsplit.transport import InProcessLink, LinkStats
+from tests.tiny_split import (
     BLOCKS,
     OPTIMIZER,
     Cluster,
@@ -17,12 +23,6 @@ from tiny_split import (
     plain_peft,
     train_plainly,
 )
-
-from fedsplit.errors import FedsplitError
-from fedsplit.execution import OptimizerSpec, StepReport, evaluate_turn, train_turn
-from fedsplit.models import load
-from fedsplit.plan import DEVICE, CodecPlan, Route
-from fedsplit.transport import InProcessLink, LinkStats
 
 ROUTES = [
     "device[0:4]",

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from fleet_scenarios import N_BLOCKS, random_fleet, random_profile, random_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsplit.fleet import ServingSpec, timeline
 from fedsplit.plan import RoundPlan, Route, Turn
+from tests.fleet.fleet_scenarios import N_BLOCKS, random_fleet, random_profile, random_state
 
 BATCH = 8
 few = settings(max_examples=30, deadline=None)

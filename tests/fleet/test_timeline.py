@@ -5,13 +5,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from fleet_scenarios import N_BLOCKS, random_fleet, random_profile, random_state, rounds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import timeline
 from fedsplit.plan import Branch, CodecPlan, RoundPlan, Route, Turn
+from tests.fleet.fleet_scenarios import N_BLOCKS, random_fleet, random_profile, random_state, rounds
 
 BATCH = 8
 seeds = st.integers(0, 10_000)

@@ -4,12 +4,12 @@ import json
 from itertools import pairwise
 
 import pytest
-from fleet_scenarios import rounds
 from hypothesis import given, settings
 from matplotlib.image import imread
 
 from fedsplit.fleet import timeline, write_chrome_trace, write_gantt, write_json
 from fedsplit.fleet.export import MAX_GANTT_ROWS
+from tests.fleet.fleet_scenarios import rounds
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planning_scenarios import conic_longest_s, in_time, mobile_band, shared_pools
 from scipy.optimize import brentq
 
 from fedsplit.errors import FedsplitError
@@ -17,6 +16,7 @@ from fedsplit.planning.bandwidth import (
 )
 from fedsplit.planning.errors import InfeasibleError
 from fedsplit.planning.pools import LinearPool, ShannonPool, shannon_bps
+from tests.planning.planning_scenarios import conic_longest_s, in_time, mobile_band, shared_pools
 
 
 @given(snr_hz=st.floats(1e2, 1e12), fraction=st.floats(1e-6, 0.999))

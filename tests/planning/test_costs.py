@@ -1,5 +1,7 @@
 """Costs per cut are those of the model's profile; a device holds only what fits."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -41,6 +43,28 @@ def test_costs_are_the_segments_of_the_profile(embed, blocks, head, batch: int) 
             + device.optimizer_bytes
             + batch * device.workspace_bytes
         )
+
+
+@given(_UNITS, st.lists(_UNITS, min_size=1, max_size=6), _UNITS, st.integers(1, 64))
+def test_the_last_cut_can_stand_for_the_whole_model(embed, blocks, head, batch: int) -> None:
+    profile = ModelProfile("random", 8, embed, tuple(blocks), head)
+    usual = CutCosts.from_profile(profile, batch)
+    costs = CutCosts.from_profile(profile, batch, device_only=True)
+    (whole,) = profile.segments(Route.device_only(len(blocks)))
+    assert costs.device_flops[-1] == pytest.approx(
+        batch * (whole.forward_flops + whole.backward_flops)
+    )
+    assert costs.server_flops[-1] == costs.uplink_bits[-1] == costs.downlink_bits[-1] == 0
+    assert costs.adapter_bits[-1] == pytest.approx(8 * whole.adapter_bytes)
+    assert costs.memory_bytes[-1] == pytest.approx(
+        whole.parameter_bytes
+        + batch * (whole.activation_bytes + whole.workspace_bytes)
+        + whole.adapter_bytes
+        + whole.optimizer_bytes
+    )
+    for field in fields(costs):
+        before, after = (getattr(each, field.name)[:-1] for each in (usual, costs))
+        assert after == pytest.approx(before)
 
 
 def _costs(**changes) -> CutCosts:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planning_scenarios import conic_longest_s
 
 from fedsplit.errors import FedsplitError
 from fedsplit.planning.errors import InfeasibleError
 from fedsplit.planning.fedsllm import FedsllmProblem, LearningCurve, plan_fedsllm
+from tests.planning.planning_scenarios import conic_longest_s
 
 # The parent paper's constants, as papers' section 3 (d) lists them.
 THEORY = LearningCurve.from_constants(1.0, 1.0, 0.1, 0.1, 1e-3)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planning_scenarios import sft_problem
 
 from fedsplit.planning.bandwidth import evaluate_shares, minmax_shares
 from fedsplit.planning.costs import Devices
@@ -15,6 +14,7 @@ from fedsplit.planning.errors import InfeasibleError
 from fedsplit.planning.joint import plan_joint
 from fedsplit.planning.pools import LinearPool, ShannonPool
 from fedsplit.planning.sft import SftProblem, plan_large_timescale, plan_small_timescale
+from tests.planning.planning_scenarios import sft_problem
 
 
 def _pools(problem: SftProblem, cut: np.ndarray, ratio: np.ndarray):

@@ -5,7 +5,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-from planning_scenarios import codec_table, sft_problem
 
 from fedsplit.errors import FedsplitError
 from fedsplit.planning.bandwidth import equal_shares
@@ -13,6 +12,7 @@ from fedsplit.planning.costs import Devices
 from fedsplit.planning.errors import InfeasibleError
 from fedsplit.planning.sft import SftProblem, plan_large_timescale, plan_small_timescale
 from fedsplit.planning.sft_alm import plan_large_timescale_alm
+from tests.planning.planning_scenarios import codec_table, sft_problem
 
 
 def _round_s(problem: SftProblem, cut: int, ratio: np.ndarray) -> float:

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from planning_scenarios import mobile_band
 
 from fedsplit.planning.bandwidth import minmax_shares
 from fedsplit.planning.pools import LinearPool, ShannonPool
 from fedsplit.planning.sqp import minmax_shares_sqp
+from tests.planning.planning_scenarios import mobile_band
 
 
 @pytest.mark.parametrize("n_users", [1, 5, 30])

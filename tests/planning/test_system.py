@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planning_scenarios import codec_table
 
 from fedsplit.fleet import FleetSpec, ServingSpec, build_fleet, timeline
 from fedsplit.plan import CodecPlan, RoundPlan, Route, Turn
@@ -16,6 +15,7 @@ from fedsplit.planning.system import devices_of, downlink_efficiency, server_of,
 from fedsplit.profiles import ModelProfile, UnitProfile
 from fedsplit.wireless import Channel, ChannelSpec, uplink_bps
 from fedsplit.wireless import downlink_bps as downlink_rate
+from tests.planning.planning_scenarios import codec_table
 
 BATCH, STEPS, N_DEVICES, N_BLOCKS = 8, 5, 6, 4
 _BLOCK = UnitProfile(

@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_split import BLOCKS, OPTIMIZER, Cluster, batches, differing, gpt2, initial
 
 from fedsplit.data import Batch
 from fedsplit.errors import FedsplitError
@@ -35,6 +34,7 @@ from fedsplit.transport import (
 from fedsplit.transport.frames import Frame, Kind, decode, encode
 from fedsplit.transport.session import Session
 from fedsplit.transport.tensors import Stream, TensorCoder, pack_inputs
+from tests.tiny_split import BLOCKS, OPTIMIZER, Cluster, batches, differing, gpt2, initial
 
 ROUTE = Route.two_tier(BLOCKS, 2)
 HOME = Route.u_shaped(BLOCKS, 1, 3)
