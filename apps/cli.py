@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from fedsplit.errors import FedsplitError
+from fedsplit.report import make_console
 
 _USAGE = 2
 
@@ -15,7 +16,7 @@ _USAGE = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
-    console = Console()
+    console = make_console()
     try:
         return int(options.command(options, console))
     except FedsplitError as error:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
-from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -21,7 +20,7 @@ from apps.config import job, load_config, local_work
 from apps.run import run
 from fedsplit.data import Batch, FederatedData, batches, load_data, training_batches
 from fedsplit.flower import Job
-from fedsplit.report import read_records
+from fedsplit.report import make_console, read_records
 from fedsplit.seeds import generator
 
 MARGIN = 0.02
@@ -32,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("overrides", nargs="*", help="as for `fedsplit run`")
     options = parser.parse_args()
-    console = Console()
+    console = make_console()
     config = load_config(options.overrides)
     settings = job(config)
     with tempfile.TemporaryDirectory() as folder:

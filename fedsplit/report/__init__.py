@@ -2,11 +2,12 @@
 
 from fedsplit.report.records import RoundRecord
 from fedsplit.report.run import RunReport, read_records
-from fedsplit.report.tables import round_line, summary_table
+from fedsplit.report.tables import make_console, round_line, summary_table
 
 __all__ = [
     "RoundRecord",
     "RunReport",
+    "make_console",
     "read_records",
     "round_line",
     "summary_table",

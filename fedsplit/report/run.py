@@ -12,7 +12,7 @@ from fedsplit.errors import FedsplitError, require
 from fedsplit.report.files import csv_text, json_text, write_atomically
 from fedsplit.report.plots import plot_loss
 from fedsplit.report.records import RoundRecord
-from fedsplit.report.tables import round_line, summary_table
+from fedsplit.report.tables import make_console, round_line, summary_table
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -66,7 +66,7 @@ class RunReport:
         self.folder = folder
         self.n_rounds = n_rounds
         self._records = records
-        self._console = console if console is not None else Console()
+        self._console = console if console is not None else make_console()
         self._scalars: SummaryWriter | None = None
 
     @classmethod

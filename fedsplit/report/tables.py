@@ -1,14 +1,22 @@
 """What a run shows on the terminal: a line per round, a table at the end."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from fedsplit.report.records import RoundRecord
 
 _FIRST, _LAST = 3, 9
+_LOG_WIDTH = 120
 _MODELLED = {"delay_s": "delay s", "energy_j": "energy J"}
+
+
+def make_console() -> Console:
+    """Return a console as wide as the terminal, or as our tables where there is none (a log)."""
+    return Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH)
 
 
 def round_line(record: RoundRecord, n_rounds: int) -> str:
