@@ -126,6 +126,11 @@ class Route:
         return cls.through(n_blocks, (cut,), (DEVICE, SERVER))
 
     @classmethod
+    def at_cut(cls, n_blocks: int, cut: int) -> "Route":
+        """Return the two-tier route, or the one without a server if the device has all blocks."""
+        return cls.device_only(n_blocks) if cut == n_blocks else cls.two_tier(n_blocks, cut)
+
+    @classmethod
     def three_tier(cls, n_blocks: int, device_cut: int, edge_cut: int) -> "Route":
         """Return device[0:device_cut] -> edge[device_cut:edge_cut] -> cloud[edge_cut:n_blocks]."""
         return cls.through(n_blocks, (device_cut, edge_cut), (DEVICE, EDGE, CLOUD))
@@ -171,11 +176,15 @@ class CodecPlan:
 
 @dataclass(frozen=True)
 class Failure:
-    """A device that dropped out: in which phase of a round ("train", "evaluate"), and why."""
+    """A device that dropped out: in which phase of a round ("train", "evaluate"), why, and when.
+
+    `unix_s` is when the server gave its turn up, in seconds since 1970.
+    """
 
     device: int
     phase: str
     reason: str
+    unix_s: float | None = None
 
 
 @dataclass(frozen=True)

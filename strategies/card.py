@@ -15,7 +15,7 @@ class Card(SplitStrategy):
     """One branch of all devices in turn; the server runs each turn at a clock of its own.
 
     Minimises ``U = w D' + (1 - w) E'``, delay and server energy scaled to 0..1: the best clock in
-    closed form, the cut by a scan.
+    closed form, the cut by a scan. A device that is given all blocks trains without the server.
 
     Parameters
     ----------
@@ -51,7 +51,8 @@ class Card(SplitStrategy):
     def plan_round(self, scene: Scene) -> RoundPlan:
         """Choose every device's cut and clock on the channel of the round."""
         devices, channel, codec = scene.devices, scene.channel, scene.codec
-        costs = CutCosts.from_profile(scene.profile, scene.work.batch_size)
+        batch, n_blocks = scene.work.batch_size, scene.n_blocks
+        costs = CutCosts.from_profile(scene.profile, batch, device_only=True)
         steps = [scene.work.steps_for(count) for count in scene.samples.values()]
         plan = plan_card(
             costs.compressed(scene.codec_ratio(codec.uplink), scene.codec_ratio(codec.downlink)),
@@ -65,7 +66,7 @@ class Card(SplitStrategy):
         )
         return RoundPlan.sequential(
             replace(
-                scene.turn(device, Route.two_tier(scene.n_blocks, int(cut))),
+                scene.turn(device, Route.at_cut(n_blocks, int(cut))),
                 server_hz=float(clock_hz),
             )
             for device, cut, clock_hz in zip(devices, plan.cut, plan.server_hz, strict=True)

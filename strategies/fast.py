@@ -1,5 +1,8 @@
 """Fast AI model splitting: in every round each device is cut where its turn takes least time."""
 
+from dataclasses import replace
+
+import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import require
@@ -50,18 +53,20 @@ class Fast(SplitStrategy):
 
     def plan_round(self, scene: Scene) -> RoundPlan:
         """Find each device's best cut with the whole band to itself."""
-        solver = CutSolver(LayerGraph.from_profile(scene.profile))
+        chain = LayerGraph.from_profile(scene.profile)
+        last_block, head = chain.n - 2, chain.n - 1
+        # A server without a block cannot close a route: where the last block is, the head is too.
+        solver = CutSolver(replace(chain, requires=np.array([(last_block, head)])))
         return RoundPlan.sequential(self._turn(scene, solver, device) for device in scene.devices)
 
     def _turn(self, scene: Scene, solver: CutSolver, device: int) -> Turn:
         fleet, channel, codec = scene.fleet, scene.channel, scene.codec
-        uncut = scene.turn(device, Route.device_only(scene.n_blocks))
         system = CutSystem(
             device_flops_per_s=float(fleet.devices.flops[device]),
             server_flops_per_s=float(fleet.servers.flops[0]),
             uplink_bps=float(uplink_bps(channel, channel.uplink_hz, [device])[0]),
             downlink_bps=float(downlink_bps(channel, channel.downlink_hz, [device])[0]),
-            steps=uncut.steps,
+            steps=scene.work.steps_for(scene.samples[device]),
             batch=scene.work.batch_size,
             uplink_ratio=scene.codec_ratio(codec.uplink),
             downlink_ratio=scene.codec_ratio(codec.downlink),
@@ -72,7 +77,5 @@ class Fast(SplitStrategy):
             self.min_blocks,
             on_device=(_EMBEDDINGS,),
         )
-        found = solver.solve(system, limits)
-        if found.device.all():
-            return uncut
-        return scene.turn(device, Route.two_tier(scene.n_blocks, found.n_blocks))
+        cut = solver.solve(system, limits).n_blocks
+        return scene.turn(device, Route.at_cut(scene.n_blocks, cut))

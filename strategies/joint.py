@@ -66,18 +66,18 @@ class Joint(SplitStrategy):
         clock_hz = plan.server_flops_per_s / scene.fleet.servers.flops_per_cycle[0]
         return RoundPlan.parallel(
             replace(
-                scene.turn(device, Route.two_tier(scene.n_blocks, int(plan.cut[i]))),
+                scene.turn(device, Route.at_cut(scene.n_blocks, int(plan.cut[i]))),
                 codec=self._codec(scene, plan.table, int(plan.setting[i])),
                 uplink_hz=float(plan.uplink_hz[i]),
                 downlink_hz=float(plan.downlink_hz[i]),
-                server_hz=float(clock_hz[i]) if unlimited else None,
+                server_hz=float(clock_hz[i]) if unlimited and clock_hz[i] > 0 else None,
             )
             for i, device in enumerate(scene.devices)
         )
 
     def _problem(self, scene: Scene) -> SftProblem:
         devices, channel, ratio = np.array(scene.devices), scene.channel, scene.codec_ratio
-        costs = CutCosts.from_profile(scene.profile, scene.work.batch_size)
+        costs = CutCosts.from_profile(scene.profile, scene.work.batch_size, device_only=True)
         if not self.compress_gradients:
             costs = costs.compressed(1.0, ratio(scene.codec.downlink))
         table = self.table

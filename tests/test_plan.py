@@ -60,3 +60,8 @@ def test_a_cut_beyond_the_model_is_refused() -> None:
     with pytest.raises(FedsplitError):
         Route.two_tier(4, 5)
     assert Route.two_tier(4, 4).on(SERVER) == (Segment(SERVER, 4, 4),)
+
+
+def test_at_cut_leaves_the_server_out_when_the_device_has_all_blocks() -> None:
+    assert Route.at_cut(3, 2) == Route.two_tier(3, 2)
+    assert Route.at_cut(3, 3) == Route.device_only(3)

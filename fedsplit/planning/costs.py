@@ -55,7 +55,9 @@ class CutCosts:
         return len(self.device_flops) - 1
 
     @classmethod
-    def from_profile(cls, profile: ModelProfile, batch: int) -> "CutCosts":
+    def from_profile(
+        cls, profile: ModelProfile, batch: int, *, device_only: bool = False
+    ) -> "CutCosts":
         """Return the costs of two-tier routes ``device[0:c] -> server[c:L]``.
 
         The embeddings are always on the device and the head on the server. A device part without
@@ -67,9 +69,14 @@ class CutCosts:
             The model.
         batch : int
             Samples in a mini-batch, at least 1.
+        device_only : bool
+            Whether cut L stands for a route that never leaves the device: the head is there too,
+            and nothing crosses a cut.
         """
         require(batch >= 1, "batch", batch, "at least 1")
-        units = (profile.embed, *profile.blocks)
+        units = [profile.embed, *profile.blocks]
+        if device_only:
+            units[-1] = replace(units[-1] + profile.head, boundary_bytes=0.0)
 
         def upto(name: str) -> Array:
             result: Array = np.cumsum([getattr(unit, name) for unit in units])
@@ -79,12 +86,13 @@ class CutCosts:
             return unit.forward_flops + unit.backward_flops
 
         device_flops = batch * (upto("forward_flops") + upto("backward_flops"))
-        whole = batch * (sum(flops(unit) for unit in units) + flops(profile.head))
+        behind = 0.0 if device_only else flops(profile.head)
+        server_flops = batch * (behind + np.cumsum([0.0, *map(flops, units[:0:-1])])[::-1])
         boundary_bits = 8.0 * batch * np.array([unit.boundary_bytes for unit in units])
         adapter_bytes = upto("adapter_bytes")
         return cls(
             device_flops,
-            np.maximum(whole - device_flops, 0.0),
+            server_flops,
             boundary_bits,
             np.where(adapter_bytes > 0, boundary_bits, 0.0),
             8.0 * adapter_bytes,

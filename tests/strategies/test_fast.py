@@ -21,7 +21,7 @@ def cost_of(scenario: Scenario, turn: Turn, server_round: int) -> RoundCost:
 
 
 def all_routes(n_blocks: int, min_blocks: int) -> list[Route]:
-    cuts = [Route.two_tier(n_blocks, cut) for cut in range(min_blocks, n_blocks + 1)]
+    cuts = [Route.two_tier(n_blocks, cut) for cut in range(min_blocks, n_blocks)]
     return [*cuts, Route.device_only(n_blocks)]
 
 
