@@ -17,7 +17,7 @@ from fedsplit.assets import default_checkpoint
 from fedsplit.data import DataSpec
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import OptimizerSpec
-from fedsplit.flower import Job, LocalWork, strategy_names
+from fedsplit.flower import Job, LinkSettings, LocalWork, strategy_names
 from fedsplit.mapping import from_mapping
 from fedsplit.models import ModelSpec
 from fedsplit.plan import CodecPlan
@@ -46,6 +46,10 @@ class RunSettings:
         ``auto``, ``cpu`` or a torch device.
     connect_s, deadline_s : float
         How long to wait for all devices, and for the answer of a turn.
+    start_s : float or None
+        How long a device may take to come onto its link; None: `deadline_s`.
+    quorum : int
+        Branches of a round that must survive, or the run stops.
     """
 
     rounds: int
@@ -57,12 +61,17 @@ class RunSettings:
     accelerator: str
     connect_s: float
     deadline_s: float
+    start_s: float | None = None
+    quorum: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "evaluate_every", "concurrency", "threads", "server_threads"):
+        counts = ("rounds", "evaluate_every", "concurrency", "threads", "server_threads", "quorum")
+        for name in counts:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("connect_s", "deadline_s"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        started = self.start_s is None or self.start_s > 0
+        require(started, "start_s", self.start_s, "null or above 0")
 
 
 def config_dir() -> Path:
@@ -169,6 +178,7 @@ def job(config: DictConfig, source: str = "") -> Job:
         accelerator=config.run.accelerator,
         source=source,
         connect_s=config.run.connect_s,
+        security=link_settings(config).security,
     )
 
 
@@ -176,6 +186,17 @@ def run_settings(config: DictConfig) -> RunSettings:
     """Return how the run is carried out."""
     values = {"rounds": config.rounds, "evaluate_every": config.evaluate.every, **plain(config.run)}
     return from_mapping(RunSettings, values, "run")
+
+
+def link_settings(config: DictConfig) -> LinkSettings:
+    """Return the ``link`` group: how devices and edges reach the server.
+
+    Runs saved before there was one have none.
+    """
+    settings = from_mapping(LinkSettings, plain(config.get("link", {})), "link")
+    if settings.bind is None and settings.certificate is not None:
+        raise FedsplitError("link.bind=None: must be given with link.certificate")
+    return settings
 
 
 def local_work(config: DictConfig) -> LocalWork:

@@ -15,7 +15,7 @@ from flwr.supercore import log
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from apps.config import job, load_config, output_folder, plain, run_settings
+from apps.config import job, link_settings, load_config, output_folder, plain, run_settings
 from apps.plan_report import round_row
 from apps.records import record_of, sent_bytes
 from apps.scenario import build_system
@@ -83,6 +83,7 @@ class Run:
         self._folder = folder
         self._settings = run_settings(config)
         self._job = job(config, source_hash())
+        self._link = link_settings(config)
         self._system = build_system(config)
         self._strategy = build_strategy(config)
         resumed = config.resume is not None
@@ -98,7 +99,7 @@ class Run:
         """Run all rounds and write what came out."""
         settings, job = self._settings, self._job
         torch.set_num_threads(settings.server_threads)
-        with StageHost(job.model, job.optimizer, job.accelerator) as host:
+        with StageHost(job.model, job.optimizer, job.accelerator, self._link) as host:
             self._host = host
             scene = self._system.scene(1, dict.fromkeys(range(job.n_devices), 1))
             for turn in self._strategy.plan_evaluation(scene):
@@ -106,7 +107,13 @@ class Run:
             n_edges = self._system.fleet.n_edges if settings.edge_nodes else 0
             roster = discover(grid, job, settings.connect_s, n_edges)
             coordinator = Coordinator(
-                grid, host, job, roster, settings.deadline_s, self._on_progress
+                grid,
+                host,
+                job,
+                roster,
+                settings.deadline_s,
+                self._on_progress,
+                settings.start_s,
             )
             done = self._checkpoint.server_round if self._checkpoint else 0
             self._strategy.bind(
@@ -116,6 +123,7 @@ class Run:
                     self._on_round,
                     first_round=done + 1,
                     evaluate_every=settings.evaluate_every,
+                    quorum=settings.quorum,
                 )
             )
             adapters = host.initial_adapters()

@@ -2,6 +2,7 @@
 
 from fedsplit.flower.coordinator import Coordinator
 from fedsplit.flower.host import StageHost
+from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import Job
 from fedsplit.flower.outcome import BranchOutcome, RoundOutcome, TurnOutcome
 from fedsplit.flower.registry import find_strategy, strategy_names
@@ -13,6 +14,7 @@ __all__ = [
     "BranchOutcome",
     "Coordinator",
     "Job",
+    "LinkSettings",
     "LocalWork",
     "Roster",
     "RoundOutcome",

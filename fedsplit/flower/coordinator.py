@@ -24,7 +24,7 @@ from fedsplit.flower.messages import (
     task_message,
 )
 from fedsplit.flower.outcome import BranchOutcome, TurnOutcome
-from fedsplit.flower.roster import Roster
+from fedsplit.flower.roster import Roster, rediscover
 from fedsplit.plan import DEVICE, EDGE, Branch, Failure, Turn
 from fedsplit.seeds import derive_seed
 from fedsplit.transport import new_token
@@ -50,6 +50,10 @@ class Coordinator:
     on_progress : callable, optional
         Called about once a second with the phase ("train", "evaluate"), the mini-batches done and
         those planned.
+    start_s : float, optional
+        A device that has not come onto its link after this many seconds is given up; by default
+        only after `deadline_s`. It includes what Flower needs to hand the message over, and on
+        shared machines the wait for a free processor.
     """
 
     def __init__(
@@ -60,15 +64,25 @@ class Coordinator:
         roster: Roster,
         deadline_s: float,
         on_progress: Callable[[str, int, int], None] | None = None,
+        start_s: float | None = None,
     ) -> None:
         self.job = job
         self.roster = roster
         self._grid = grid
         self._host = host
         self._deadline_s = deadline_s
+        self._start_s = min(start_s, deadline_s) if start_s is not None else deadline_s
         self._on_progress = on_progress
-        edges = {edge.index: edge for edge in roster.edges}
-        self._edges = RemoteEdges(grid, job, edges, deadline_s) if edges else None
+        self._edges: RemoteEdges | None = None
+        if roster.edges:
+            nodes = {edge.index: edge for edge in roster.edges}
+            self._edges = RemoteEdges(grid, job, nodes, self._start_s, deadline_s)
+
+    def welcome_back(self) -> None:
+        """Take in devices and edges that were started again since; each has its old place."""
+        self.roster = rediscover(self._grid, self.job, self.roster, self._start_s)
+        if self._edges is not None:
+            self._edges.nodes = {edge.index: edge for edge in self.roster.edges}
 
     def train(
         self, server_round: int, branches: Sequence[Branch], arrays: Mapping[str, Tensor]
@@ -137,7 +151,7 @@ class Coordinator:
                 trained, outcome = yield from self._turn(server_round, turn, adapters, kind, opened)
             except FedsplitError as error:
                 log(WARNING, "device %s lost its turn (%s): %s", turn.device, phase, error)
-                failures.append(Failure(turn.device, phase, str(error)))
+                failures.append(Failure(turn.device, phase, str(error), time.time()))
                 continue
             finally:
                 if opened is not None:
@@ -162,7 +176,11 @@ class Coordinator:
         def broken() -> str | None:
             if ticket is not None and ticket.failure is not None:
                 return ticket.failure
-            return self._host.failure(opened) if opened is not None else None
+            if opened is None:
+                return None
+            if not self._host.came(opened) and time.monotonic() > started + self._start_s:
+                return f"the device did not come onto its link within {self._start_s:.0f} s"
+            return self._host.failure(opened)
 
         reply = yield Call(
             message,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import Stage
-from fedsplit.execution.turn import DONE, FAILED
+from fedsplit.execution.turn import DONE, FAILED, WAITING
+from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import (
     EDGE,
     Job,
@@ -49,11 +50,15 @@ class EdgeTurn:
 
 @dataclass(frozen=True)
 class EdgeTask:
-    """What an edge is told: the turns to serve, and when to give up waiting for them."""
+    """What an edge is told: the turns to serve, and when to give up waiting for them.
+
+    A device has `start_s` to come, and its turn `deadline_s` to be over.
+    """
 
     job: Job
     turns: tuple[EdgeTurn, ...]
     train: bool
+    start_s: float
     deadline_s: float
 
 
@@ -66,9 +71,10 @@ def serve(message: Message, context: Context) -> Message:
         If the node was started without an address to bind.
     """
     task = read_task(message, EdgeTask)
-    bind = context.node_config.get("bind")
-    if bind is None:
+    settings = LinkSettings.of_node(context.node_config)
+    if settings.bind is None:
         raise FedsplitError('node-config: an edge must hold bind, such as bind="0.0.0.0:7000"')
+    tls = settings.client_tls(task.job.security)
     requests = [_request(turn, task.train) for turn in task.turns]
     segments = {request.route.segments[request.position] for request in requests}
     model = cached_model(task.job, tuple(sorted(segments, key=str)))
@@ -81,10 +87,12 @@ def serve(message: Message, context: Context) -> Message:
             for name, tensor in values.items()
             if name.startswith(prefix)
         }
-        onward = (GrpcLink(turn.onward_address), turn.onward_token) if turn.onward_token else None
+        onward = None
+        if turn.onward_token:
+            onward = GrpcLink(turn.onward_address, tls=tls), turn.onward_token
         stage.open_turn(request, adapters, task.job.optimizer if task.train else None, onward)
-    with GrpcServer(stage, str(bind)):
-        _wait(stage, [turn.token for turn in task.turns], task.deadline_s)
+    with GrpcServer(stage, settings.bind, tls=settings.server_tls(task.job.security)):
+        _wait(stage, task)
     return _answer(message, task, stage)
 
 
@@ -94,10 +102,11 @@ def _request(turn: EdgeTurn, train: bool) -> OpenRequest:
     return OpenRequest(turn.token, route, position, turn.codec, turn.seed, train)
 
 
-def _wait(stage: Stage, tokens: list[str], deadline_s: float) -> None:
-    deadline = time.monotonic() + deadline_s
-    while time.monotonic() < deadline:
-        if all(stage.status(token).state in (DONE, FAILED) for token in tokens):
+def _wait(stage: Stage, task: EdgeTask) -> None:
+    started = time.monotonic()
+    while (waited_s := time.monotonic() - started) < task.deadline_s:
+        over = (DONE, FAILED) if waited_s < task.start_s else (DONE, FAILED, WAITING)
+        if all(stage.status(turn.token).state in over for turn in task.turns):
             return
         time.sleep(_POLL_S)
 
@@ -114,7 +123,8 @@ def _answer(message: Message, task: EdgeTask, stage: Stage) -> Message:
             trained = stage.adapters(turn.token) if task.train else {}
             arrays |= {f"{index}/{name}": tensor for name, tensor in trained.items()}
         else:
-            reasons[str(index)] = status.reason or f"no device came within {task.deadline_s:.0f} s"
+            limit_s = task.start_s if status.state == WAITING else task.deadline_s
+            reasons[str(index)] = status.reason or f"turn {status.state} after {limit_s:.0f} s"
     return answer(message, metrics, reasons, arrays)
 
 
@@ -142,16 +152,22 @@ class RemoteEdges:
         What all turns share.
     nodes : mapping of int to EdgeNode
         The edges, by index.
-    deadline_s : float
-        What an edge is told to wait at most for its devices.
+    start_s, deadline_s : float
+        How long an edge is told to wait for a device to come, and for a turn to be over.
     """
 
     def __init__(
-        self, grid: Grid, job: Job, nodes: Mapping[int, EdgeNode], deadline_s: float
+        self,
+        grid: Grid,
+        job: Job,
+        nodes: Mapping[int, EdgeNode],
+        start_s: float,
+        deadline_s: float,
     ) -> None:
         self._grid = grid
         self._job = job
-        self._nodes = nodes
+        self.nodes = nodes
+        self._start_s = start_s
         self._deadline_s = deadline_s
         self._pending: dict[int, list[EdgeTicket]] = {}
         self._serving: dict[str, list[EdgeTicket]] = {}
@@ -164,10 +180,10 @@ class RemoteEdges:
         FedsplitError
             If no node is this edge.
         """
-        if edge not in self._nodes:
-            known = ", ".join(str(index) for index in sorted(self._nodes))
+        if edge not in self.nodes:
+            known = ", ".join(str(index) for index in sorted(self.nodes))
             raise FedsplitError(f"edge={edge}: must be one of {known}")
-        return self._nodes[edge].address
+        return self.nodes[edge].address
 
     def hand_out(self, ticket: EdgeTicket) -> None:
         """Queue a turn for its edge; `tick` sends it."""
@@ -185,13 +201,13 @@ class RemoteEdges:
 
     def _message(self, edge: int, tickets: list[EdgeTicket]) -> Message:
         turns = tuple(ticket.turn for ticket in tickets)
-        task = EdgeTask(self._job, turns, tickets[0].train, self._deadline_s)
+        task = EdgeTask(self._job, turns, tickets[0].train, self._start_s, self._deadline_s)
         arrays = {
             f"{index}/{name}": tensor
             for index, ticket in enumerate(tickets)
             for name, tensor in ticket.adapters.items()
         }
-        return task_message(self._nodes[edge].node_id, EDGE, task, arrays)
+        return task_message(self.nodes[edge].node_id, EDGE, task, arrays)
 
     @staticmethod
     def _collect(tickets: list[EdgeTicket], reply: Message) -> None:

@@ -9,7 +9,8 @@ from types import TracebackType
 from torch import Tensor
 
 from fedsplit.execution import OptimizerSpec, Stage, compute
-from fedsplit.execution.turn import FAILED
+from fedsplit.execution.turn import FAILED, WAITING
+from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.models import torch_device
 from fedsplit.models import ModelSpec, SplitModel, load
 from fedsplit.plan import DEVICE, Segment, Turn
@@ -17,8 +18,10 @@ from fedsplit.transport import (
     GrpcServer,
     InProcessLink,
     Link,
+    LinkError,
     LinkStats,
     OpenRequest,
+    Visit,
     new_token,
 )
 
@@ -45,7 +48,7 @@ class OpenTurn:
 
 
 class StageHost:
-    """One stage for each server tier, and the socket through which devices reach them.
+    """One stage for each server tier, and the socket through which devices reach them all.
 
     A context manager: leaving it closes the socket and refuses every open turn.
 
@@ -57,9 +60,25 @@ class StageHost:
         What trains the servers' adapters.
     accelerator : str
         Where the servers compute: ``auto``, ``cpu`` or a torch device.
+    link : LinkSettings, optional
+        Where devices reach it and with which certificates; by default a Unix socket of its own.
+
+    Raises
+    ------
+    FedsplitError
+        If a certificate cannot be read.
     """
 
-    def __init__(self, model: ModelSpec, optimizer: OptimizerSpec, accelerator: str) -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        optimizer: OptimizerSpec,
+        accelerator: str,
+        link: LinkSettings | None = None,
+    ) -> None:
+        self._link = link or LinkSettings()
+        self._tls = self._link.server_tls(self._link.security)
+
         def read() -> SplitModel:
             return load(model, None, torch_device(accelerator))
 
@@ -68,7 +87,8 @@ class StageHost:
         self._optimizer = optimizer
         self.model = self._load()
         self._stages: dict[str, Stage] = {}
-        self._servers: dict[str, GrpcServer] = {}
+        self._waiting: dict[bytes, Stage] = {}
+        self._server: GrpcServer | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="fedsplit-link-")
 
     def __enter__(self) -> "StageHost":
@@ -80,8 +100,8 @@ class StageHost:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for server in self._servers.values():
-            server.stop()
+        if self._server is not None:
+            self._server.stop()
         self._folder.cleanup()
 
     @property
@@ -139,9 +159,25 @@ class StageHost:
             stage = self._stage(segment.tier)
             stage.open_turn(request, adapters, self._optimizer if train else None, downstream)
             opened.stages.append((stage, token))
-            opened.token, opened.address = token, self._address(segment.tier)
+            opened.token = token
             downstream = InProcessLink(stage), token
+        if opened.stages:
+            first, token = opened.stages[-1]
+            self._waiting[bytes.fromhex(token)] = first
+            opened.address = self._address()
         return opened
+
+    def enter(self, token: bytes) -> Visit:
+        """See `fedsplit.transport.Host.enter`: whichever stage the turn is on."""
+        # A dictionary compares hashes, so that the time taken tells nothing about other tokens.
+        stage = self._waiting.get(token)
+        if stage is None:
+            raise LinkError("token: no turn waits for it")
+        return stage.enter(token)
+
+    def came(self, opened: OpenTurn) -> bool:
+        """Return whether the device of a turn has come onto its link (or needs none)."""
+        return all(stage.status(token).state != WAITING for stage, token in opened.stages)
 
     def finish(self, opened: OpenTurn) -> dict[str, Tensor]:
         """Return the trained adapters of a turn that is done, from all of its server tiers.
@@ -171,6 +207,7 @@ class StageHost:
     def discard(self, opened: OpenTurn) -> None:
         """Forget a turn; a device that still trains it is refused at its next step."""
         for stage, token in opened.stages:
+            self._waiting.pop(bytes.fromhex(token), None)
             stage.close_turn(token)
 
     def _stage(self, tier: str) -> Stage:
@@ -180,8 +217,8 @@ class StageHost:
             self._stages[tier] = Stage(model)
         return self._stages[tier]
 
-    def _address(self, tier: str) -> str:
-        if tier not in self._servers:
-            target = f"unix:{Path(self._folder.name) / tier}.sock"
-            self._servers[tier] = GrpcServer(self._stage(tier), target)
-        return self._servers[tier].address
+    def _address(self) -> str:
+        if self._server is None:
+            bind = self._link.bind or f"unix:{Path(self._folder.name) / 'link'}.sock"
+            self._server = GrpcServer(self, bind, tls=self._tls)
+        return self._link.advertise or self._server.address

@@ -10,8 +10,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import Tensor
 
 from fedsplit.data import DataSpec
-from fedsplit.errors import FedsplitError, require
+from fedsplit.errors import FedsplitError, require, require_choice
 from fedsplit.execution import OptimizerSpec
+from fedsplit.flower.link_settings import PLAIN, SECURITIES
 from fedsplit.mapping import T, from_mapping, to_mapping
 from fedsplit.models import ModelSpec
 from fedsplit.plan import CodecPlan
@@ -47,6 +48,8 @@ class Job:
         Hash of the server's fedsplit source; a device with another one is refused.
     connect_s : float
         How long a device waits for the first server of its route to come up.
+    security : str
+        What the run's link is: "plain", "tls", or "mutual" (nodes show certificates too).
     """
 
     model: ModelSpec
@@ -59,8 +62,10 @@ class Job:
     accelerator: str = "auto"
     source: str = ""
     connect_s: float = 60.0
+    security: str = PLAIN
 
     def __post_init__(self) -> None:
+        require_choice("security", self.security, SECURITIES)
         for name in ("n_devices", "batch_size", "threads"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 

@@ -1,9 +1,10 @@
 """Who takes part: which Flower node is which device of the fleet."""
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from logging import INFO
+from logging import INFO, WARNING
+from typing import TypeAlias
 
 from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
@@ -26,6 +27,11 @@ class DeviceNode:
     n_train: int
     n_test: int
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """Role and index."""
+        return "device", self.index
+
 
 @dataclass(frozen=True)
 class EdgeNode:
@@ -35,13 +41,25 @@ class EdgeNode:
     index: int
     address: str
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """Role and index."""
+        return "edge", self.index
+
+
+_Places: TypeAlias = dict[tuple[str, int], DeviceNode | EdgeNode]
+
 
 @dataclass(frozen=True)
 class Roster:
-    """The devices and edges of a run, by index; without edges, the server hosts that tier."""
+    """The devices and edges of a run, by index; without edges, the server hosts that tier.
+
+    `refused` are nodes that are none of these any more, or never were.
+    """
 
     nodes: tuple[DeviceNode, ...]
     edges: tuple[EdgeNode, ...] = ()
+    refused: frozenset[int] = frozenset()
 
     def by_index(self, index: int) -> DeviceNode:
         """Return device `index`.
@@ -151,40 +169,77 @@ def discover(grid: Grid, job: Job, timeout_s: float, n_edges: int = 0) -> Roster
         [task_message(node_id, HELLO, job) for node_id in node_ids],
         timeout=max(deadline - time.monotonic(), _POLL_S),
     )
-    devices: dict[int, DeviceNode] = {}
-    edges: dict[int, EdgeNode] = {}
+    places: _Places = {}
     for reply in replies:
-        if reply.has_error():
-            raise FedsplitError(f"node did not start: {reply.error.reason}")
-        info = read_info(reply)
-        index = int(read_metrics(reply)["index"])
-        if info["source"] != job.source:
-            raise FedsplitError(
-                f"{info['role']} {index} runs fedsplit source {info['source']}, the server "
-                f"{job.source}: must be the same; restart the node with this version"
-            )
-        if index in (edges if info["role"] == "edge" else devices):
-            raise FedsplitError(f"fleet: two nodes say they are {info['role']} {index}")
-        if info["role"] == "edge":
-            edges[index] = EdgeNode(reply.metadata.src_node_id, index, info["address"])
-        else:
-            devices[index] = _device(reply, index)
-    _require_all("device", devices, job.n_devices, timeout_s)
-    _require_all("edge", edges, n_edges, timeout_s)
+        node = _read_node(reply, job)
+        if node.place in places:
+            role, index = node.place
+            raise FedsplitError(f"fleet: two nodes say they are {role} {index}")
+        places[node.place] = node
+    for role, count in (("device", job.n_devices), ("edge", n_edges)):
+        missing = [index for index in range(count) if (role, index) not in places]
+        if missing:
+            numbers = ", ".join(map(str, missing))
+            raise FedsplitError(f"fleet: no answer from {role} {numbers} within {timeout_s:.0f} s")
+    return _roster(places)
+
+
+def rediscover(grid: Grid, job: Job, roster: Roster, timeout_s: float) -> Roster:
+    """Return `roster` with the nodes that joined since in the places of those they replace.
+
+    A device that is started again may be a new node to Flower. Nodes that do not answer within
+    `timeout_s`, or not as they must, stay out.
+    """
+    held: list[DeviceNode | EdgeNode] = [*roster.nodes, *roster.edges]
+    places: _Places = {node.place: node for node in held}
+    known = {node.node_id for node in held}
+    joined = sorted(set(grid.get_node_ids()) - known - roster.refused)
+    if not joined:
+        return roster
+    messages = [task_message(node_id, HELLO, job) for node_id in joined]
+    refused = roster.refused | set(joined)
+    for reply in grid.send_and_receive(messages, timeout=timeout_s):
+        try:
+            node = _read_node(reply, job)
+        except FedsplitError as error:
+            log(WARNING, "a node that joined is left out: %s", error)
+            continue
+        role, index = node.place
+        if node.place not in places:
+            log(WARNING, "a node that joined is left out: there is no %s %s", role, index)
+            continue
+        # Flower may hold the one it replaces for alive, up to a minute after its end.
+        refused = refused - {node.node_id} | {places[node.place].node_id}
+        places[node.place] = node
+        log(INFO, "%s %s is back", role, index)
+    return _roster(places, refused)
+
+
+def _roster(places: _Places, refused: frozenset[int] = frozenset()) -> Roster:
+    ordered = [places[place] for place in sorted(places)]
     return Roster(
-        tuple(devices[index] for index in sorted(devices)),
-        tuple(edges[index] for index in sorted(edges)),
+        tuple(node for node in ordered if isinstance(node, DeviceNode)),
+        tuple(node for node in ordered if isinstance(node, EdgeNode)),
+        refused,
     )
+
+
+def _read_node(reply: Message, job: Job) -> DeviceNode | EdgeNode:
+    if reply.has_error():
+        raise FedsplitError(f"node did not start: {reply.error.reason}")
+    info = read_info(reply)
+    index = int(read_metrics(reply)["index"])
+    if info["source"] != job.source:
+        raise FedsplitError(
+            f"{info['role']} {index} runs fedsplit source {info['source']}, the server "
+            f"{job.source}: must be the same; restart the node with this version"
+        )
+    if info["role"] == "edge":
+        return EdgeNode(reply.metadata.src_node_id, index, info["address"])
+    return _device(reply, index)
 
 
 def _device(reply: Message, index: int) -> DeviceNode:
     metrics = read_metrics(reply)
     sizes = int(metrics["n-train"]), int(metrics["n-test"])
     return DeviceNode(reply.metadata.src_node_id, index, *sizes)
-
-
-def _require_all(role: str, found: Collection[int], expected: int, timeout_s: float) -> None:
-    missing = sorted(set(range(expected)) - set(found))
-    if missing:
-        numbers = ", ".join(map(str, missing))
-        raise FedsplitError(f"fleet: no answer from {role} {numbers} within {timeout_s:.0f} s")

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from fedsplit.data import DataSpec, FederatedData, batches, load_data, training_batches
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import TurnResult, evaluate_turn, train_turn
+from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import Job, TurnTask, answer, read_arrays, read_task
 from fedsplit.flower.models import cached_model
 from fedsplit.flower.source import source_hash
@@ -27,7 +28,8 @@ def hello(message: Message, context: Context) -> Message:
     """Say which device this node is, what data it holds and which source it runs."""
     job: Job = read_task(message, Job)
     if context.node_config.get("role", "device") == "edge":
-        return _hello_edge(message, context)
+        return _hello_edge(message, context, job)
+    LinkSettings.of_node(context.node_config).client_tls(job.security)
     index = device_index(context)
     if not 0 <= index < job.n_devices:
         raise FedsplitError(f"partition-id={index}: must be in 0..{job.n_devices - 1}")
@@ -43,16 +45,18 @@ def hello(message: Message, context: Context) -> Message:
     )
 
 
-def _hello_edge(message: Message, context: Context) -> Message:
+def _hello_edge(message: Message, context: Context, job: Job) -> Message:
     settings = context.node_config
     for key in ("edge-id", "bind"):
         if key not in settings:
             raise FedsplitError(f"node-config: an edge must hold {key}")
-    address = str(settings.get("advertise", settings["bind"]))
+    link = LinkSettings.of_node(settings)
+    link.server_tls(job.security)
+    link.client_tls(job.security)
     return answer(
         message,
         {"index": int(settings["edge-id"])},
-        {"source": source_hash(), "role": "edge", "address": address},
+        {"source": source_hash(), "role": "edge", "address": str(link.advertise or link.bind)},
     )
 
 
@@ -119,7 +123,10 @@ def _prepare(
     torch.set_num_threads(task.job.threads)
     route = Route.parse(task.route, task.n_blocks)
     model = cached_model(task.job, route.on(DEVICE))
-    link = GrpcLink(task.address, connect_timeout_s=task.job.connect_s) if task.address else None
+    if not task.address:
+        return task, route, model, None
+    tls = LinkSettings.of_node(context.node_config).client_tls(task.job.security)
+    link = GrpcLink(task.address, tls=tls, connect_timeout_s=task.job.connect_s)
     return task, route, model, link
 
 

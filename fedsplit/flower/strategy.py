@@ -42,6 +42,8 @@ class SplitRun:
         The round to begin with; above 1 when a run is resumed.
     evaluate_every : int
         Evaluate on the devices after every so many rounds, and always after the last.
+    quorum : int
+        The run stops if fewer branches of a round survive.
     """
 
     coordinator: Coordinator
@@ -49,6 +51,7 @@ class SplitRun:
     on_round: Callable[[RoundOutcome, ArrayRecord, MetricRecord | None], None]
     first_round: int = 1
     evaluate_every: int = 1
+    quorum: int = 1
 
 
 class SplitStrategy(Strategy):
@@ -163,7 +166,8 @@ class SplitStrategy(Strategy):
         """Run the rounds, as `Strategy.start` does, with split turns in place of messages.
 
         `timeout` is not used: the coordinator's deadline holds for each turn. Raises
-        `FedsplitError` if `bind` was not called, or if no branch of a round survives.
+        `FedsplitError` if `bind` was not called, or if fewer branches of a round
+        survive than its quorum.
         """
         run = self._bound()
         train_config = train_config or ConfigRecord()
@@ -171,29 +175,30 @@ class SplitStrategy(Strategy):
         log(INFO, "Starting %s for %s rounds", type(self).__name__, num_rounds)
         self.summary()
         result = Result(arrays=initial_arrays)
-        devices = DeviceGrid(grid, run.coordinator.roster)
         arrays = initial_arrays
         if run.first_round == 1:
-            self._evaluate(0, arrays, evaluate_config, devices, result, evaluate_fn)
+            self._evaluate(0, arrays, evaluate_config, grid, result, evaluate_fn)
         for server_round in range(run.first_round, num_rounds + 1):
             log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
-            outcome, arrays, metrics = self._train(server_round, arrays, train_config, devices)
+            outcome, arrays, metrics = self._train(server_round, arrays, train_config, grid)
             result.arrays = arrays
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics
             if server_round % run.evaluate_every == 0 or server_round == num_rounds:
                 self._evaluate(
-                    server_round, arrays, evaluate_config, devices, result, evaluate_fn, outcome
+                    server_round, arrays, evaluate_config, grid, result, evaluate_fn, outcome
                 )
             else:
                 run.on_round(outcome, arrays, None)
         return result
 
     def _train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, devices: DeviceGrid
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> tuple[RoundOutcome, ArrayRecord, MetricRecord | None]:
         run = self._bound()
         started = time.monotonic()
+        run.coordinator.welcome_back()
+        devices = DeviceGrid(grid, run.coordinator.roster)
         messages = list(self.configure_train(server_round, arrays, config, devices))
         plan = self.plan_round(run.scene(server_round, self._samples(messages)))
         branches = run.coordinator.train(
@@ -201,13 +206,15 @@ class SplitStrategy(Strategy):
         )
         by_node = {message.metadata.dst_node_id: message for message in messages}
         replies = [self._reply(outcome, by_node) for outcome in branches]
-        if not any(outcome.survived for outcome in branches):
+        survivors = sum(outcome.survived for outcome in branches)
+        if survivors < min(run.quorum, len(branches)):
             reasons = "; ".join(
                 f"device {failure.device}: {failure.reason}"
                 for outcome in branches
                 for failure in outcome.failures
             )
-            raise FedsplitError(f"round {server_round}: no device finished its turn ({reasons})")
+            count = f"{survivors} of {len(branches)} branches" if survivors else "no device"
+            raise FedsplitError(f"round {server_round}: {count} finished ({reasons})")
         aggregated, metrics = self.aggregate_train(server_round, replies)
         if aggregated is None:
             log(WARNING, "round %s: nothing aggregated, adapters stay", server_round)
@@ -222,13 +229,14 @@ class SplitStrategy(Strategy):
         server_round: int,
         arrays: ArrayRecord,
         config: ConfigRecord,
-        devices: DeviceGrid,
+        grid: Grid,
         result: Result,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
         outcome: RoundOutcome | None = None,
     ) -> None:
         run = self._bound()
         started = time.monotonic()
+        devices = DeviceGrid(grid, run.coordinator.roster)
         messages = list(self.configure_evaluate(server_round, arrays, config, devices))
         by_node = {message.metadata.dst_node_id: message for message in messages}
         scene = run.scene(max(server_round, 1), self._samples(messages))

@@ -8,6 +8,8 @@ from fedsplit.errors import FedsplitError
 from fedsplit.transport.frames import Limits
 
 SERVICE, METHOD = "fedsplit.Link", "Turn"
+# A peer that hangs or is cut off answers no ping: it is given up within twice this.
+_PING_MS = 2_000
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ def options(limits: Limits) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", limits.frame_bytes),
         ("grpc.max_send_message_length", limits.frame_bytes),
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", _PING_MS),
+        ("grpc.keepalive_timeout_ms", _PING_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # A server otherwise takes the pings of a link that waits (for a batch, say) for an attack.
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", _PING_MS // 2),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.so_reuseport", 0),
         ("grpc.use_local_subchannel_pool", 1),
