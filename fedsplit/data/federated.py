@@ -1,12 +1,12 @@
 """A data set divided over devices."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsplit.data.examples import Example
+from fedsplit.data.examples import Example, Text
 from fedsplit.data.partition import Indices, divide
 from fedsplit.data.samples import Samples, make_samples
 from fedsplit.data.sources import read_corpus
@@ -72,7 +72,7 @@ def load_data(
     """Read a data set and divide it over `n_devices`, the same way on every node.
 
     A source's own test set is dealt out evenly; where there is none, every device holds out
-    `spec.test_fraction` of its examples.
+    `spec.test_fraction` of its examples, or of plain texts as many as make a sample.
 
     Parameters
     ----------
@@ -103,7 +103,12 @@ def load_data(
     )
     if corpus.test is None:
         held_out = [
-            _hold_out(share, spec.test_fraction, generator(seed, "data", "test", device))
+            _hold_out(
+                share,
+                spec.test_fraction,
+                generator(seed, "data", "test", device),
+                lambda chosen: _fills_a_sample([train[i] for i in chosen], spec, tokenizer),
+            )
             for device, share in enumerate(shares)
         ]
         kept = tuple(np.setdiff1d(*pair) for pair in zip(shares, held_out, strict=True))
@@ -124,7 +129,29 @@ def _draw(
     return [examples[index] for index in np.sort(chosen)]
 
 
-def _hold_out(share: Indices, fraction: float, rng: np.random.Generator) -> Indices:
-    """Return the random part of `share` to test on: at least one example, never all."""
-    count = min(max(1, round(fraction * len(share))), len(share) - 1)
-    return np.sort(rng.choice(share, count, replace=False))
+def _hold_out(
+    share: Indices, fraction: float, rng: np.random.Generator, enough: Callable[[Indices], bool]
+) -> Indices:
+    """Return the random part of `share` to test on: at least one example, never all.
+
+    Where `fraction` of it is not `enough`, it is the least that is.
+    """
+    most = len(share) - 1
+    count = min(max(1, round(fraction * len(share))), most)
+    chosen = rng.choice(share, count, replace=False)
+    if not enough(chosen):
+        rest = rng.permutation(np.setdiff1d(share, chosen))
+        while len(chosen) < most and not enough(chosen):
+            chosen, rest = np.append(chosen, rest[0]), rest[1:]
+    return np.sort(chosen)
+
+
+def _fills_a_sample(
+    examples: Sequence[Example], spec: DataSpec, tokenizer: "PreTrainedTokenizerBase | None"
+) -> bool:
+    """Return whether a sample can be made of `examples`; only plain texts may be too short."""
+    if tokenizer is None or not isinstance(examples[0], Text):
+        return True
+    texts = [example.text for example in examples if isinstance(example, Text)]
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+    return sum(map(len, encoded)) >= spec.seq_len

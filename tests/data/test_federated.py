@@ -27,6 +27,18 @@ def test_devices_hold_different_themes_and_no_test_example_is_trained_on(tokeniz
         assert len(test) == pytest.approx(0.1 * (len(train) + len(test)), abs=1)
 
 
+def test_short_texts_are_held_out_until_they_make_a_sample(tokenizer, tmp_path):
+    (tmp_path / "short.txt").write_text("\n\n".join(f"line {n:02}" for n in range(40)))
+    data = load_data(
+        DataSpec(source="text", path=str(tmp_path), seq_len=60), tokenizer, n_devices=2, seed=0
+    )
+    for device, (train, test) in enumerate(_held(data)):
+        assert train.isdisjoint(test)
+        assert len(data.test(device)) == 1
+        # A paragraph has nine bytes with its end: 10 % of 20 are far too few, seven just enough.
+        assert len(test) == 7
+
+
 def test_samples_are_those_of_the_device_alone(tokenizer, tmp_path):
     for letter in "abc":
         (tmp_path / f"{letter}.txt").write_text("\n\n".join([letter * 9] * 12))
