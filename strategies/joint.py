@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from flwr.serverapp.strategy import Strategy
 
+from fedsplit.assets import default_codec_table
 from fedsplit.errors import require
 from fedsplit.flower import Scene, SplitStrategy
 from fedsplit.plan import CodecPlan, RoundPlan, Route
@@ -17,6 +18,7 @@ from fedsplit.planning import (
     plan_joint,
     uplink_snr_hz,
 )
+from strategies.sft import SHIPPED
 
 
 class Joint(SplitStrategy):
@@ -30,8 +32,8 @@ class Joint(SplitStrategy):
     Parameters
     ----------
     codec_table : str, optional
-        CSV of codec settings to choose from, as ``fedsplit calibrate`` writes it; without one all
-        devices use the configured codec.
+        Measured codec settings to choose from: "package:default" for those that ship, a CSV file
+        of ``fedsplit calibrate``, or None to use the configured codec as it is.
     max_loss_increase : float
         Limit on the rise of the loss, averaged over the devices' data.
     compress_gradients : bool
@@ -44,8 +46,8 @@ class Joint(SplitStrategy):
 
     def __init__(
         self,
-        codec_table: str | None = None,
-        max_loss_increase: float = 0.1,
+        codec_table: str | None = SHIPPED,
+        max_loss_increase: float = 0.05,
         compress_gradients: bool = False,
         min_cut: int = 1,
         inner: Strategy | None = None,
@@ -54,7 +56,8 @@ class Joint(SplitStrategy):
         limit = max_loss_increase
         require(0 <= limit < np.inf, "strategy.max_loss_increase", limit, "finite and at least 0")
         require(min_cut >= 0, "strategy.min_cut", min_cut, "at least 0")
-        self.table = None if codec_table is None else CodecTable.read_csv(codec_table)
+        file = default_codec_table() if codec_table == SHIPPED else codec_table
+        self.table = None if file is None else CodecTable.read_csv(file)
         self.max_loss_increase = max_loss_increase
         self.compress_gradients = compress_gradients and self.table is not None
         self.min_cut = min_cut

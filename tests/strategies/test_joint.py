@@ -50,7 +50,7 @@ def table(tmp_path: Path) -> Path:
     ],
 )
 def test_no_common_cut_with_equal_shares_is_faster(overrides: tuple[str, ...]) -> None:
-    scenario = scenario_of(*overrides, UNCONTENDED)
+    scenario = scenario_of(*overrides, "strategy.codec_table=null", UNCONTENDED)
     for server_round in (1, 2):
         turns = turns_of(scenario, server_round)
         scene = scenario.system.scene(server_round, {turn.device: 100 for turn in turns})
@@ -68,6 +68,28 @@ def test_no_common_cut_with_equal_shares_is_faster(overrides: tuple[str, ...]) -
         mine = scenario.timeline(server_round).cost
         assert mine.delay_s <= best * (1 + 1e-9)
         assert (mine.device_memory_bytes <= fits).all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "factor"),
+    [
+        ((), 1.0),
+        (("fleet=heterogeneous",), 1.0),
+        (("channel.bandwidth_hz=4e8",), 1.0),
+        # Where cuts are the same for all anyway: a queue does not divide the server as planned.
+        (SPLIT, 1.01),
+    ],
+)
+def test_cuts_of_their_own_shorten_the_rounds_of_sft(
+    overrides: tuple[str, ...], factor: float
+) -> None:
+    """The same codecs within the same limit on the loss."""
+    joint, sft = (
+        build_scenario(load_config([f"strategy={name}", *overrides])) for name in ("joint", "sft")
+    )
+    for server_round in (1, 2, 3):
+        delays = [each.timeline(server_round).cost.delay_s for each in (joint, sft)]
+        assert delays[0] < factor * delays[1]
 
 
 def test_bands_and_server_are_given_away_once() -> None:
@@ -106,7 +128,7 @@ def test_gradients_may_use_the_chosen_setting(table: Path) -> None:
 
 def test_it_trains_as_splitfed(federation: Federation, fedavg: Strategy) -> None:
     expected, _ = federation.run(SplitFed(cut=2, inner=fedavg))
-    found, outcomes = federation.run(Joint(inner=fedavg))
+    found, outcomes = federation.run(Joint(codec_table=None, inner=fedavg))
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)

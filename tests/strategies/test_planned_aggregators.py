@@ -26,8 +26,9 @@ def inner_of(kind: type[FedAvg]) -> Strategy:
 def scheme_of(name: str, inner: Strategy) -> SplitStrategy:
     if name == "fedsllm":
         return FedsLlm(cut=1, accuracy=0.5, learning=TWO_STEPS, inner=inner)
-    schemes = {"fast": Fast, "card": Card, "joint": Joint}
-    return schemes[name](inner=inner)
+    if name == "joint":
+        return Joint(codec_table=None, inner=inner)
+    return {"fast": Fast, "card": Card}[name](inner=inner)
 
 
 @cache
