@@ -48,6 +48,12 @@ def test_the_plugin_is_small() -> None:
     assert len(module.read_text().splitlines()) <= 40
 
 
+def test_the_documentation_shows_it_as_it_is() -> None:
+    page = (ROOT / "docs" / "write_a_strategy.md").read_text()
+    for name in ("my_scheme.py", "pyproject.toml"):
+        assert (EXAMPLE / name).read_text() in page
+
+
 def test_it_plans_under_its_name(installed: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])
     done = run(
