@@ -6,45 +6,30 @@ code. Here the SuperLink belongs to the run and dies with it.
 """
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import IO
 
+from apps.flower_tools import (
+    end,
+    environment,
+    free_ports,
+    is_up,
+    newest_run,
+    spawn,
+    tool,
+    write_app,
+)
 from fedsplit.errors import FedsplitError
 
 _START_S = 60.0
-_STOP_S = 10.0
 _POLL_S = 0.1
 _ATTEMPTS = 3
-
-_APP = """\
-[project]
-name = "fedsplit-run"
-version = "0.1.0"
-description = "One fedsplit run; the code is the installed package's."
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedsplit"
-
-[tool.flwr.app.components]
-serverapp = "apps.server_app:app"
-clientapp = "apps.client_app:app"
-
-[tool.flwr.app.config]
-hydra = ""
-output = ""
-"""
 
 _FLOWER_CONFIG = """\
 [superlink]
@@ -108,16 +93,14 @@ class LocalFlower:
         tuple of str
             Flower's final status ("finished:completed", ...) and its details.
         """
-        app = self._home / "app"
-        app.mkdir()
-        (app / "pyproject.toml").write_text(_APP)
+        app = write_app(self._home / "app")
         values = self._home / "run.toml"
         values.write_text(
             "".join(f"{key} = {json.dumps(text)}\n" for key, text in settings.items())
         )
         simulation = " ".join(f"{key}={value}" for key, value in federation.items())
         command = [
-            *_tool("flwr"),
+            *tool("flwr"),
             *("run", str(app), "--stream", "--run-config", str(values)),
             *("--federation-config", simulation),
         ]
@@ -128,122 +111,41 @@ class LocalFlower:
                     watch()
                     time.sleep(_POLL_S)
             finally:
-                _end(process)
+                end(process)
         watch()
-        return self._status()
+        return newest_run(self._environment, self._home)
 
     def _start(self) -> None:
         (self._home / "config.toml").write_text(_FLOWER_CONFIG)
         for attempt in range(_ATTEMPTS):
-            http, control = _free_ports(2)
-            self._environment = _environment(self._home, http, control)
+            http, control = free_ports(2)
+            self._environment = {
+                **environment(self._home),
+                "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
+                "FLWR_LOCAL_CONTROL_API_PORT": str(control),
+            }
             with self._log.open("ab") as log:
                 self._superlink = self._spawn(
                     [
-                        *_tool("flower-superlink"),
+                        *tool("flower-superlink"),
                         *("--insecure", "--simulation", "--isolation", "subprocess"),
                         *("--control-api-address", f"127.0.0.1:{control}"),
                         *("--host", "127.0.0.1", "--port", str(http)),
                     ],
                     log,
                 )
-            if self._is_up(http):
+            if is_up(("127.0.0.1", http), self._superlink, _START_S):
                 return
             # Somebody else may have taken a port between our looking and its binding.
-            _end(self._superlink)
+            end(self._superlink)
             if attempt == _ATTEMPTS - 1:
                 break
         raise FedsplitError(f"Flower's SuperLink did not start; see {self._log}")
 
-    def _is_up(self, port: int) -> bool:
-        assert self._superlink is not None
-        deadline = time.monotonic() + _START_S
-        while time.monotonic() < deadline and self._superlink.poll() is None:
-            with socket.socket() as probe:
-                probe.settimeout(_POLL_S)
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return True
-            time.sleep(_POLL_S)
-        return False
-
-    def _status(self) -> tuple[str, str]:
-        listing = subprocess.run(
-            [*_tool("flwr"), "ls", "--format", "json"],
-            env=self._environment,
-            cwd=self._home,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        try:
-            answer: dict[str, Any] = json.loads(listing.stdout)
-            newest = answer["runs"][0]
-        except (json.JSONDecodeError, KeyError, IndexError):
-            return "unknown", listing.stderr.strip() or "the run was not started"
-        return str(newest["status"]), str(newest.get("status-details", ""))
-
-    def _spawn(self, command: Sequence[str], log: TextIO | Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            command,
-            env=self._environment,
-            cwd=self._home,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    def _spawn(self, command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return spawn(command, self._environment, self._home, log)
 
     def _stop(self) -> None:
         if self._superlink is not None:
-            _end(self._superlink)
+            end(self._superlink)
         shutil.rmtree(self._home, ignore_errors=True)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started (it leads a session of its own)."""
-    for number, patience in ((signal.SIGTERM, _STOP_S), (signal.SIGKILL, _STOP_S)):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
-
-
-def _tool(name: str) -> list[str]:
-    """Return the command of a console script that lies beside this interpreter."""
-    script = Path(sys.executable).parent / name
-    return [str(script)] if script.exists() else [name]
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [int(item.getsockname()[1]) for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()
-
-
-def _environment(home: Path, http: int, control: int) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "FLWR_HOME": str(home),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
-        "FLWR_LOCAL_CONTROL_API_PORT": str(control),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "PYTHONUNBUFFERED": "1",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Steps are some 10 % faster when freed activations are kept instead of unmapped.
-        "MALLOC_MMAP_THRESHOLD_": "1073741824",
-        "MALLOC_TRIM_THRESHOLD_": "4294967296",
-        "MALLOC_TOP_PAD_": "67108864",
-    }

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 _POLL_S = 0.02
 _PROGRESS_S = 1.0
 # A node whose link broke still gets this long to say itself what went wrong.
-_LAST_WORDS_S = 2.0
+_LAST_WORDS_S = 1.0
 
 
 @dataclass(frozen=True)

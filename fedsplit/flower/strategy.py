@@ -4,7 +4,7 @@ import random
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import INFO, WARNING
 
 import numpy as np
@@ -19,7 +19,7 @@ from fedsplit.flower.messages import to_record
 from fedsplit.flower.outcome import BranchOutcome, RoundOutcome, TurnOutcome, accuracy, mean_loss
 from fedsplit.flower.roster import DeviceGrid
 from fedsplit.flower.scene import Scene
-from fedsplit.plan import RoundPlan, Turn
+from fedsplit.plan import EDGE, RoundPlan, Turn
 from fedsplit.seeds import derive_seed
 
 _NO_SURVIVOR = 1
@@ -93,13 +93,20 @@ class SplitStrategy(Strategy):
         """
 
     def plan_evaluation(self, scene: Scene) -> tuple[Turn, ...]:
-        """Decide over which route each device evaluates: by default, the one it would train on."""
+        """Decide over which route each device evaluates: by default, the one it would train on.
+
+        Devices that would not train take the route of the first, over their own edge.
+        """
         plan = self.plan_round(scene)
         by_device = {turn.device: turn for branch in plan.branches for turn in branch.turns}
         fallback = plan.branches[0].turns[0].route
-        return tuple(
-            by_device.get(device) or scene.turn(device, fallback) for device in scene.devices
-        )
+
+        def spare(device: int) -> Turn:
+            turn = scene.turn(device, fallback)
+            on_edge = len(fallback.on(EDGE)) > 0
+            return replace(turn, edge=int(scene.fleet.home[device])) if on_edge else turn
+
+        return tuple(by_device.get(device) or spare(device) for device in scene.devices)
 
     def branch_weight(self, samples: Sequence[int]) -> int:
         """Say how much a branch counts in a weighted average of branches.

@@ -49,6 +49,8 @@ def options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", limits.frame_bytes),
         ("grpc.keepalive_time_ms", _PING_MS),
         ("grpc.keepalive_timeout_ms", _PING_MS),
+        # Newer gRPC waits this long for the answer to a ping, a minute unless told.
+        ("grpc.http2.ping_timeout_ms", _PING_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # A server otherwise takes the pings of a link that waits (for a batch, say) for an attack.
