@@ -1,0 +1,178 @@
+"""Fast splitting: a cut for each device and round, against the best cut that never moves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from apps.config import plain
+from apps.reproduce_common import Chart, Figure, Reproduction, change, paper_config
+from apps.scenario import System, build_system
+from fedsplit.layergraph import LayerGraph
+from fedsplit.mapping import from_mapping
+from fedsplit.models import ModelSpec
+from fedsplit.models.profile import profile_graph
+from fedsplit.planning import CutLimits, CutSolver, CutSystem
+from fedsplit.planning.cut_cost import cut_weights
+from fedsplit.wireless import downlink_bps, uplink_bps
+
+PAPER = "fast"
+BASELINES = ("best static cut", "device only", "most on the server", "random cut")
+_BEST, _DEEPEST = "fast", 1e-9
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean delay of a turn by scheme, and the largest distance from exhaustive search."""
+
+    delay_s: dict[str, float]
+    gap: float
+    codec_s: float
+
+
+def reproduce(overrides: Sequence[str]) -> Reproduction:
+    """Compare the delay of a turn, mean over devices and rounds, on several models."""
+    config = paper_config(PAPER, overrides)
+    system = build_system(config)
+    found = {
+        name: compare(config, system, from_mapping(ModelSpec, plain(spec), f"paper.models.{name}"))
+        for name, spec in config.paper.models.items()
+    }
+
+    def gain(name: str, baseline: str) -> float:
+        return change(found[name].delay_s[_BEST], found[name].delay_s[baseline])
+
+    def mean_gain(baseline: str) -> float:
+        return float(np.mean([gain(name, baseline) for name in found]))
+
+    with_codec = [change(one.codec_s, one.delay_s[BASELINES[0]]) for one in found.values()]
+    gap = max(one.gap for one in found.values())
+    return Reproduction(
+        PAPER,
+        (
+            Figure(
+                "training delay, mean over models",
+                "-24.62 to -38.95 % (v1), up to -38.95 % (v4)",
+                "best static cut",
+                mean_gain(BASELINES[0]),
+                (-100.0, -24.62),
+                float(np.mean(with_codec)),
+                "boundaries in bf16, which the cut takes into account",
+            ),
+            *(
+                Figure(
+                    "training delay, mean over models",
+                    "-24.62 to -38.95 % (v1), up to -38.95 % (v4)",
+                    baseline,
+                    mean_gain(baseline),
+                )
+                for baseline in BASELINES[1:]
+            ),
+            *(
+                Figure(f"training delay of {name}", "none", BASELINES[0], gain(name, BASELINES[0]))
+                for name in found
+            ),
+            Figure(
+                "delay beyond that of exhaustive search",
+                "optimal",
+                "all cuts of all models",
+                100 * gap,
+                (-100 * _DEEPEST, 100 * _DEEPEST),
+            ),
+        ),
+        (
+            Chart(
+                "Delay of a turn",
+                "",
+                "relative to the best static cut",
+                tuple(found),
+                {
+                    scheme: [
+                        one.delay_s[scheme] / one.delay_s[BASELINES[0]] for one in found.values()
+                    ]
+                    for scheme in (_BEST, BASELINES[0], BASELINES[1])
+                },
+            ),
+        ),
+        (
+            "How much a moving cut gains depends on the model: nothing where one cut is best on "
+            "every channel. The best static cut is chosen with all rounds known, which no real "
+            "scheme can.",
+        ),
+        config.paper.provenance,
+    )
+
+
+def compare(config: DictConfig, system: System, spec: ModelSpec) -> Comparison:
+    """Return what every scheme costs for one model, all possible cuts tried."""
+    graph = profile_graph(spec, config.paper.seq_len, batch=2)
+    floor = config.paper.min_blocks
+    every = every_cut(graph, floor)
+    sent = np.zeros_like(every)
+    for parent, child in graph.edges:
+        sent[:, parent] |= every[:, parent] & ~every[:, child]
+    solver, limits = CutSolver(graph), CutLimits(min_blocks=floor)
+    costs, chosen, compressed = [], [], []
+    for ratio, found in ((1.0, chosen), (0.5, compressed)):
+        for setting in cut_systems(config, system, ratio):
+            found.append(solver.solve(setting, limits).objective)
+            if ratio == 1.0:
+                weights = cut_weights(graph, setting)
+                costs.append(
+                    every @ weights.device + ~every @ weights.server + sent @ weights.transfer
+                )
+    cost, fast = np.array(costs), np.array(chosen)
+    size = every.sum(axis=1)
+    delays = (
+        cost.mean(axis=0).min(),
+        cost[:, size.argmax()].mean(),
+        cost[:, size.argmin()].mean(),
+        cost.mean(),
+    )
+    return Comparison(
+        {_BEST: float(fast.mean()), **dict(zip(BASELINES, map(float, delays), strict=True))},
+        float(np.abs(fast / cost.min(axis=1) - 1).max()),
+        float(np.mean(compressed)),
+    )
+
+
+def cut_systems(config: DictConfig, system: System, ratio: float) -> list[CutSystem]:
+    """Return every device in every round, with the whole band to itself."""
+    fleet, found = system.fleet, []
+    for server_round in range(1, config.paper.rounds + 1):
+        state = system.channel.realise(server_round)
+        up, down = uplink_bps(state, state.uplink_hz), downlink_bps(state, state.downlink_hz)
+        found += [
+            CutSystem(
+                device_flops_per_s=float(fleet.devices.flops[device]),
+                server_flops_per_s=float(fleet.servers.flops[0]),
+                uplink_bps=float(up[device]),
+                downlink_bps=float(down[device]),
+                steps=config.train.steps,
+                batch=config.train.batch_size,
+                uplink_ratio=ratio,
+                downlink_ratio=ratio,
+            )
+            for device in range(fleet.n_devices)
+        ]
+    return found
+
+
+def every_cut(graph: LayerGraph, min_blocks: int) -> NDArray[np.bool_]:
+    """Return all possible device parts with the first blocks in them, shape ``[cuts, n]``."""
+    needs: list[list[int]] = [[] for _ in range(graph.n)]
+    for vertex, needed in [*graph.edges[:, ::-1].tolist(), *graph.requires.tolist()]:
+        needs[vertex].append(needed)
+    parts = [np.zeros(graph.n, dtype=bool)]
+    for vertex in range(graph.n):
+        longer = []
+        for part in parts:
+            if part[needs[vertex]].all():
+                extended = part.copy()
+                extended[vertex] = True
+                longer.append(extended)
+        stays = vertex < graph.n_inputs or (min_blocks > 0 and graph.block[vertex] < min_blocks)
+        parts = longer if stays else parts + longer
+    return np.array(parts)
