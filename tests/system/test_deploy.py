@@ -1,4 +1,4 @@
-"""A deployment as a user starts it: SuperLink, two edges and four devices as processes of their own.
+"""A deployment as a user starts it: SuperLink, edges and devices as processes of their own.
 
 Everything speaks TLS on loopback, nodes log in at the SuperLink and prove themselves on the link.
 """
