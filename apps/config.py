@@ -47,7 +47,8 @@ class RunSettings:
     connect_s, deadline_s : float
         How long to wait for all devices, and for the answer of a turn.
     start_s : float or None
-        How long a device may take to come onto its link; None: `deadline_s`.
+        How long a device may take to come onto its link, and to answer after its last step; None:
+        `deadline_s`.
     quorum : int
         Branches of a round that must survive, or the run stops.
     """

@@ -51,9 +51,9 @@ class Coordinator:
         Called about once a second with the phase ("train", "evaluate"), the mini-batches done and
         those planned.
     start_s : float, optional
-        A device that has not come onto its link after this many seconds is given up; by default
-        only after `deadline_s`. It includes what Flower needs to hand the message over, and on
-        shared machines the wait for a free processor.
+        A device that has not come onto its link after this many seconds, or not answered that
+        long after its last step, is given up; by default only after `deadline_s`. It includes what
+        Flower needs to carry a message, and on shared machines the wait for a free processor.
     """
 
     def __init__(
@@ -173,13 +173,19 @@ class Coordinator:
         ticket = self._hand_to_edge(server_round, turn, adapters, kind, opened)
         message = self._task(server_round, turn, adapters, kind, opened, ticket)
 
+        since: dict[str, float] = {}
+
         def broken() -> str | None:
             if ticket is not None and ticket.failure is not None:
                 return ticket.failure
             if opened is None:
                 return None
-            if not self._host.came(opened) and time.monotonic() > started + self._start_s:
-                return f"the device did not come onto its link within {self._start_s:.0f} s"
+            awaited = self._host.awaits(opened)
+            if (
+                awaited is not None
+                and time.monotonic() > since.setdefault(awaited, time.monotonic()) + self._start_s
+            ):
+                return f"the device did not {awaited} within {self._start_s:.0f} s"
             return self._host.failure(opened)
 
         reply = yield Call(

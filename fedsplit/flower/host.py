@@ -9,7 +9,7 @@ from types import TracebackType
 from torch import Tensor
 
 from fedsplit.execution import OptimizerSpec, Stage, compute
-from fedsplit.execution.turn import FAILED, WAITING
+from fedsplit.execution.turn import DONE, FAILED, WAITING
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.models import torch_device
 from fedsplit.models import ModelSpec, SplitModel, load
@@ -175,9 +175,12 @@ class StageHost:
             raise LinkError("token: no turn waits for it")
         return stage.enter(token)
 
-    def came(self, opened: OpenTurn) -> bool:
-        """Return whether the device of a turn has come onto its link (or needs none)."""
-        return all(stage.status(token).state != WAITING for stage, token in opened.stages)
+    def awaits(self, opened: OpenTurn) -> str | None:
+        """Return what the device of a turn is to do next without its link, or None."""
+        states = {stage.status(token).state for stage, token in opened.stages}
+        if WAITING in states:
+            return "come onto its link"
+        return "answer after its last step" if states == {DONE} else None
 
     def finish(self, opened: OpenTurn) -> dict[str, Tensor]:
         """Return the trained adapters of a turn that is done, from all of its server tiers.
