@@ -3,11 +3,13 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from fedsplit.errors import FedsplitError
+from fedsplit.errors import FedsplitError, require
 from fedsplit.report import make_console
 
 _USAGE = 2
@@ -15,7 +17,7 @@ _USAGE = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     console = make_console()
     try:
         return int(options.command(options, console))
@@ -43,6 +45,47 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     return plan(options.overrides, options.multirun, console)
 
 
+def _calibrate(options: argparse.Namespace, console: Console) -> int:
+    from apps.calibrate import GRID, calibrate
+
+    grid: Any = GRID
+    if options.grid is not None:
+        grid = OmegaConf.to_container(OmegaConf.load(options.grid))
+        require(isinstance(grid, list), "--grid", str(options.grid), "a list of codec settings")
+    return calibrate(
+        options.overrides,
+        output=options.output,
+        console=console,
+        grid=grid,
+        direction=options.direction,
+        steps=options.steps,
+        seeds=options.seeds,
+    )
+
+
+def _deploy(options: argparse.Namespace, console: Console) -> int:
+    from apps.deploy import deploy
+
+    return deploy(options.topology, options.start, console, options.output)
+
+
+def _reproduce(options: argparse.Namespace, console: Console) -> int:
+    from apps.reproduce import reproduce
+
+    return reproduce(options.paper, options.overrides, options.json, options.train, console)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; overrides may also stand behind options, where argparse itself takes none."""
+    parser = _parser()
+    options, late = parser.parse_known_args(arguments)
+    if late:
+        if "overrides" not in options or any(word.startswith("-") for word in late):
+            parser.error(f"unrecognized arguments: {' '.join(late)}")
+        options.overrides = [*options.overrides, *late]
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedsplit", description="Split federated fine-tuning over wireless networks."
@@ -66,6 +109,43 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("overrides", nargs="*", metavar="OVERRIDES")
     plan.add_argument("-m", "--multirun", action="store_true", help="try every combination")
     plan.set_defaults(command=_plan)
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure what compression costs in loss, for strategy=sft",
+        description="Trains a job with each of a grid of codec settings and writes a table of "
+        "ratio and loss change, and a plot.",
+    )
+    calibrate.add_argument("overrides", nargs="*", metavar="OVERRIDES")
+    calibrate.add_argument("--output", type=Path, default=Path("codecs.csv"), metavar="CSV")
+    calibrate.add_argument("--direction", default="uplink", help="uplink, downlink or both")
+    calibrate.add_argument("--steps", type=int, default=200, help="mini-batches of each setting")
+    calibrate.add_argument("--seeds", type=int, default=1, help="runs of each setting")
+    calibrate.add_argument("--grid", type=Path, metavar="YAML", help="a list of codec settings")
+    calibrate.set_defaults(command=_calibrate)
+    deploy = commands.add_parser(
+        "deploy",
+        help="say which Flower commands run a topology of machines, or start them here",
+        description="Prints the commands of SuperLink, edges, devices and the run for a topology "
+        "file such as conf/deploy/example.yaml.",
+    )
+    deploy.add_argument("topology", type=Path, metavar="TOPOLOGY.yaml")
+    deploy.add_argument("--start", action="store_true", help="start them all on this machine")
+    deploy.add_argument("--output", type=Path, help="folder for the results, on the server")
+    deploy.set_defaults(command=_deploy)
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="make the comparison that a paper claims, and print claim and result",
+        description="Makes the comparison of PAPER (splitllm, sft, fedsllm, fast, card, gsfl, or "
+        "all) on the modelled system of conf/paper/PAPER.yaml, changed by OVERRIDES. Exit code 1 "
+        "if a result is outside the range in which it counts as reproduced.",
+    )
+    reproduce.add_argument("paper", metavar="PAPER")
+    reproduce.add_argument("overrides", nargs="*", metavar="OVERRIDES")
+    reproduce.add_argument("--json", action="store_true", help="print one JSON object")
+    reproduce.add_argument(
+        "--train", action="store_true", help="train small models too, for minutes"
+    )
+    reproduce.set_defaults(command=_reproduce)
     return parser
 
 
