@@ -104,7 +104,8 @@ def scene(config: DictConfig, system: System, server_round: int) -> Scene:
     """Return a round whose signal-to-noise ratios over the whole band are drawn in dB."""
     n_devices = system.fleet.n_devices
     drawn = generator(config.seed, "reproduce", PAPER, server_round)
-    snr = db_to_linear(drawn.uniform(*config.paper.snr_db, n_devices))
+    low, high = config.paper.snr_db
+    snr = db_to_linear(drawn.uniform(low, high, n_devices))
     band_hz = float(config.channel.bandwidth_hz)
     # Unit power and noise: the gain alone is the signal-to-noise ratio times the band.
     gain = snr * band_hz

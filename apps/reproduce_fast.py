@@ -114,7 +114,9 @@ def compare(config: DictConfig, system: System, spec: ModelSpec) -> Comparison:
     for parent, child in graph.edges:
         sent[:, parent] |= every[:, parent] & ~every[:, child]
     solver, limits = CutSolver(graph), CutLimits(min_blocks=floor)
-    costs, chosen, compressed = [], [], []
+    costs: list[NDArray[np.float64]] = []
+    chosen: list[float] = []
+    compressed: list[float] = []
     for ratio, found in ((1.0, chosen), (0.5, compressed)):
         for setting in cut_systems(config, system, ratio):
             found.append(solver.solve(setting, limits).objective)

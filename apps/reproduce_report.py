@@ -108,7 +108,9 @@ def draw(chart: Chart, path: Path) -> None:
             axes.bar(at, values, width, bottom=bottom, label=name or None)
             if chart.stacked:
                 bottom = [a + b for a, b in zip(bottom, values, strict=True)]
-        axes.set_xticks(places, chart.x, rotation=20, ha="right", fontsize=8)
+        axes.set_xticks(
+            places, [str(name) for name in chart.x], rotation=20, ha="right", fontsize=8
+        )
     else:
         for name, values in chart.series.items():
             axes.plot(chart.x, values, "o-", label=name or None)
