@@ -252,6 +252,7 @@ class Coordinator:
             ),
             adapters={name: adapters[name] for name in names},
             train=kind == TRAIN,
+            is_over=lambda: self._host.is_over(opened),
         )
         self._edges.hand_out(ticket)
         return ticket

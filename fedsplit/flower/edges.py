@@ -5,7 +5,7 @@ link of its own to the cloud, and answers once for all.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Context, Message
@@ -130,12 +130,13 @@ def _answer(message: Message, task: EdgeTask, stage: Stage) -> Message:
 
 @dataclass
 class EdgeTicket:
-    """A turn handed to an edge, and what became of it."""
+    """A turn handed to an edge, and what became of it; `is_over` says that its links are done."""
 
     edge: int
     turn: EdgeTurn
     adapters: Mapping[str, Tensor]
     train: bool
+    is_over: Callable[[], bool]
     trained: dict[str, Tensor] | None = None
     failure: str | None = None
     link_bytes: dict[str, int] = field(default_factory=dict)
@@ -171,6 +172,7 @@ class RemoteEdges:
         self._deadline_s = deadline_s
         self._pending: dict[int, list[EdgeTicket]] = {}
         self._serving: dict[str, list[EdgeTicket]] = {}
+        self._over_since: dict[str, float] = {}
 
     def address(self, edge: int) -> str:
         """Return where devices reach `edge`.
@@ -193,11 +195,22 @@ class RemoteEdges:
         """Collect answers, and send what waits to every edge that is free."""
         for reply in self._grid.pull_messages(list(self._serving)):
             self._collect(self._serving.pop(reply.metadata.reply_to_message_id), reply)
+        self._give_up()
         busy = {tickets[0].edge for tickets in self._serving.values()}
         for edge in [edge for edge in self._pending if edge not in busy]:
             tickets = self._pending.pop(edge)
             (message_id,) = self._grid.push_messages([self._message(edge, tickets)])
             self._serving[message_id] = tickets
+
+    def _give_up(self) -> None:
+        """Wait no longer for an edge that has long had nothing to do but answer."""
+        now = time.monotonic()
+        for message_id, tickets in list(self._serving.items()):
+            if not all(ticket.is_over() for ticket in tickets):
+                continue
+            if now > self._over_since.setdefault(message_id, now) + self._start_s:
+                for ticket in self._serving.pop(message_id):
+                    ticket.failure = f"edge {ticket.edge}: no answer after its last step"
 
     def _message(self, edge: int, tickets: list[EdgeTicket]) -> Message:
         turns = tuple(ticket.turn for ticket in tickets)

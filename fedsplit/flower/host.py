@@ -36,6 +36,7 @@ class OpenTurn:
     address: str
     token: str
     stages: list[tuple[Stage, str]] = field(default_factory=list)
+    discarded: bool = False
 
     def link_bytes(self) -> dict[str, int]:
         """Return the bytes of the links between the servers, by direction."""
@@ -182,6 +183,12 @@ class StageHost:
             return "come onto its link"
         return "answer after its last step" if states == {DONE} else None
 
+    def is_over(self, opened: OpenTurn) -> bool:
+        """Return whether nothing more will come over the links of a turn."""
+        if not opened.stages or opened.discarded:
+            return opened.discarded
+        return all(stage.status(token).state in (DONE, FAILED) for stage, token in opened.stages)
+
     def finish(self, opened: OpenTurn) -> dict[str, Tensor]:
         """Return the trained adapters of a turn that is done, from all of its server tiers.
 
@@ -209,6 +216,7 @@ class StageHost:
 
     def discard(self, opened: OpenTurn) -> None:
         """Forget a turn; a device that still trains it is refused at its next step."""
+        opened.discarded = True
         for stage, token in opened.stages:
             self._waiting.pop(bytes.fromhex(token), None)
             stage.close_turn(token)

@@ -1,0 +1,259 @@
+"""Nodes that are processes of their own, and what may befall them."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import psutil
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsplit.flower.messages import TRAIN
+
+DEVICES, EDGES = 4, 2
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What strikes which node, and when."""
+
+    node: int
+    work: str
+    phase: str
+    kind: str
+
+    @property
+    def role(self) -> str:
+        """ "device" or "edge"."""
+        return "device" if self.node < DEVICES else "edge"
+
+    @property
+    def hits(self) -> set[int]:
+        """Devices whose turns may be lost."""
+        if self.role == "device":
+            return {self.node}
+        return {device for device in range(DEVICES) if device % EDGES == self.node - DEVICES}
+
+
+class Relay:
+    """Forwards TCP connections to a port, until they are cut: then bytes vanish, nothing closes."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._lock = threading.Lock()
+        self._cut: set[int] = set()  # the callers' ports
+        self._open: dict[int, tuple[socket.socket, socket.socket]] = {}
+        self._all_cut = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self, pid: int | None = None) -> None:
+        """Cut the connections that come from a process; all, also later ones, without one."""
+        with self._lock:
+            self._all_cut = self._all_cut or pid is None
+            if pid is not None:
+                found = psutil.Process(pid).net_connections("tcp")
+                self._cut |= {item.laddr.port for item in found}
+
+    def mend(self) -> None:
+        """Drop all connections, and let new ones through again."""
+        with self._lock:
+            pairs, self._open = list(self._open.values()), {}
+            self._cut, self._all_cut = set(), False
+        for pair in pairs:
+            for end in pair:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while True:
+            caller, (_, port) = self._listener.accept()
+            try:
+                called = socket.create_connection(("127.0.0.1", self._target), timeout=5)
+            except OSError:
+                caller.close()
+                continue
+            called.settimeout(None)
+            with self._lock:
+                self._open[port] = caller, called
+            for source, sink in ((caller, called), (called, caller)):
+                threading.Thread(target=self._pump, args=(source, sink, port), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, port: int) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                with self._lock:
+                    gone = self._all_cut or port in self._cut
+                if not gone:
+                    sink.sendall(data)
+        with self._lock:
+            gone = self._all_cut or port in self._cut
+        if not gone:
+            for end in (source, sink):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+
+class ProcessGrid(Grid):
+    """A Flower grid whose every message is worked on by a process of its own."""
+
+    def __init__(self, binds: Sequence[str], relays: Sequence[Relay], fault: Fault | None) -> None:
+        self._binds = binds
+        self._relays = relays  # the cloud's, then the edges'
+        self._fault = fault
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["benchmarks._faults", "apps.client_app"])
+        self._work: dict[str, tuple[Any, Connection]] = {}
+        self._deaf: set[str] = set()
+        self.struck_unix_s: float | None = None
+
+    @property
+    def run(self) -> Run:
+        """Flower's run: there is none."""
+        raise NotImplementedError
+
+    def set_run(self, run: Run) -> None:
+        """Flower's run: there is none."""
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return all nodes: devices, then edges."""
+        return range(1, DEVICES + EDGES + 1)
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Not used."""
+        raise NotImplementedError
+
+    def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
+        """Not used."""
+        raise NotImplementedError
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Start a process for each message."""
+        names = []
+        for message in messages:
+            node = message.metadata.dst_node_id - 1
+            name = f"message-{len(self._work) + 1}"
+            message.metadata.__dict__["_message_id"] = name
+            struck = self._fault if self._fault is not None and self._fault.node == node else None
+            if struck is not None and self.struck_unix_s is not None:
+                struck = None
+            here, there = self._context.Pipe()
+            process = self._context.Process(
+                target=_work, args=(message, self._node_config(node), struck, there), daemon=True
+            )
+            process.start()
+            there.close()
+            self._work[name] = process, here
+            names.append(name)
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the answers that came; a process that died never answers."""
+        replies = []
+        for name in message_ids:
+            process, pipe = self._work[name]
+            with suppress(EOFError, OSError):
+                while name not in self._deaf and pipe.poll():
+                    received = pipe.recv()
+                    if isinstance(received, Message):
+                        self._deaf.add(name)
+                        replies.append(received)
+                    else:
+                        self._struck(name, process.pid, received, pipe)
+        return replies
+
+    def close(self) -> None:
+        """End every process."""
+        for process, pipe in self._work.values():
+            process.kill()
+            process.join()
+            pipe.close()
+
+    def _struck(self, name: str, pid: int, unix_s: float, pipe: Connection) -> None:
+        assert self._fault is not None
+        self.struck_unix_s = unix_s
+        self._deaf.add(name)
+        if self._fault.kind == "cut":
+            for relay in self._relays:
+                relay.cut(pid)
+            if self._fault.role == "edge":
+                self._relays[1 + self._fault.node - DEVICES].cut()
+            pipe.send("cut")
+
+    def _node_config(self, node: int) -> dict[str, str | int]:
+        if node < DEVICES:
+            return {"partition-id": node}
+        return {"role": "edge", "edge-id": node - DEVICES, "bind": self._binds[node - DEVICES]}
+
+
+def _work(
+    message: Message, node_config: dict[str, Any], fault: Fault | None, pipe: Connection
+) -> None:
+    """Answer one message in this process, or be struck."""
+    from apps.client_app import app
+
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    torch.set_num_threads(1)
+    context = Context(1, message.metadata.dst_node_id, node_config, RecordDict(), {})
+    if fault is not None and fault.phase == "start":
+        _strike(fault, pipe)
+    if fault is not None and fault.phase == "step":
+        _strike_between_steps(fault, pipe)
+    try:
+        reply = app(message, context)
+    except Exception as error:
+        reply = Message(Error(1, str(error)), reply_to=message)
+    if fault is not None and fault.phase == "end":
+        _strike(fault, pipe)
+    pipe.send(reply)
+
+
+def _strike(fault: Fault, pipe: Connection) -> None:
+    pipe.send(time.time())
+    if fault.kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault.kind == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        pipe.recv()
+
+
+def _strike_between_steps(fault: Fault, pipe: Connection) -> None:
+    from fedsplit.execution.turn import StageTurn
+    from fedsplit.flower import session
+
+    if fault.role == "device":
+        name = "training_batches" if fault.work == TRAIN else "batches"
+        original = getattr(session, name)
+
+        def interrupted(*args: Any) -> Iterator[Any]:
+            for index, batch in enumerate(original(*args)):
+                if index == 1:
+                    _strike(fault, pipe)
+                yield batch
+
+        setattr(session, name, interrupted)
+        return
+    name = "step" if fault.work == TRAIN else "evaluate"
+    serve = getattr(StageTurn, name)
+    calls = iter(range(1 << 30))
+
+    def struck(*args: Any) -> Any:
+        if next(calls) == 1:
+            _strike(fault, pipe)
+        return serve(*args)
+
+    setattr(StageTurn, name, struck)

@@ -1,0 +1,216 @@
+"""Faults of devices and edges in the middle of a round: who notices, how soon, and what is lost.
+
+    python -m benchmarks.faults [--faults 30] [--seed 0]
+
+Real processes on loopback TCP: the server's stages here, two edges and four devices as processes
+that run the client app, one process for every Flower message, as a SuperNode does it. Flower itself
+is left out: a process that dies never answers, which is the worst case. Each fault strikes one
+node at a drawn phase of its work (before its link is open, between two mini-batches, after its last
+one) in training or evaluation:
+
+    kill     SIGKILL
+    freeze   SIGSTOP, connections stay open
+    cut      the node runs on, but none of its bytes arrive any more, in either direction
+
+The other branches must end with exactly the numbers of an undisturbed round.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.supercore.task_identity import TaskIdentity
+
+from apps.flower_tools import free_ports
+from benchmarks._faults import DEVICES, EDGES, Fault, ProcessGrid, Relay
+from fedsplit.assets import default_checkpoint
+from fedsplit.data import DataSpec
+from fedsplit.execution import OptimizerSpec
+from fedsplit.flower import Coordinator, Job, LinkSettings, Roster, StageHost
+from fedsplit.flower.messages import EVALUATE, TRAIN
+from fedsplit.flower.outcome import BranchOutcome, TurnOutcome
+from fedsplit.flower.roster import DeviceNode, EdgeNode
+from fedsplit.models import ModelSpec
+from fedsplit.plan import Branch, Failure, Route, Turn
+
+STEPS = 3
+KINDS, PHASES = ("kill", "freeze", "cut"), ("start", "step", "end")
+START_S, CONNECT_S, DEADLINE_S, HANG_S = 10.0, 5.0, 60.0, 90.0
+FLOOR_SURVIVED = 1.0
+
+
+class Federation:
+    """The server's side, and one round after the other on it."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        for index in range(DEVICES):
+            words = "\n\n".join(f"Device {index} counts {n} and {n * n}." for n in range(40))
+            (folder / f"{index}.txt").write_text(words)
+        self._job = Job(
+            model=ModelSpec(source=str(default_checkpoint()), r=2),
+            data=DataSpec(source="text", path=str(folder), seq_len=16, min_samples=4),
+            optimizer=OptimizerSpec(name="adamw", lr=3e-3),
+            n_devices=DEVICES,
+            batch_size=2,
+            seed=0,
+            accelerator="cpu",
+            connect_s=CONNECT_S,
+        )
+        cloud, *edges = free_ports(1 + EDGES)
+        self._relays = [Relay(port) for port in (cloud, *edges)]
+        self._binds = [f"127.0.0.1:{port}" for port in edges]
+        addresses = [f"127.0.0.1:{relay.port}" for relay in self._relays]
+        link = LinkSettings(bind=f"127.0.0.1:{cloud}", advertise=addresses[0])
+        self._host = stack.enter_context(
+            StageHost(self._job.model, self._job.optimizer, "cpu", link)
+        )
+        self._adapters = self._host.initial_adapters()
+        self._roster = Roster(
+            tuple(DeviceNode(index + 1, index, 8, 2 * STEPS) for index in range(DEVICES)),
+            tuple(EdgeNode(DEVICES + i + 1, i, addresses[1 + i]) for i in range(EDGES)),
+        )
+        route = Route.three_tier(self._host.n_blocks, 1, 2)
+        self._turns = [
+            replace(Turn(device, route, STEPS), edge=device % EDGES) for device in range(DEVICES)
+        ]
+
+    def round(self, work: str, fault: Fault | None = None) -> "Outcome":
+        """Run the branches of one round of training or evaluation, with one fault or none."""
+        grid = ProcessGrid(self._binds, self._relays, fault)
+        coordinator = Coordinator(
+            grid, self._host, self._job, self._roster, DEADLINE_S, start_s=START_S
+        )
+        adapters = self._adapters
+        started = time.monotonic()
+        try:
+            if work == TRAIN:
+                branches = [Branch((turn,)) for turn in self._turns]
+                outcomes = coordinator.train(1, branches, adapters)
+                return _trained(outcomes, grid.struck_unix_s, time.monotonic() - started)
+            turns, failures = coordinator.evaluate(1, self._turns, adapters)
+            return _evaluated(turns, failures, grid.struck_unix_s, time.monotonic() - started)
+        finally:
+            grid.close()
+            for relay in self._relays:
+                relay.mend()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A round: what each surviving device's branch came to, who failed, when the fault struck."""
+
+    results: dict[int, Any]
+    failures: tuple[Failure, ...]
+    struck_unix_s: float | None
+    wall_s: float
+
+
+def _trained(outcomes: Sequence[BranchOutcome], struck: float | None, wall_s: float) -> Outcome:
+    results = {
+        outcome.branch.turns[0].device: outcome.adapters for outcome in outcomes if outcome.survived
+    }
+    failures = tuple(failure for outcome in outcomes for failure in outcome.failures)
+    return Outcome(results, failures, struck, wall_s)
+
+
+def _evaluated(
+    turns: Sequence[TurnOutcome], failures: Sequence[Failure], struck: float | None, wall_s: float
+) -> Outcome:
+    results = {turn.turn.device: torch.tensor(turn.loss_sum) for turn in turns}
+    return Outcome(results, tuple(failures), struck, wall_s)
+
+
+def _equal(found: Any, expected: Any) -> bool:
+    if isinstance(expected, torch.Tensor):
+        return torch.equal(found, expected)
+    return all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def draw(count: int, seed: int) -> list[Fault]:
+    """Return `count` faults: every role, kind and phase in turn, nodes and work drawn."""
+    rng = random.Random(seed)
+    places = [(r, k, p) for r in ("device", "edge") for k in KINDS for p in PHASES]
+    rng.shuffle(places)
+    faults = []
+    for index in range(count):
+        role, kind, phase = places[index % len(places)]
+        node = rng.randrange(DEVICES) if role == "device" else DEVICES + rng.randrange(EDGES)
+        work = rng.choice((TRAIN, EVALUATE))
+        faults.append(Fault(node, work, phase, kind))
+    return faults
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the exit code says whether every round survived."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--faults", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    folder = Path(tempfile.mkdtemp(prefix="fedsplit-faults-"))
+    survived = lost = hangs = 0
+    detect: dict[str, list[float]] = defaultdict(list)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        federation = Federation(folder, stack)
+        expected = {work: federation.round(work) for work in (TRAIN, EVALUATE)}
+        for work, outcome in expected.items():
+            if len(outcome.results) < DEVICES:
+                print(f"{work}: the undisturbed round failed: {outcome.failures}", file=sys.stderr)
+                return 1
+        faults = draw(options.faults, options.seed)
+        for fault in faults:
+            outcome = federation.round(fault.work, fault)
+            spared = set(range(DEVICES)) - fault.hits
+            broken = [
+                device
+                for device in spared
+                if device not in outcome.results
+                or not _equal(outcome.results[device], expected[fault.work].results[device])
+            ]
+            hung = outcome.wall_s > HANG_S
+            lost, hangs = lost + len(broken), hangs + hung
+            survived += not broken and not hung
+            when = [
+                failure.unix_s - outcome.struck_unix_s
+                for failure in outcome.failures
+                if failure.unix_s is not None and outcome.struck_unix_s is not None
+            ]
+            detect[fault.phase] += when
+            shown = f"{max(when):5.1f} s" if when else "   none"
+            print(
+                f"{fault.role:6} {fault.node % DEVICES} {fault.work:15} {fault.phase:5} "
+                f"{fault.kind:6}  noticed {shown}  dropped {len(outcome.failures)}  "
+                f"round {outcome.wall_s:5.1f} s  {'ok' if not broken else f'LOST {broken}'}",
+                flush=True,
+            )
+    everything = [value for values in detect.values() for value in values]
+    report = {
+        "injected": len(faults),
+        "survived": survived,
+        "detect_s_max": round(max(everything, default=0.0), 2),
+        "lost": lost,
+        "hangs": hangs,
+        "detect_s_max_by_phase": {
+            phase: round(max(values), 2) for phase, values in sorted(detect.items()) if values
+        },
+        "start_s": START_S,
+    }
+    print(json.dumps(report))
+    return 0 if survived >= FLOOR_SURVIVED * len(faults) and not lost and not hangs else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
