@@ -29,6 +29,8 @@ class GrpcServer:
         Upper bounds of a frame.
     max_streams : int
         Links at a time; more are refused.
+    open_timeout_s : float
+        How long a stream may take to say which turn it is for.
     backward_timeout_s : float
         How long the device of a U-shaped route may take between forward and backward, while
         other branches wait; its turn fails then.
@@ -47,10 +49,12 @@ class GrpcServer:
         tls: Tls | None = None,
         limits: Limits | None = None,
         max_streams: int = 256,
+        open_timeout_s: float = 30.0,
         backward_timeout_s: float = 120.0,
     ) -> None:
         self._host = host
         self._limits = limits or Limits()
+        self._open_timeout_s = open_timeout_s
         self._backward_timeout_s = backward_timeout_s
         self._server = grpc.server(
             ThreadPoolExecutor(max_streams, "link"),
@@ -84,22 +88,26 @@ class GrpcServer:
 
     def _serve(self, frames: Iterator[bytes], context: Any) -> Iterator[bytes]:
         session = Session(self._host, self._limits)
-        watchdog: threading.Timer | None = None
+        watchdog = self._watch(context, self._open_timeout_s)
         try:
             for frame in frames:
-                if watchdog is not None:
-                    watchdog.cancel()
+                watchdog.cancel()
                 yield session.handle(frame)
                 session.settle()
                 if session.ended:
                     return
                 if session.mid_step:
-                    watchdog = threading.Timer(self._backward_timeout_s, context.cancel)
-                    watchdog.daemon = True
-                    watchdog.start()
+                    watchdog = self._watch(context, self._backward_timeout_s)
         except grpc.RpcError:
             pass  # the peer is gone; the session hears of it below
         finally:
-            if watchdog is not None:
-                watchdog.cancel()
+            watchdog.cancel()
             session.hang_up("the device's end of the link is gone")
+
+    @staticmethod
+    def _watch(context: Any, patience_s: float) -> threading.Timer:
+        """Cancel a stream unless the timer is cancelled before."""
+        watchdog = threading.Timer(patience_s, context.cancel)
+        watchdog.daemon = True
+        watchdog.start()
+        return watchdog
