@@ -245,6 +245,8 @@ class SplitStrategy(Strategy):
         started = time.monotonic()
         devices = DeviceGrid(grid, run.coordinator.roster)
         messages = list(self.configure_evaluate(server_round, arrays, config, devices))
+        if not messages and outcome is None:
+            return
         by_node = {message.metadata.dst_node_id: message for message in messages}
         scene = run.scene(max(server_round, 1), self._samples(messages))
         turns = self.plan_evaluation(scene) if messages else ()

@@ -187,6 +187,13 @@ def test_only_members_of_the_round_are_averaged(federation: Federation) -> None:
     assert_equal(found, expected)
 
 
+def test_evaluation_on_the_devices_can_be_switched_off(federation: Federation) -> None:
+    inner = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+    _, outcomes = federation.run(SplitFed(cut=1, inner=inner), steps=1)
+    assert [outcome.server_round for outcome in outcomes] == [1]
+    assert outcomes[0].evaluation == ()
+
+
 def test_a_failing_device_loses_its_turn_and_nothing_else(
     federation: Federation, fedavg: Strategy
 ) -> None:
