@@ -4,8 +4,8 @@ import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import require, require_choice
-from fedsplit.flower import Scene, SplitStrategy
-from fedsplit.plan import RoundPlan, Route
+from fedsplit.flower import Cut, CutRule, Scene, SplitStrategy
+from fedsplit.plan import RoundPlan
 from fedsplit.seeds import generator
 
 CLUSTERINGS = ("similar", "random")
@@ -22,8 +22,8 @@ class Cpsl(SplitStrategy):
     ----------
     clusters : int
         Number of clusters, at most as many as devices.
-    cut : int
-        Blocks on the device.
+    cut : int, str or mapping
+        Blocks on the device, or the scheme whose cuts are taken (`fedsplit.flower.CutRule`).
     tail : int, optional
         Blocks on the device behind the server; labels then never leave the device.
     clustering : str
@@ -41,7 +41,7 @@ class Cpsl(SplitStrategy):
     def __init__(
         self,
         clusters: int = 2,
-        cut: int = 2,
+        cut: Cut = 2,
         tail: int | None = None,
         clustering: str = "similar",
         inner: Strategy | None = None,
@@ -49,8 +49,7 @@ class Cpsl(SplitStrategy):
         super().__init__(inner)
         require_choice("strategy.clustering", clustering, CLUSTERINGS)
         self.clusters = clusters
-        self.cut = cut
-        self.tail = tail
+        self.cuts = CutRule(cut, tail)
         self.clustering = clustering
 
     def plan_round(self, scene: Scene) -> RoundPlan:
@@ -59,11 +58,11 @@ class Cpsl(SplitStrategy):
         require(
             1 <= self.clusters <= most, "strategy.clusters", self.clusters, f"1 to {most} devices"
         )
-        route = Route.split(scene.n_blocks, self.cut, self.tail)
         clusters = min(self.clusters, len(scene.devices))
         pass_, place = divmod(scene.server_round - 1, clusters)
         cluster = np.array_split(self._order(scene, pass_), clusters)[place]
-        return RoundPlan.parallel(scene.turn(int(device), route) for device in sorted(cluster))
+        turns = self.cuts.turns(scene, at_once=len(cluster))
+        return RoundPlan.parallel(turn for turn in turns if turn.device in cluster)
 
     def _order(self, scene: Scene, pass_: int) -> np.ndarray:
         """Return the devices by speed, or shuffled; neighbours share a cluster."""

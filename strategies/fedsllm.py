@@ -1,15 +1,15 @@
 """FedsLLM: split federated learning whose local accuracy and bandwidth minimise training time."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import FedsplitError, require, require_choice
-from fedsplit.flower import Scene, SplitStrategy
-from fedsplit.plan import RoundPlan, Route
+from fedsplit.flower import Cut, CutRule, Scene, SplitStrategy
+from fedsplit.plan import RoundPlan, Turn
 from fedsplit.planning import (
     CutCosts,
     FedsllmProblem,
@@ -33,8 +33,8 @@ class FedsLlm(SplitStrategy):
 
     Parameters
     ----------
-    cut : int
-        Blocks on the client.
+    cut : int, str or mapping
+        Blocks on the client, or the scheme whose cuts are taken (`fedsplit.flower.CutRule`).
     accuracy : float, optional
         Local accuracy eta, above 0 and below 1; by default the one of least total delay.
     equal_bandwidth : bool
@@ -60,7 +60,7 @@ class FedsLlm(SplitStrategy):
 
     def __init__(
         self,
-        cut: int = 2,
+        cut: Cut = 2,
         accuracy: float | None = None,
         equal_bandwidth: bool = False,
         learning: Mapping[str, float] | None = None,
@@ -74,7 +74,7 @@ class FedsLlm(SplitStrategy):
         require(accuracy is None or 0 < accuracy < 1, "strategy.accuracy", accuracy, allowed)
         require(0 < fed_share < 1, "strategy.fed_share", fed_share, allowed)
         require_choice("strategy.smashed_per", smashed_per, SMASHED_PER)
-        self.cut = cut
+        self.cuts = CutRule(cut)
         self.accuracy = accuracy
         self.equal_bandwidth = equal_bandwidth
         self.learning = _learning_curve(THEORY if learning is None else learning)
@@ -84,27 +84,29 @@ class FedsLlm(SplitStrategy):
 
     def plan_round(self, scene: Scene) -> RoundPlan:
         """Choose local accuracy, hence steps, and divide the uplink."""
-        route = Route.split(scene.n_blocks, self.cut)
+        turns = self.cuts.turns(scene, at_once=len(scene.devices))
         plan = plan_fedsllm(
-            self._problem(scene), self.accuracy, equal_bandwidth=self.equal_bandwidth
+            self._problem(scene, turns), self.accuracy, equal_bandwidth=self.equal_bandwidth
         )
         # Rounding first: 3 steps must not become 4 by the last digit of a logarithm.
         steps = max(math.ceil(round(plan.local_iterations, 9)), 1)
         return RoundPlan.parallel(
-            replace(scene.turn(device, route), steps=steps, uplink_hz=float(band_hz))
-            for device, band_hz in zip(scene.devices, plan.main_hz + plan.fed_hz, strict=True)
+            replace(turn, steps=steps, uplink_hz=float(band_hz))
+            for turn, band_hz in zip(turns, plan.main_hz + plan.fed_hz, strict=True)
         )
 
-    def _problem(self, scene: Scene) -> FedsllmProblem:
+    def _problem(self, scene: Scene, turns: Sequence[Turn]) -> FedsllmProblem:
         fleet, devices, band_hz = scene.fleet, np.array(scene.devices), scene.channel.uplink_hz
-        costs = CutCosts.from_profile(scene.profile, scene.work.batch_size)
+        alone = any(len(turn.route.segments) == 1 for turn in turns)
+        costs = CutCosts.from_profile(scene.profile, scene.work.batch_size, device_only=alone)
+        cut = np.array([turn.route.segments[0].stop for turn in turns])
         snr_hz = uplink_snr_hz(scene.channel)[devices]
         shared_flops_per_s = float(fleet.servers.flops[0]) / len(devices)
         return FedsllmProblem(
-            device_s=costs.device_flops[self.cut] / fleet.devices.flops[devices],
-            server_s=costs.server_flops[self.cut] / shared_flops_per_s if self.server_time else 0.0,
-            smashed_bits=costs.uplink_bits[self.cut] * scene.codec_ratio(scene.codec.uplink),
-            adapter_bits=costs.adapter_bits[self.cut],
+            device_s=costs.device_flops[cut] / fleet.devices.flops[devices],
+            server_s=costs.server_flops[cut] / shared_flops_per_s if self.server_time else 0.0,
+            smashed_bits=costs.uplink_bits[cut] * scene.codec_ratio(scene.codec.uplink),
+            adapter_bits=costs.adapter_bits[cut],
             main_snr_hz=snr_hz,
             fed_snr_hz=snr_hz,
             main_hz=(1 - self.fed_share) * band_hz,

@@ -7,8 +7,8 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import require, require_choice
 from fedsplit.fleet import timeline
-from fedsplit.flower import Scene, SplitStrategy
-from fedsplit.plan import RoundPlan, Route, Turn
+from fedsplit.flower import Cut, CutRule, Scene, SplitStrategy
+from fedsplit.plan import RoundPlan, Turn
 from fedsplit.planning import Grouping, balanced_groups, exact_groups, random_groups
 from fedsplit.planning.errors import Array
 from fedsplit.seeds import generator
@@ -26,8 +26,8 @@ class Gsfl(SplitStrategy):
     ----------
     groups : int
         Number of groups, at most as many as devices; fewer form where fewer devices take part.
-    cut : int
-        Blocks on the device.
+    cut : int, str or mapping
+        Blocks on the device, or the scheme whose cuts are taken (`fedsplit.flower.CutRule`).
     tail : int, optional
         Blocks on the device behind the server; labels then never leave the device.
     grouping : str
@@ -48,7 +48,7 @@ class Gsfl(SplitStrategy):
     def __init__(
         self,
         groups: int = 2,
-        cut: int = 2,
+        cut: Cut = 2,
         tail: int | None = None,
         grouping: str = "balanced",
         weights: str = "samples",
@@ -58,8 +58,7 @@ class Gsfl(SplitStrategy):
         require_choice("strategy.grouping", grouping, GROUPINGS)
         require_choice("strategy.weights", weights, WEIGHTS)
         self.groups = groups
-        self.cut = cut
-        self.tail = tail
+        self.cuts = CutRule(cut, tail)
         self.grouping = grouping
         self.weights = weights
 
@@ -67,9 +66,8 @@ class Gsfl(SplitStrategy):
         """Form the groups for the channel of this round."""
         most = scene.fleet.n_devices
         require(1 <= self.groups <= most, "strategy.groups", self.groups, f"1 to {most} devices")
-        route = Route.split(scene.n_blocks, self.cut, self.tail)
-        turns = [scene.turn(device, route) for device in scene.devices]
-        n_groups = min(self.groups, len(turns))
+        n_groups = min(self.groups, len(scene.devices))
+        turns = self.cuts.turns(scene, at_once=n_groups)
         grouping = self._group(turn_times_s(scene, turns, n_groups), n_groups, scene)
         return RoundPlan.grouped([turns[place] for place in group] for group in grouping.groups)
 

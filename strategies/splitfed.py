@@ -2,8 +2,8 @@
 
 from flwr.serverapp.strategy import Strategy
 
-from fedsplit.flower import Scene, SplitStrategy
-from fedsplit.plan import RoundPlan, Route
+from fedsplit.flower import Cut, CutRule, Scene, SplitStrategy
+from fedsplit.plan import RoundPlan
 
 
 class SplitFed(SplitStrategy):
@@ -11,8 +11,8 @@ class SplitFed(SplitStrategy):
 
     Parameters
     ----------
-    cut : int
-        Blocks on the device.
+    cut : int, str or mapping
+        Blocks on the device, or the scheme whose cuts are taken (`fedsplit.flower.CutRule`).
     tail : int, optional
         Blocks on the device behind the server; the route then returns home and so the labels
         never leave the device.
@@ -26,13 +26,11 @@ class SplitFed(SplitStrategy):
     """
 
     def __init__(
-        self, cut: int = 2, tail: int | None = None, inner: Strategy | None = None
+        self, cut: Cut = 2, tail: int | None = None, inner: Strategy | None = None
     ) -> None:
         super().__init__(inner)
-        self.cut = cut
-        self.tail = tail
+        self.cuts = CutRule(cut, tail)
 
     def plan_round(self, scene: Scene) -> RoundPlan:
         """Give every device a branch of its own."""
-        route = Route.split(scene.n_blocks, self.cut, self.tail)
-        return RoundPlan.parallel(scene.turn(device, route) for device in scene.devices)
+        return RoundPlan.parallel(self.cuts.turns(scene, at_once=len(scene.devices)))

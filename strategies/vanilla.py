@@ -1,7 +1,7 @@
 """Vanilla split learning: one branch; the devices train it in turn, each from the last one's."""
 
 from fedsplit.flower import Scene
-from fedsplit.plan import RoundPlan, Route
+from fedsplit.plan import RoundPlan
 from strategies.splitfed import SplitFed
 
 
@@ -16,5 +16,4 @@ class Vanilla(SplitFed):
 
     def plan_round(self, scene: Scene) -> RoundPlan:
         """Put all devices in one branch, in the order of their index."""
-        route = Route.split(scene.n_blocks, self.cut, self.tail)
-        return RoundPlan.sequential(scene.turn(device, route) for device in scene.devices)
+        return RoundPlan.sequential(self.cuts.turns(scene))

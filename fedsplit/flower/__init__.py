@@ -1,6 +1,7 @@
 """Split training on Flower: the strategy base class, device sessions, and scheme names."""
 
 from fedsplit.flower.coordinator import Coordinator
+from fedsplit.flower.cuts import Cut, CutRule
 from fedsplit.flower.host import StageHost
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import Job
@@ -13,6 +14,8 @@ from fedsplit.flower.strategy import SplitRun, SplitStrategy
 __all__ = [
     "BranchOutcome",
     "Coordinator",
+    "Cut",
+    "CutRule",
     "Job",
     "LinkSettings",
     "LocalWork",

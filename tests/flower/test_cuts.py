@@ -1,0 +1,126 @@
+"""A cut rule takes another scheme's cuts, for the part of band and server that a device gets."""
+
+from dataclasses import replace
+
+import pytest
+from flwr.serverapp.strategy import Strategy
+
+from apps.config import load_config
+from apps.plan import build_scenario
+from fedsplit.errors import FedsplitError
+from fedsplit.flower import Cut, CutRule, Scene, SplitStrategy
+from fedsplit.plan import RoundPlan, Route
+from strategies.card import Card
+from strategies.cpsl import Cpsl
+from strategies.fast import Fast
+from strategies.fedsllm import FedsLlm
+from strategies.gsfl import Gsfl
+from strategies.splitfed import SplitFed
+from strategies.vanilla import Vanilla
+from tests.flower.conftest import Federation
+from tests.flower.test_strategy import assert_equal
+from tests.strategies.scenes import N_BLOCKS, cost, make_scene
+
+
+def wide_scene(devices: int) -> Scene:
+    """Return a round on so much band that slow devices gain by the server, and fast ones do not."""
+    scene = make_scene(devices)
+    channel = scene.channel
+    wide = replace(
+        channel, uplink_hz=1000 * channel.uplink_hz, downlink_hz=1000 * channel.downlink_hz
+    )
+    return replace(scene, channel=wide)
+
+
+def routes(plan: RoundPlan) -> dict[int, Route]:
+    return {turn.device: turn.route for branch in plan.branches for turn in branch.turns}
+
+
+def test_a_number_cuts_every_device_there() -> None:
+    turns = CutRule(2, tail=1).turns(make_scene())
+    assert {str(turn.route) for turn in turns} == {"device[0:2] -> server[2:5] -> device[5:6]"}
+
+
+@pytest.mark.parametrize(
+    ("cut", "planner"),
+    [
+        ("fast", Fast()),
+        ("card", Card()),
+        ({"name": "fast", "min_blocks": 4}, Fast(min_blocks=4)),
+        ({"name": "card", "delay_weight": 0.9}, Card(delay_weight=0.9)),
+    ],
+)
+def test_vanilla_with_a_rule_cuts_as_its_scheme(cut: Cut, planner: SplitStrategy) -> None:
+    scene = wide_scene(9)
+    found = routes(Vanilla(cut=cut).plan_round(scene))
+    assert found == routes(planner.plan_round(scene))
+    assert len(set(found.values())) > 1
+
+
+@pytest.mark.parametrize("scheme", [SplitFed, Vanilla, Gsfl, Cpsl, FedsLlm])
+def test_every_scheme_with_a_free_cut_takes_a_rule(scheme: type[SplitStrategy]) -> None:
+    scene = make_scene(8)
+    for cut in ("fast", "joint", "sft"):
+        plan = scheme(cut=cut).plan_round(scene)
+        assert set(plan.devices) <= set(scene.devices)
+        assert cost(plan, scene).delay_s > 0
+
+
+def test_a_rule_reckons_with_the_part_of_the_band_that_a_device_gets() -> None:
+    """Fast's best cut for a sixth of band and server is what exhaustive search finds there."""
+    scene = wide_scene(6)
+    channel, servers = scene.channel, scene.fleet.servers
+    part = replace(
+        scene,
+        fleet=replace(scene.fleet, servers=replace(servers, clock_hz=servers.clock_hz / 6)),
+        channel=replace(
+            channel, uplink_hz=channel.uplink_hz / 6, downlink_hz=channel.downlink_hz / 6
+        ),
+    )
+    plan = SplitFed(cut="fast").plan_round(scene)
+    assert routes(plan) != routes(Vanilla(cut="fast").plan_round(scene))
+    for branch in plan.branches:
+        (mine,) = branch.turns
+        candidates = [Route.at_cut(N_BLOCKS, cut) for cut in range(1, N_BLOCKS + 1)]
+        delays = {
+            route: cost(RoundPlan.parallel([part.turn(mine.device, route)]), part).delay_s
+            for route in candidates
+        }
+        assert delays[mine.route] == pytest.approx(min(delays.values()), rel=1e-9)
+
+
+def test_a_rule_trains_what_the_fixed_cut_trains(federation: Federation, fedavg: Strategy) -> None:
+    fixed, _ = federation.run(Gsfl(groups=2, cut=1, inner=fedavg))
+    ruled, outcomes = federation.run(Gsfl(groups=2, cut="card", inner=fedavg))
+    assert not outcomes[1].failures
+    groups = [branch.branch.turns for branch in outcomes[1].branches]
+    assert sorted(len(turns) for turns in groups) == [2, 2]
+    assert_equal(fixed, ruled, tolerance=1e-6)
+
+
+def test_the_command_line_names_a_rule_and_its_settings() -> None:
+    scenario = build_scenario(
+        load_config(["strategy=splitfed", "strategy.cut={name: fast, min_blocks: 3}"])
+    )
+    assert all(route.segments[0].stop >= 3 for route in routes(scenario.plan_round(1)).values())
+
+
+@pytest.mark.parametrize(
+    ("cut", "tail", "named"),
+    [
+        ("nobody", None, "strategy='nobody': must be one of"),
+        ({"name": "fast", "speed": 1}, None, "speed"),
+        ({"min_blocks": 1}, None, "strategy=''"),
+        ("fast", 1, "strategy.tail=1"),
+    ],
+)
+def test_wrong_rules_are_refused_when_the_scheme_is_made(
+    cut: Cut, tail: int | None, named: str
+) -> None:
+    with pytest.raises(FedsplitError, match=named):
+        SplitFed(cut=cut, tail=tail)
+
+
+def test_a_scheme_that_does_not_cut_everybody_is_no_rule() -> None:
+    with pytest.raises(FedsplitError, match=r"strategy\.cut=splitllm: .* device"):
+        SplitFed(cut="splitllm").plan_round(make_scene(6, edges=2))
