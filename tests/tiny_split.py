@@ -131,8 +131,14 @@ class Cluster:
         optimizer: OptimizerSpec | None = OPTIMIZER,
         seed: int = 0,
         codec: CodecPlan | None = None,
+        fetched: Mapping[str, Tensor] | None = None,
+        supply: bool = True,
     ) -> dict[str, str]:
-        """Open a turn on every server tier of `route`; return its token on each."""
+        """Open a turn on every server tier of `route`; return its token on each.
+
+        `fetched` are the adapters that the device gets over its link. Without `supply` the tiers
+        wait for theirs.
+        """
         servers = [
             (position, segment.tier)
             for position, segment in enumerate(route.segments)
@@ -142,10 +148,14 @@ class Cluster:
         downstream: tuple[Link, str] | None = None
         for position, tier in reversed(servers):
             tokens[tier] = new_token()
+            train, on_link = optimizer is not None, fetched is not None and position == 1
             request = OpenRequest(
-                tokens[tier], route, position, codec or CodecPlan(), seed, optimizer is not None
+                tokens[tier], route, position, codec or CodecPlan(), seed, train, on_link
             )
-            self.stage(tier).open_turn(request, adapters, optimizer, downstream)
+            stage = self.stage(tier)
+            stage.open_turn(request, optimizer=optimizer, downstream=downstream)
+            if supply:
+                stage.supply(tokens[tier], adapters, fetched if on_link else None)
             downstream = (self.link(tier), tokens[tier])
         return tokens
 

@@ -89,7 +89,7 @@ def train_turn(
     route: Route,
     batches: "Iterable[Batch]",
     *,
-    adapters: Mapping[str, Tensor],
+    adapters: Mapping[str, Tensor] | None,
     optimizer: OptimizerSpec,
     seed: int,
     link: Link | None = None,
@@ -107,8 +107,9 @@ def train_turn(
         Open, U-shaped or device-only.
     batches : iterable of Batch
         One step each. Labels leave the device only on an open route.
-    adapters : mapping of str to Tensor
-        Values to start from, at least those of the device's segments.
+    adapters : mapping of str to Tensor or None
+        Values to start from, at least those of the device's segments. None: they are fetched over
+        the link, and handed up over it once trained.
     optimizer : OptimizerSpec
         Fresh for this turn.
     seed : int
@@ -129,8 +130,8 @@ def train_turn(
     FedsplitError
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
-    turn = _DeviceTurn(model, route, adapters, optimizer, seed, link)
-    turn.run(batches, token, codec or CodecPlan(), on_step)
+    turn = _DeviceTurn(model, route, optimizer, seed, link)
+    turn.run(adapters, batches, token, codec or CodecPlan(), on_step)
     return turn.result()
 
 
@@ -139,15 +140,15 @@ def evaluate_turn(
     route: Route,
     batches: "Iterable[Batch]",
     *,
-    adapters: Mapping[str, Tensor],
+    adapters: Mapping[str, Tensor] | None,
     seed: int,
     link: Link | None = None,
     token: str | None = None,
     codec: CodecPlan | None = None,
 ) -> TurnResult:
     """Evaluate on `batches` without training; parameters and errors as in `train_turn`."""
-    turn = _DeviceTurn(model, route, adapters, None, seed, link)
-    turn.run(batches, token, codec or CodecPlan(), None)
+    turn = _DeviceTurn(model, route, None, seed, link)
+    turn.run(adapters, batches, token, codec or CodecPlan(), None)
     return turn.result()
 
 
@@ -158,7 +159,6 @@ class _DeviceTurn:
         self,
         model: SplitModel,
         route: Route,
-        adapters: Mapping[str, Tensor],
         optimizer: OptimizerSpec | None,
         seed: int,
         link: Link | None,
@@ -171,7 +171,7 @@ class _DeviceTurn:
         self._model = model
         self._route = route
         self._segments = segments
-        self._tier = Tier(model, segments, adapters, optimizer, seed)
+        self._optimizer = optimizer
         self._seed = seed
         self._train = optimizer is not None
         self._link = link
@@ -181,6 +181,7 @@ class _DeviceTurn:
 
     def run(
         self,
+        adapters: Mapping[str, Tensor] | None,
         batches: "Iterable[Batch]",
         token: str | None,
         codec: CodecPlan,
@@ -193,20 +194,35 @@ class _DeviceTurn:
             if link is not None:
                 if token is None:
                     raise FedsplitError("token: must be given on a route that leaves the device")
-                request = OpenRequest(token, self._route, 1, codec, self._seed, self._train)
+                request = OpenRequest(
+                    token, self._route, 1, codec, self._seed, self._train, adapters is None
+                )
                 self._wait(lambda: link.open(request))
+            start = self._fetch() if adapters is None else adapters
+            self._tier = Tier(self._model, self._segments, start, self._optimizer, self._seed)
             for batch in batches:
                 report = self._step(batch)
                 self._reports.append(report)
                 if on_step is not None:
                     on_step(report)
             if link is not None:
+                if adapters is None and self._train:
+                    self._wait(lambda: link.hand_up(self._tier.adapters()))
                 self._stats = self._wait(link.close)
         except BaseException:
             if link is not None:
                 link.abort()
             raise
         self._total_s = time.perf_counter() - started
+
+    def _fetch(self) -> dict[str, Tensor]:
+        link = self._link
+        if link is None:
+            raise FedsplitError("adapters: must be given on a route that never leaves the device")
+        expected: dict[str, Tensor] = {}
+        for segment in self._segments:
+            expected |= self._model.adapters(segment)
+        return self._wait(lambda: link.fetch(expected))
 
     def result(self) -> TurnResult:
         """Return what the turn did."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import FifoLock
 from fedsplit.execution.optim import OptimizerSpec
-from fedsplit.execution.turn import DONE, StageTurn, TurnStatus
+from fedsplit.execution.turn import StageTurn, TurnStatus
 from fedsplit.models import SplitModel
 from fedsplit.transport import Link, LinkError, OpenRequest
 
@@ -36,7 +36,7 @@ class Stage:
     def open_turn(
         self,
         request: OpenRequest,
-        adapters: Mapping[str, Tensor],
+        adapters: Mapping[str, Tensor] | None = None,
         optimizer: OptimizerSpec | None = None,
         downstream: tuple[Link, str] | None = None,
     ) -> None:
@@ -46,8 +46,9 @@ class Stage:
         ----------
         request : OpenRequest
             The turn as the link that leads here will ask for it.
-        adapters : mapping of str to Tensor
-            Adapter values to start from, at least those of the segment.
+        adapters : mapping of str to Tensor, optional
+            Adapter values to start from, at least those of the segment. Whoever enters the turn
+            without them waits until `supply` brings them.
         optimizer : OptimizerSpec or None
             Needed if the turn trains.
         downstream : tuple of Link and str, or None
@@ -59,25 +60,48 @@ class Stage:
         FedsplitError
             If the token is in use, the adapters do not fit, or optimizer or link are missing.
         """
-        turn = StageTurn(self._model, self._lane, request, adapters, optimizer, downstream)
+        turn = StageTurn(self._model, self._lane, request, optimizer, downstream)
+        if adapters is not None:
+            turn.supply(adapters, {})
         with self._mutex:
             key = bytes.fromhex(request.token)
             if key in self._turns:
                 raise FedsplitError("token: is in use by another turn")
             self._turns[key] = turn
 
+    def supply(
+        self,
+        token: str,
+        adapters: Mapping[str, Tensor],
+        device_adapters: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Bring a turn that was opened without them the adapters to start from.
+
+        Parameters
+        ----------
+        token : str
+            The turn.
+        adapters : mapping of str to Tensor
+            At least those of the segment.
+        device_adapters : mapping of str to Tensor, optional
+            Those that the device fetches over its link, and hands up again once trained.
+
+        Raises
+        ------
+        FedsplitError
+            If the token is unknown, the turn has adapters already, or they do not fit.
+        """
+        self._find(bytes.fromhex(token)).supply(adapters, device_adapters or {})
+
     def adapters(self, token: str) -> dict[str, Tensor]:
-        """Return the turn's adapter values, by name.
+        """Return the turn's adapter values, by name; with those that its device handed up.
 
         Raises
         ------
         FedsplitError
             If the token is unknown, or the turn is not done.
         """
-        turn = self._find(bytes.fromhex(token))
-        if turn.status.state != DONE:
-            raise FedsplitError(f"turn={turn.status.state!r}: must be done ({turn.status.reason})")
-        return turn.tier.adapters()
+        return self._find(bytes.fromhex(token)).adapters()
 
     def status(self, token: str) -> TurnStatus:
         """Return how the turn stands."""

@@ -21,9 +21,12 @@ from fedsplit.transport import (
     LinkStats,
     OpenRequest,
     StepReply,
+    take_adapters,
 )
 
 WAITING, ACTIVE, DONE, FAILED = "waiting", "active", "done", "failed"
+# How long a device may wait for the adapters that its turn starts from.
+_SUPPLY_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,6 @@ class StageTurn:
         model: SplitModel,
         lane: FifoLock,
         request: OpenRequest,
-        adapters: Mapping[str, Tensor],
         optimizer: OptimizerSpec | None,
         downstream: tuple[Link, str] | None,
     ) -> None:
@@ -76,9 +78,12 @@ class StageTurn:
             )
         if request.train and optimizer is None:
             raise FedsplitError("optimizer: must be given for a turn that trains")
-        self.tier = Tier(
-            model, [self._segment], adapters, optimizer if request.train else None, request.seed
-        )
+        self._model = model
+        self._optimizer = optimizer if request.train else None
+        self._supplied = threading.Event()  # also set when the turn fails, to end the wait for it
+        self._tier: Tier | None = None
+        self._device_adapters: Mapping[str, Tensor] = {}
+        self._handed_up: dict[str, Tensor] = {}
         self._lane = lane
         self._holds_lane = False
         self._status_mutex = threading.Lock()
@@ -88,6 +93,36 @@ class StageTurn:
             self._link, self._link_token = downstream
         self._pending: tuple[Boundary, Boundary] | None = None  # received, produced
         self._update_due = False
+
+    def supply(self, adapters: Mapping[str, Tensor], device_adapters: Mapping[str, Tensor]) -> None:
+        """Give the turn the adapters to start from, and those that its device is to fetch.
+
+        Raises
+        ------
+        FedsplitError
+            If it has them already, or one of the segment's is missing or has another shape.
+        """
+        if self._tier is not None:
+            raise FedsplitError("adapters: were supplied to this turn before")
+        if device_adapters and not self.request.adapters_on_link:
+            raise FedsplitError("adapters_on_link=False: must be True for a device to fetch any")
+        self._device_adapters = dict(device_adapters)
+        self._tier = Tier(
+            self._model, [self._segment], adapters, self._optimizer, self.request.seed
+        )
+        self._supplied.set()
+
+    def adapters(self) -> dict[str, Tensor]:
+        """Return the segment's adapters, and those that the device handed up.
+
+        Raises
+        ------
+        FedsplitError
+            If the turn is not done.
+        """
+        if self.status.state != DONE or self._tier is None:
+            raise FedsplitError(f"turn={self.status.state!r}: must be done ({self.status.reason})")
+        return self._tier.adapters() | self._handed_up
 
     def enter(self) -> None:
         """Make the turn active, once, and enter the turn on the next tier.
@@ -103,13 +138,28 @@ class StageTurn:
             self._change_status(state=ACTIVE)
             if self._link is not None:
                 onward = replace(
-                    self.request, token=self._link_token, position=self.request.position + 1
+                    self.request,
+                    token=self._link_token,
+                    position=self.request.position + 1,
+                    adapters_on_link=False,
                 )
                 try:
                     self._link.open(onward)
                 except FedsplitError as error:
                     self.fail(str(error))
                     raise
+
+    def fetch(self) -> Mapping[str, Tensor]:
+        """See `fedsplit.transport.Visit.fetch`."""
+        with self._calls:
+            self._my_tier()
+            return self._device_adapters
+
+    def hand_up(self, adapters: Mapping[str, Tensor]) -> None:
+        """See `fedsplit.transport.Visit.hand_up`."""
+        with self._calls:
+            self._require_active()
+            take_adapters(adapters, self._device_adapters, self._handed_up)
 
     def step(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
@@ -156,13 +206,16 @@ class StageTurn:
         with self._calls:
             if self._update_due:
                 self._update_due = False
-                self.tier.update()
+                self._my_tier().update()
                 self._count_step()
 
     def finish(self) -> None:
         """See `fedsplit.transport.Visit.finish`."""
         with self._calls:
-            self._require_active()
+            self._my_tier()
+            missing = self._device_adapters.keys() - self._handed_up.keys()
+            if self.request.train and missing:
+                raise LinkError(f"adapters: must be handed up with {min(missing)!r} before close")
             stats = LinkStats() if self._link is None else self._link.close()
             self._change_status(state=DONE, stats=stats)
 
@@ -171,6 +224,7 @@ class StageTurn:
         # First, so that a call that waits for the next tier or the lane gives up.
         if not self._change_status(state=FAILED, reason=reason):
             return
+        self._supplied.set()
         if self._link is not None:
             self._link.abort()
         with self._calls:
@@ -184,14 +238,15 @@ class StageTurn:
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> StepReply:
         if self._link is None:
-            score, gradients = self.tier.train_on(self._segment, inputs, boundary)
+            score, gradients = self._my_tier().train_on(self._segment, inputs, boundary)
             return StepReply(gradients, score.loss, score.n_targets)
-        produced = self.tier.forward(self._segment, inputs, boundary)
+        tier = self._my_tier()
+        produced = tier.forward(self._segment, inputs, boundary)
         onward = self._link.step(inputs, produced, samples)
-        return replace(onward, gradients=self.tier.backward(produced, onward.gradients, boundary))
+        return replace(onward, gradients=tier.backward(produced, onward.gradients, boundary))
 
     def _forward(self, inputs: Mapping[str, Tensor], boundary: Boundary) -> Boundary:
-        produced = self.tier.forward(self._segment, inputs, boundary)
+        produced = self._my_tier().forward(self._segment, inputs, boundary)
         if self.request.train:
             self._pending = (boundary, produced)
         leaves = (item.detach().requires_grad_(item.requires_grad) for item in produced.tensors)
@@ -202,15 +257,23 @@ class StageTurn:
             raise LinkError("backward: must follow a forward")
         received, produced = self._pending
         self._pending = None
-        return self.tier.backward(produced, gradients, received)
+        return self._my_tier().backward(produced, gradients, received)
 
     def _evaluate(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> EvalReply:
         if self._link is None:
-            return self.tier.evaluate(self._segment, inputs, boundary)
-        produced = self.tier.forward(self._segment, inputs, boundary)
+            return self._my_tier().evaluate(self._segment, inputs, boundary)
+        produced = self._my_tier().forward(self._segment, inputs, boundary)
         return self._link.evaluate(inputs, produced, samples)
+
+    def _my_tier(self) -> Tier:
+        """Return the segment with its adapters; wait for them if they are still to come."""
+        in_time = self._supplied.wait(_SUPPLY_TIMEOUT_S)
+        self._require_active()
+        if not in_time or self._tier is None:
+            raise LinkError(f"adapters: were not supplied within {_SUPPLY_TIMEOUT_S:.0f} s")
+        return self._tier
 
     def _require_active(self) -> None:
         if self.status.state != ACTIVE:
@@ -230,7 +293,7 @@ class StageTurn:
     @contextmanager
     def _lane_for_step(self, keep: bool = False) -> Iterator[None]:
         """Hold the lane for the block, and beyond it (until its backward) if `keep`."""
-        self._require_active()
+        self._my_tier()
         self._lane.acquire()
         self._holds_lane = True
         done = False

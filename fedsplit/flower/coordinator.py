@@ -147,7 +147,9 @@ class Coordinator:
         for turn in branch.turns:
             opened = None
             try:
-                opened = self._open(server_round, turn, adapters, kind)
+                opened = self._open(server_round, turn, kind)
+                if opened is not None:
+                    self._host.supply(opened, adapters)
                 trained, outcome = yield from self._turn(server_round, turn, adapters, kind, opened)
             except FedsplitError as error:
                 log(WARNING, "device %s lost its turn (%s): %s", turn.device, phase, error)
@@ -216,14 +218,13 @@ class Coordinator:
         self,
         server_round: int,
         turn: Turn,
-        adapters: Mapping[str, Tensor],
         kind: str,
     ) -> OpenTurn | None:
         if len(turn.route.segments) == 1:
             return None
         seed = self._seed(server_round, turn)
         elsewhere = EDGE if self._edges is not None else ""
-        return self._host.open(turn, adapters, seed=seed, train=kind == TRAIN, elsewhere=elsewhere)
+        return self._host.open(turn, seed=seed, train=kind == TRAIN, elsewhere=elsewhere)
 
     def _hand_to_edge(
         self,
@@ -233,12 +234,11 @@ class Coordinator:
         kind: str,
         opened: OpenTurn | None,
     ) -> EdgeTicket | None:
-        segments = turn.route.on(EDGE)
-        if self._edges is None or not segments or opened is None:
+        if self._edges is None or not turn.route.on(EDGE) or opened is None:
             return None
         if turn.edge is None:
             raise FedsplitError(f"device {turn.device}: its plan names no edge for {turn.route}")
-        names = self._host.adapter_names(segments[0])
+        names = self._host.adapter_names(turn.route, EDGE)
         ticket = EdgeTicket(
             edge=turn.edge,
             turn=EdgeTurn(
@@ -284,9 +284,7 @@ class Coordinator:
             token=token,
             seed=self._seed(server_round, turn),
         )
-        names = [
-            name for segment in turn.route.on(DEVICE) for name in self._host.adapter_names(segment)
-        ]
+        names = self._host.adapter_names(turn.route, DEVICE)
         node = self.roster.by_index(turn.device)
         return task_message(node.node_id, kind, task, {name: adapters[name] for name in names})
 

@@ -13,7 +13,7 @@ from fedsplit.execution.turn import DONE, FAILED, WAITING
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.models import torch_device
 from fedsplit.models import ModelSpec, SplitModel, load
-from fedsplit.plan import DEVICE, Segment, Turn
+from fedsplit.plan import DEVICE, Route, Segment, Turn
 from fedsplit.transport import (
     GrpcServer,
     InProcessLink,
@@ -30,12 +30,14 @@ from fedsplit.transport import (
 class OpenTurn:
     """A turn that waits for its device, or is under way, on every server tier of its route.
 
-    `address` and `token` lead the device to the first of them.
+    `address` and `token` lead the device to the first of them, which is the last of `stages`.
+    `fetched` are the names of the adapters that the device fetches from there over its link.
     """
 
     address: str
     token: str
     stages: list[tuple[Stage, str]] = field(default_factory=list)
+    fetched: tuple[str, ...] = ()
     discarded: bool = False
 
     def link_bytes(self) -> dict[str, int]:
@@ -114,38 +116,35 @@ class StageHost:
         """Return the complete adapters that a run starts from."""
         return self.model.adapters(Segment(DEVICE, 0, self.n_blocks))
 
-    def adapter_names(self, segment: Segment) -> tuple[str, ...]:
-        """Return the names of the adapters in `segment`."""
-        return self.model.adapter_names(segment)
+    def adapter_names(self, route: Route, tier: str) -> tuple[str, ...]:
+        """Return the names of the adapters that `tier` holds on `route`."""
+        return tuple(
+            name for segment in route.on(tier) for name in self.model.adapter_names(segment)
+        )
 
     def open(
         self,
         turn: Turn,
-        adapters: Mapping[str, Tensor],
         *,
         seed: int,
         train: bool,
         elsewhere: str = "",
+        adapters_on_link: bool = False,
     ) -> OpenTurn:
-        """Prepare `turn` on every server tier of its route, from `adapters`.
+        """Prepare `turn` on every server tier of its route; a device waits there for `supply`.
 
         Parameters
         ----------
         turn : Turn
             What is about to be trained or evaluated.
-        adapters : mapping of str to Tensor
-            Values to start from, at least those of the servers' segments.
         seed : int
             The turn's seed, the same on every tier.
         train : bool
             Whether it trains.
         elsewhere : str
             A tier that another process hosts; the link then leads to the one behind it.
-
-        Raises
-        ------
-        FedsplitError
-            If adapters are missing.
+        adapters_on_link : bool
+            Whether the device fetches its adapters from the first server tier.
         """
         route = turn.route
         opened = OpenTurn("", "")
@@ -156,9 +155,14 @@ class StageHost:
             if segment.tier in (DEVICE, elsewhere):
                 continue
             token = new_token()
-            request = OpenRequest(token, route, position, turn.codec, seed, train)
+            fetched = adapters_on_link and position == 1
+            request = OpenRequest(token, route, position, turn.codec, seed, train, fetched)
             stage = self._stage(segment.tier)
-            stage.open_turn(request, adapters, self._optimizer if train else None, downstream)
+            stage.open_turn(
+                request, optimizer=self._optimizer if train else None, downstream=downstream
+            )
+            if fetched:
+                opened.fetched = self.adapter_names(route, DEVICE)
             opened.stages.append((stage, token))
             opened.token = token
             downstream = InProcessLink(stage), token
@@ -167,6 +171,19 @@ class StageHost:
             self._waiting[bytes.fromhex(token)] = first
             opened.address = self._address()
         return opened
+
+    def supply(self, opened: OpenTurn, adapters: Mapping[str, Tensor]) -> None:
+        """Bring a turn the `adapters` that it starts from, at least those of its server tiers.
+
+        Raises
+        ------
+        FedsplitError
+            If adapters are missing, or were supplied before.
+        """
+        for place, (stage, token) in enumerate(opened.stages):
+            is_first = place == len(opened.stages) - 1
+            fetched = opened.fetched if is_first else ()
+            stage.supply(token, adapters, {name: adapters[name] for name in fetched})
 
     def enter(self, token: bytes) -> Visit:
         """See `fedsplit.transport.Host.enter`: whichever stage the turn is on."""
@@ -191,6 +208,8 @@ class StageHost:
 
     def finish(self, opened: OpenTurn) -> dict[str, Tensor]:
         """Return the trained adapters of a turn that is done, from all of its server tiers.
+
+        Those of its device are among them if it handed them up over its link.
 
         Raises
         ------

@@ -75,7 +75,8 @@ class TurnTask:
     """What a device is told to do in one turn.
 
     `address` and `token` open the link to the first server of the route; both are empty on a
-    route that never leaves the device. `seed` is the turn's, the same on every tier.
+    route that never leaves the device. `seed` is the turn's, the same on every tier. With
+    `adapters_on_link` the adapters go over the link, both ways, and not with Flower's messages.
     """
 
     job: Job
@@ -88,6 +89,7 @@ class TurnTask:
     address: str = ""
     token: str = ""
     seed: int = 0
+    adapters_on_link: bool = False
 
 
 def task_message(

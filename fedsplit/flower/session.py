@@ -70,7 +70,7 @@ def train(message: Message, context: Context) -> Message:
         model,
         route,
         training_batches(_data(job).train(task.device), job.batch_size, rng, task.steps),
-        adapters=read_arrays(message),
+        adapters=None if task.adapters_on_link else read_arrays(message),
         optimizer=job.optimizer,
         seed=task.seed,
         link=link,
@@ -79,7 +79,8 @@ def train(message: Message, context: Context) -> Message:
     )
     wall_s = time.perf_counter() - started
     log(INFO, "device %s: %s steps, loss %.4f", task.device, result.steps, result.loss)
-    return answer(message, _metrics(result, wall_s), arrays=result.adapters)
+    trained = None if task.adapters_on_link else result.adapters
+    return answer(message, _metrics(result, wall_s), arrays=trained)
 
 
 def evaluate(message: Message, context: Context) -> Message:
@@ -91,7 +92,7 @@ def evaluate(message: Message, context: Context) -> Message:
         model,
         route,
         batches(_data(job).test(task.device), job.batch_size),
-        adapters=read_arrays(message),
+        adapters=None if task.adapters_on_link else read_arrays(message),
         seed=task.seed,
         link=link,
         token=task.token or None,
@@ -158,6 +159,8 @@ def _metrics(result: TurnResult, wall_s: float) -> dict[str, float]:
         "bytes-down": result.stats.down_bytes,
         "payload-up": result.stats.up_payload_bytes,
         "payload-down": result.stats.down_payload_bytes,
+        "adapters-up": result.stats.up_adapter_bytes,
+        "adapters-down": result.stats.down_adapter_bytes,
         "compute-s": result.compute_s,
         "link-s": result.link_s,
         "wall-s": wall_s,

@@ -18,6 +18,7 @@ from fedsplit.transport.link import (
     Visit,
     new_token,
 )
+from fedsplit.transport.tensors import take_adapters
 
 __all__ = [
     "EvalReply",
@@ -37,4 +38,5 @@ __all__ = [
     "Tls",
     "Visit",
     "new_token",
+    "take_adapters",
 ]

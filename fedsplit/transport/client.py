@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.models import Boundary
-from fedsplit.transport.frames import Frame, Kind, Limits, decode, encode
+from fedsplit.transport.frames import ADAPTERS, Frame, FrameError, Kind, Limits, decode, encode
 from fedsplit.transport.link import (
     EvalReply,
     Gradients,
@@ -17,7 +17,15 @@ from fedsplit.transport.link import (
     OpenRequest,
     StepReply,
 )
-from fedsplit.transport.tensors import Stream, TensorCoder, check_gradients, pack_inputs
+from fedsplit.transport.tensors import (
+    Stream,
+    TensorCoder,
+    adapter_parts,
+    check_gradients,
+    pack_inputs,
+    take_adapters,
+    unpack_inputs,
+)
 
 
 class FrameLink(ABC):
@@ -51,6 +59,25 @@ class FrameLink(ABC):
         self._token = bytes.fromhex(request.token)
         self._coder = TensorCoder(request.codec, request.seed)
         self._ask(Kind.OPEN, Kind.OPENED, fields=request.agreed())
+
+    def fetch(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Link.fetch`."""
+        taken: dict[str, Tensor] = {}
+        more = True
+        while more:
+            reply = self._ask(Kind.FETCH, Kind.FETCH_REPLY)
+            more = reply.fields["more"]
+            if more and not reply.inputs:
+                raise FrameError("adapters=0: must be at least one while more are to come")
+            take_adapters(unpack_inputs(reply.inputs), expected, taken)
+        if missing := expected.keys() - taken.keys():
+            raise FrameError(f"adapters={len(taken)}: must include {min(missing)!r}")
+        return taken
+
+    def hand_up(self, adapters: Mapping[str, Tensor]) -> None:
+        """See `Link.hand_up`."""
+        for part in adapter_parts(adapters, self._limits):
+            self._ask(Kind.HAND_UP, Kind.HANDED_UP, inputs=pack_inputs(part))
 
     def step(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
@@ -140,7 +167,12 @@ class FrameLink(ABC):
             self._hang_up()
             raise
         self._number += 1
-        self._stats += LinkStats(len(data), len(received), frame.payload_bytes, reply.payload_bytes)
+        if {kind, answer} & ADAPTERS:
+            self._stats += LinkStats(up_adapter_bytes=len(data), down_adapter_bytes=len(received))
+        else:
+            self._stats += LinkStats(
+                len(data), len(received), frame.payload_bytes, reply.payload_bytes
+            )
         if reply.kind is Kind.ERROR:
             self._hang_up()
             raise LinkError(f"the next tier refused: {reply.fields['reason']}")

@@ -59,18 +59,33 @@ class Kind(enum.IntEnum):
     CLOSE = 11
     CLOSED = 12
     ERROR = 13
+    FETCH = 14
+    FETCH_REPLY = 15
+    HAND_UP = 16
+    HANDED_UP = 17
 
 
 _NUMBER = (int, float)
 _FIELDS: Mapping[Kind, Mapping[str, type | tuple[type, ...]]] = {
-    Kind.OPEN: {"route": str, "position": int, "codec": dict, "seed": int, "train": bool},
+    Kind.OPEN: {
+        "route": str,
+        "position": int,
+        "codec": dict,
+        "seed": int,
+        "train": bool,
+        "adapters_on_link": bool,
+    },
+    Kind.FETCH_REPLY: {"more": bool},
     Kind.STEP_REPLY: {"loss": _NUMBER, "targets": int},
     Kind.EVALUATE_REPLY: {"loss": _NUMBER, "targets": int, "correct": (int, type(None))},
     Kind.ERROR: {"reason": str},
 }
-_WITH_INPUTS = {Kind.STEP, Kind.FORWARD, Kind.EVALUATE}
+# What carries adapters; they are named like inputs, and travel as they are.
+ADAPTERS = frozenset({Kind.FETCH_REPLY, Kind.HAND_UP})
+_WITH_BOUNDARY = {Kind.STEP, Kind.FORWARD, Kind.EVALUATE}
+_WITH_INPUTS = {*_WITH_BOUNDARY, *ADAPTERS}
 _WITH_TENSORS = {
-    *_WITH_INPUTS,
+    *_WITH_BOUNDARY,
     Kind.STEP_REPLY,
     Kind.FORWARD_REPLY,
     Kind.BACKWARD,

@@ -43,6 +43,8 @@ class OpenRequest:
         Seed of the turn, the same on every tier; dropout and codecs draw from it.
     train : bool
         Whether the turn trains (dropout on, gradients) or evaluates.
+    adapters_on_link : bool
+        Whether the device fetches its adapters over this link, and hands up what it trained.
     """
 
     token: str
@@ -51,6 +53,7 @@ class OpenRequest:
     codec: CodecPlan = field(default_factory=CodecPlan)
     seed: int = 0
     train: bool = True
+    adapters_on_link: bool = False
 
     def __post_init__(self) -> None:
         digits = 2 * TOKEN_BYTES
@@ -71,6 +74,7 @@ class OpenRequest:
             "codec": {"uplink": dict(self.codec.uplink), "downlink": dict(self.codec.downlink)},
             "seed": self.seed,
             "train": self.train,
+            "adapters_on_link": self.adapters_on_link,
         }
 
 
@@ -100,13 +104,15 @@ class LinkStats:
     """Bytes that a link carried: up (away from the device) and down.
 
     `payload` bytes stand for boundary tensors and gradients, after their codec; the totals also
-    hold frame headers, masks and labels.
+    hold frame headers, masks and labels. The frames that exchange adapters are counted apart.
     """
 
     up_bytes: int = 0
     down_bytes: int = 0
     up_payload_bytes: int = 0
     down_payload_bytes: int = 0
+    up_adapter_bytes: int = 0
+    down_adapter_bytes: int = 0
 
     def __add__(self, other: "LinkStats") -> "LinkStats":
         """Return the sum over two links or turns."""
@@ -115,6 +121,8 @@ class LinkStats:
             self.down_bytes + other.down_bytes,
             self.up_payload_bytes + other.up_payload_bytes,
             self.down_payload_bytes + other.down_payload_bytes,
+            self.up_adapter_bytes + other.up_adapter_bytes,
+            self.down_adapter_bytes + other.down_adapter_bytes,
         )
 
 
@@ -165,6 +173,17 @@ class Link(Steps, Protocol):
         """Enter the turn that `request` names."""
         ...
 
+    def fetch(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the adapters that the device starts from, once the other end knows them.
+
+        They have the names, shapes and types of those `expected`.
+        """
+        ...
+
+    def hand_up(self, adapters: Mapping[str, Tensor]) -> None:
+        """Leave the device's trained `adapters` with the other end, after the last step."""
+        ...
+
     def close(self) -> LinkStats:
         """Leave the turn after its last step was applied; return the bytes carried."""
         ...
@@ -178,6 +197,14 @@ class Visit(Steps, Protocol):
     """One turn at the tier that a link leads to, while its link is open."""
 
     request: OpenRequest
+
+    def fetch(self) -> Mapping[str, Tensor]:
+        """Return the adapters that the device starts from; waits until they are known."""
+        ...
+
+    def hand_up(self, adapters: Mapping[str, Tensor]) -> None:
+        """Take some of the device's trained adapters."""
+        ...
 
     def settle(self) -> None:
         """Do what can wait until the reply is on its way: the optimizer's step."""

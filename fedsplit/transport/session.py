@@ -18,7 +18,14 @@ from fedsplit.transport.frames import (
     encode,
 )
 from fedsplit.transport.link import Gradients, Host, LinkError, Visit
-from fedsplit.transport.tensors import Stream, TensorCoder, check_gradients, unpack_inputs
+from fedsplit.transport.tensors import (
+    Stream,
+    TensorCoder,
+    adapter_parts,
+    check_gradients,
+    pack_inputs,
+    unpack_inputs,
+)
 
 
 class Session:
@@ -41,6 +48,7 @@ class Session:
         self._ended = False
         self._returned: tuple[Tensor, ...] = ()
         self._samples: tuple[int, ...] = ()
+        self._parts: list[dict[str, Tensor]] | None = None  # adapters still to be fetched
         self._due: tuple[Kind, ...] = (Kind.OPEN,)
 
     @property
@@ -113,9 +121,31 @@ class Session:
             step = Kind.STEP if request.train else Kind.EVALUATE
         else:
             step = Kind.FORWARD
-        self._between_steps = (step, Kind.CLOSE)
+        self._between_steps: tuple[Kind, ...] = (step, Kind.CLOSE)
         self._due = self._between_steps
+        if request.adapters_on_link:
+            self._due = (Kind.FETCH,)
+            if request.train:
+                self._between_steps = (step, Kind.HAND_UP)
         return self._reply(Kind.OPENED, frame)
+
+    def _fetch(self, frame: Frame) -> Frame:
+        if self._parts is None:
+            self._parts = list(adapter_parts(self._entered().fetch(), self._limits))
+        part = self._parts.pop(0)
+        if not self._parts:
+            self._due = self._between_steps
+        return self._reply(
+            Kind.FETCH_REPLY,
+            frame,
+            fields={"more": len(self._parts) > 0},
+            inputs=pack_inputs(part),
+        )
+
+    def _hand_up(self, frame: Frame) -> Frame:
+        self._entered().hand_up(unpack_inputs(frame.inputs))
+        self._due = (Kind.HAND_UP, Kind.CLOSE)
+        return self._reply(Kind.HANDED_UP, frame)
 
     def _step(self, frame: Frame) -> Frame:
         visit = self._entered()
@@ -183,6 +213,8 @@ _ANSWERS: dict[Kind, Callable[[Session, Frame], Frame]] = {
     Kind.BACKWARD: Session._backward,
     Kind.EVALUATE: Session._evaluate,
     Kind.CLOSE: Session._close,
+    Kind.FETCH: Session._fetch,
+    Kind.HAND_UP: Session._hand_up,
 }
 
 

@@ -1,7 +1,7 @@
 """Tensors to the bytes of a frame and back: raw, or through the codec of their stream."""
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from fedsplit.codec import Codec, make_codec
 from fedsplit.models import Boundary
 from fedsplit.plan import CodecPlan
 from fedsplit.seeds import derive_seed
-from fedsplit.transport.frames import FrameError, Packed
+from fedsplit.transport.frames import FrameError, Limits, Packed
 
 _RAW = make_codec({"name": "identity"}, 0)
 
@@ -36,6 +36,57 @@ def unpack_inputs(packed: Mapping[str, Packed]) -> dict[str, Tensor]:
     return {
         name: _RAW.decode(item.payload, item.shape, item.dtype) for name, item in packed.items()
     }
+
+
+def adapter_parts(adapters: Mapping[str, Tensor], limits: Limits) -> Iterator[dict[str, Tensor]]:
+    """Yield `adapters` in parts that fit a frame each: one empty part if there are none.
+
+    Raises
+    ------
+    FrameError
+        If a single one does not fit.
+    """
+    room = limits.frame_bytes // 2  # the rest is for the header
+    part: dict[str, Tensor] = {}
+    free = room
+    for name, tensor in adapters.items():
+        if tensor.nbytes > room:
+            raise FrameError(f"adapter {name!r} bytes={tensor.nbytes}: must be at most {room}")
+        if tensor.nbytes > free or len(part) == limits.tensors:
+            yield part
+            part, free = {}, room
+        part[name] = tensor
+        free -= tensor.nbytes
+    yield part
+
+
+def take_adapters(
+    part: Mapping[str, Tensor], expected: Mapping[str, Tensor], taken: dict[str, Tensor]
+) -> None:
+    """Add a part of the adapters to those `taken`, with the types that are expected.
+
+    Raises
+    ------
+    FrameError
+        If one is not expected or came before, has another shape, or holds other than finite
+        floating point numbers where such are expected.
+    """
+    for name, tensor in part.items():
+        if name not in expected:
+            raise FrameError(f"adapter {name!r:.200}: must be one of this turn's device")
+        if name in taken:
+            raise FrameError(f"adapter {name!r}: must come once")
+        wanted = expected[name]
+        if tensor.shape != wanted.shape:
+            raise FrameError(
+                f"adapter {name!r} shape={tuple(tensor.shape)}: must be {tuple(wanted.shape)}"
+            )
+        if tensor.is_floating_point() != wanted.is_floating_point():
+            raise FrameError(f"adapter {name!r} dtype={tensor.dtype}: must be like {wanted.dtype}")
+        converted = tensor.to(wanted.dtype)
+        if not converted.isfinite().all():
+            raise FrameError(f"adapter {name!r}: must be finite")
+        taken[name] = converted
 
 
 class Stream(enum.Enum):

@@ -186,6 +186,7 @@ def test_a_token_opens_its_turn_once(cluster: Cluster, device: SplitModel) -> No
         ("codec", {"codec": CodecPlan({"name": "bf16"})}),
         ("seed", {"seed": 5}),
         ("train", {"train": False}),
+        ("adapters_on_link", {"adapters_on_link": True}),
     ],
 )
 def test_both_ends_must_mean_the_same_turn(
