@@ -88,7 +88,8 @@ def build_system(config: DictConfig) -> System:
     """
     channel_spec = from_mapping(ChannelSpec, plain(config.channel), "channel")
     fleet = build_fleet(from_mapping(FleetSpec, plain(config.fleet), "fleet"), config.seed)
-    channel = Channel(channel_spec, fleet.devices.positions_m, fleet.stations_m, config.seed)
+    positions = fleet.devices.positions_m
+    channel = Channel(channel_spec, positions, fleet.stations_m, config.seed, fleet.home)
     model = json.dumps(to_mapping(model_spec(config)), sort_keys=True)
     profile = _profile(model, config.data.get("seq_len", 1))
     return System(

@@ -37,7 +37,9 @@ class Case:
         self._form, self._profile = SCHEMES[scheme], profile
         self._fleet = build_fleet(FleetSpec(devices=n_devices, clock=(0.5, 1.0)))
         places = self._fleet.devices.positions_m
-        self._channel = Channel(ChannelSpec(), places, self._fleet.stations_m)
+        self._channel = Channel(
+            ChannelSpec(), places, self._fleet.stations_m, home=self._fleet.home
+        )
         self._round = 0
 
     def seconds(self, repeats: int) -> float:

@@ -107,7 +107,8 @@ def codec_table(settings: int) -> CodecTable:
 def cell(devices: int, seed: int) -> ChannelState:
     """Return the channel of a round in a cell of 20 MHz."""
     fleet = build_fleet(FleetSpec(devices=devices), seed)
-    channel = Channel(ChannelSpec(), fleet.devices.positions_m, fleet.stations_m, seed)
+    places = fleet.devices.positions_m
+    channel = Channel(ChannelSpec(), places, fleet.stations_m, seed, fleet.home)
     return channel.realise(0)
 
 

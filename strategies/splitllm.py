@@ -2,13 +2,19 @@
 
 from dataclasses import replace
 
+import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import require, require_choice
+from fedsplit.fleet import timeline
 from fedsplit.flower import Scene, SplitStrategy
-from fedsplit.plan import CLOUD, DEVICE, EDGE, RoundPlan, Route
-from fedsplit.planning import select_users
-from fedsplit.planning.association import RULES
+from fedsplit.plan import CLOUD, DEVICE, EDGE, RoundPlan, Route, Turn
+from fedsplit.planning import associate_by_channel, associate_by_load, select_users
+from fedsplit.planning.association import RULES, Ints
+from fedsplit.planning.errors import Array
+from fedsplit.wireless import downlink_bps, uplink_bps
+
+ASSOCIATIONS = ("home", "channel", "load")
 
 
 class SplitLlm(SplitStrategy):
@@ -29,6 +35,10 @@ class SplitLlm(SplitStrategy):
     selection : str
         "round_robin": an edge's users take turns, nobody twice before all others; "random": drawn
         anew in every round.
+    association : str
+        Which edge serves a user, once for the whole run: "home", the fleet's; "channel", the one
+        of least time in total, no edge with more than ``ceil(N / K)`` users; "load", so that the
+        busiest edge has as little to do as possible.
     inner : Strategy, optional
         The Flower strategy that samples the users to choose from and aggregates; FedAvg over all
         by default.
@@ -45,25 +55,43 @@ class SplitLlm(SplitStrategy):
         edge_cut: int | None = 3,
         tail: int | None = None,
         selection: str = "round_robin",
+        association: str = "home",
         inner: Strategy | None = None,
     ) -> None:
         super().__init__(inner)
         require_choice("strategy.selection", selection, RULES)
+        require_choice("strategy.association", association, ASSOCIATIONS)
         self.device_cut = device_cut
         self.edge_cut = edge_cut
         self.tail = tail
         self.selection = selection
+        self.association = association
 
     def plan_round(self, scene: Scene) -> RoundPlan:
         """Choose a user of every edge that has any."""
-        require(scene.fleet.n_edges > 0, "fleet.edges", 0, "at least 1 for strategy=splitllm")
         route = self.route(scene.n_blocks)
-        home = scene.fleet.home[list(scene.devices)]
-        chosen = select_users(home, scene.server_round - 1, scene.seed, self.selection)
+        edge = self.edges(scene)[list(scene.devices)]
+        chosen = select_users(edge, scene.server_round - 1, scene.seed, self.selection)
         return RoundPlan.parallel(
-            replace(scene.turn(scene.devices[place], route), edge=int(home[place]))
+            replace(scene.turn(scene.devices[place], route), edge=int(edge[place]))
             for place in chosen
         )
+
+    def plan_evaluation(self, scene: Scene) -> tuple[Turn, ...]:
+        """Let every user evaluate over its own edge."""
+        edge, route = self.edges(scene), self.route(scene.n_blocks)
+        return tuple(
+            replace(scene.turn(device, route), edge=int(edge[device])) for device in scene.devices
+        )
+
+    def edges(self, scene: Scene) -> Ints:
+        """Return the edge of every user of the fleet, shape ``[N]``."""
+        require(scene.fleet.n_edges > 0, "fleet.edges", 0, "at least 1 for strategy=splitllm")
+        if self.association == "home":
+            return scene.fleet.home
+        times_s = edge_times_s(scene, self.route(scene.n_blocks))
+        associate = associate_by_channel if self.association == "channel" else associate_by_load
+        return associate(times_s).edge
 
     def route(self, n_blocks: int) -> Route:
         """Return the route of every user through a model of `n_blocks` blocks."""
@@ -73,3 +101,39 @@ class SplitLlm(SplitStrategy):
         if self.tail is not None:
             cuts, tiers = [*cuts, n_blocks - self.tail], [*tiers, DEVICE]
         return Route.through(n_blocks, cuts, tiers)
+
+
+def edge_times_s(scene: Scene, route: Route) -> Array:
+    """Return how long a turn of every user of the fleet takes at each edge, shape ``[N, K]``.
+
+    On the mean channel of round 1, with ``1 / K`` of the bands; infinite out of an edge's reach.
+    """
+    fleet, mean = scene.fleet, scene.mean_channel(1)
+    shares_hz = mean.uplink_hz / fleet.n_edges, mean.downlink_hz / fleet.n_edges
+    everyone = replace(scene, samples=dict(enumerate(fleet.samples.tolist())))
+    times: Array = np.full((fleet.n_devices, fleet.n_edges), np.inf)
+    for edge in range(fleet.n_edges):
+        there = mean.over(np.full(fleet.n_devices, edge))
+        heard = (uplink_bps(there, shares_hz[0]) > 0) & (downlink_bps(there, shares_hz[1]) > 0)
+        users = np.flatnonzero(heard)
+        if len(users) == 0:
+            continue
+        turns = (
+            replace(
+                everyone.turn(int(user), route),
+                edge=edge,
+                uplink_hz=shares_hz[0],
+                downlink_hz=shares_hz[1],
+            )
+            for user in users
+        )
+        line = timeline(
+            RoundPlan.sequential(turns),
+            scene.profile,
+            fleet,
+            there,
+            scene.work.batch_size,
+            scene.codec_ratio,
+        )
+        times[users, edge] = line.turn_end_s - line.turn_start_s
+    return times

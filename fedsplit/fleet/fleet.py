@@ -117,9 +117,12 @@ class Fleet:
 
     @property
     def stations_m(self) -> Array:
-        """Where each device's radio link ends, shape ``[N, 2]``: its edge, else the server."""
-        ends: Array = self.servers.positions_m[1 + self.home if self.n_edges else 0 * self.home]
-        return ends
+        """Where radio links end, shape ``[edges, 2]``: at edges; without any, at the server.
+
+        Device n's link ends at station ``home[n]``.
+        """
+        places = self.servers.positions_m
+        return places[1:] if self.n_edges else places
 
 
 @dataclass(frozen=True)

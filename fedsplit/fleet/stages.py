@@ -167,6 +167,11 @@ class StageBuilder:
         self.turns = read_turns(plan, fleet, states[0])
         self.costs = CostTable(profile)
         turns = self.turns
+        if fleet.n_edges:
+            # A device has one turn at most, so one station for the whole round.
+            station = fleet.home.copy()
+            station[turns.device] = turns.edge
+            states = [state.over(station) for state in states]
         # Bits per second of each turn in each state, [states, T].
         self._up_bps = np.array([uplink_bps(s, turns.uplink_hz, turns.device) for s in states])
         self._down_bps = np.array(

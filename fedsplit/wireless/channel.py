@@ -1,28 +1,16 @@
 """The channel: what every device's link looks like in a round, and the rate that follows."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedsplit.errors import require
-from fedsplit.seeds import generator
-from fedsplit.wireless.fading import ScatteredField, ShadowField, complex_normal, rician
+from fedsplit.errors import FedsplitError, require
+from fedsplit.wireless.links import Links, Sight
 from fedsplit.wireless.mobility import RandomWaypoint
-from fedsplit.wireless.pathloss import (
-    SCENARIOS,
-    SPEED_OF_LIGHT,
-    line_of_sight_probability,
-    path_loss_db,
-    shadowing_sigma_db,
-)
-from fedsplit.wireless.rate import (
-    db_to_linear,
-    dbm_to_watt,
-    snr_for_efficiency,
-    spectral_efficiency,
-)
+from fedsplit.wireless.rate import dbm_to_watt, snr_for_efficiency, spectral_efficiency
 from fedsplit.wireless.spec import ChannelSpec
 from fedsplit.wireless.trace import MAX_RATE_BPS, read_trace
 
@@ -50,6 +38,11 @@ class ChannelState:
         The whole bands.
     rate, gap_db
         How a signal-to-noise ratio becomes a rate; see `spectral_efficiency`.
+    home : ndarray of int, optional
+        The station at the other end of each link, shape ``[N]``; None where nothing tells.
+    gains_to : callable, optional
+        ``gains_to(station)``: what `gain_up` and `gain_down` would be if every device's link ended
+        at `station`; None where only the given links are known.
     """
 
     gain_up: Array
@@ -61,11 +54,42 @@ class ChannelState:
     downlink_hz: float
     rate: str = "shannon"
     gap_db: float = 0.0
+    home: NDArray[np.int64] | None = None
+    gains_to: Callable[[int], tuple[Array, Array]] | None = None
 
     @property
     def n_devices(self) -> int:
         """Number of devices."""
         return len(self.gain_up)
+
+    def over(self, stations: ArrayLike) -> "ChannelState":
+        """Return the state in which each device's link ends at the station given for it.
+
+        Parameters
+        ----------
+        stations : array_like of int
+            Station of each device, shape ``[N]``. A device that is out of its reach has gain 0.
+
+        Raises
+        ------
+        FedsplitError
+            If a link to another station than the given one is not known, as with a trace.
+        """
+        wanted = np.asarray(stations, dtype=np.int64)
+        if self.home is None or np.array_equal(wanted, self.home):
+            return self
+        if self.gains_to is None:
+            device = int(np.flatnonzero(wanted != self.home)[0])
+            raise FedsplitError(
+                f"edge={wanted[device]} of device {device}: must be {self.home[device]}, the only "
+                "station that its link is known to"
+            )
+        up, down = self.gain_up.copy(), self.gain_down.copy()
+        for station in np.unique(wanted[wanted != self.home]):
+            moved = (wanted == station) & (self.home != station)
+            gains = self.gains_to(int(station))
+            up[moved], down[moved] = gains[0][moved], gains[1][moved]
+        return replace(self, gain_up=up, gain_down=down, home=wanted)
 
 
 def uplink_bps(state: ChannelState, share_hz: ArrayLike, devices: ArrayLike | None = None) -> Array:
@@ -115,8 +139,8 @@ def downlink_bps(
 class Channel:
     """The radio links of a fleet, as a pure function of the seed and the time.
 
-    Path loss and shadowing are common to both directions; small-scale fading is drawn for each,
-    as for frequency-division duplex.
+    Every device has a station of its own; its links to the others are independent of that one and
+    of each other.
 
     Parameters
     ----------
@@ -125,15 +149,17 @@ class Channel:
     positions_m : array_like
         Where the devices stand (at time 0, if they move), shape ``[N, 2]``.
     stations_m : array_like
-        The station that serves each device, shape ``[N, 2]`` or ``[2]``.
+        Where the stations stand, shape ``[K, 2]``, or ``[2]`` for a single one.
     seed : int
         Root of all draws.
+    home : array_like of int, optional
+        The station that serves each device, shape ``[N]``; with a single station, that one.
 
     Raises
     ------
     FedsplitError
-        If a device is farther from its station than the path-loss model holds for, or the trace
-        file is bad.
+        If a device is farther from its station than the path-loss model holds for, if it has no
+        station, or the trace file is bad.
     """
 
     def __init__(
@@ -142,14 +168,15 @@ class Channel:
         positions_m: ArrayLike,
         stations_m: ArrayLike = (0.0, 0.0),
         seed: int = 0,
+        home: ArrayLike | None = None,
     ) -> None:
         start = np.asarray(positions_m, dtype=np.float64)
         shaped = start.ndim == 2 and start.shape[1] == 2
         require(shaped, "positions_m", start.shape, "of shape [devices, 2]")
         require(bool(np.isfinite(start).all()), "positions_m", "not finite", "finite")
         self._spec, self._start_m, self._seed = spec, start, seed
-        self._stations_m = np.broadcast_to(np.asarray(stations_m, dtype=np.float64), start.shape)
-        n_devices = len(start)
+        self._stations_m = np.atleast_2d(np.asarray(stations_m, dtype=np.float64))
+        self._home = _homes(home, len(start), len(self._stations_m))
         self._trace = read_trace(spec.trace_file) if spec.trace_file is not None else None
         if self._trace is not None:
             self._check_trace()
@@ -166,21 +193,10 @@ class Channel:
             if mobility.enabled
             else None
         )
-        self._sight_draw = generator(seed, "line_of_sight").uniform(size=n_devices)
-        self._shadow = ShadowField(n_devices, generator(seed, "shadowing"))
-        self._doppler_hz = (spec.fading.speed_m_s or 0.0) * spec.carrier_hz / SPEED_OF_LIGHT
-        directions = generator(seed, "direct_path").uniform(0, 2 * np.pi, (2, n_devices))
-        self._direct_phase, self._direct_shift = directions[0], np.cos(directions[1])
-        self._scattered = (
-            {
-                way: ScatteredField(n_devices, self._doppler_hz, generator(seed, "fading", way))
-                for way in ("up", "down")
-            }
-            if spec.fading.speed_m_s is not None
-            else None
-        )
+        self._links = Links(spec, self._stations_m[self._home], seed)
+        self._links_to: dict[int, Links] = {}
         # Without movement path loss and shadowing never change, and a bad position shows at once.
-        self._mean = None if self._walk else self._mean_gain(start)
+        self._mean = None if self._walk else self._links.mean_gain(start)
 
     def realise(self, round_: int, step: int | None = None) -> ChannelState:
         """Return the links in a round, or in one step of it.
@@ -202,9 +218,16 @@ class Channel:
         block = step if spec.fading.per == "step" and step is not None else 0
         time_s = round_ * spec.round_interval_s + block * spec.step_interval_s
         mean, in_sight = self._mean_at(time_s)
+
+        def faded(links: Links, mean: Array, in_sight: Sight) -> tuple[Array, Array]:
+            return (
+                mean * links.fading_power("up", in_sight, round_, block, time_s),
+                mean * links.fading_power("down", in_sight, round_, block, time_s),
+            )
+
         return self._state(
-            mean * self._fading_power("up", in_sight, round_, block, time_s),
-            mean * self._fading_power("down", in_sight, round_, block, time_s),
+            *faded(self._links, mean, in_sight),
+            lambda station: faded(*self._reached(station, time_s)),
         )
 
     def mean(self, round_: int) -> ChannelState:
@@ -223,8 +246,14 @@ class Channel:
                 rates.mean(axis=0) for rates in (self._trace.uplink_bps, self._trace.downlink_bps)
             )
             return self._replayed(up, down)
-        mean, _ = self._mean_at(round_ * self._spec.round_interval_s)
-        return self._state(mean, mean)
+        time_s = round_ * self._spec.round_interval_s
+        mean, _ = self._mean_at(time_s)
+
+        def elsewhere(station: int) -> tuple[Array, Array]:
+            _, gain, _ = self._reached(station, time_s)
+            return gain, gain
+
+        return self._state(mean, mean, elsewhere)
 
     def realise_steps(self, round_: int, steps: int) -> tuple[ChannelState, ...]:
         """Return the links in a round: one state, or one per step if fading is per step."""
@@ -232,11 +261,27 @@ class Channel:
             return (self.realise(round_),)
         return tuple(self.realise(round_, step) for step in range(max(steps, 1)))
 
-    def _mean_at(self, time_s: float) -> tuple[Array, NDArray[np.bool_]]:
+    def _mean_at(self, time_s: float) -> tuple[Array, Sight]:
         if self._mean is not None:
             return self._mean
-        assert self._walk is not None
-        return self._mean_gain(self._walk.positions_m(time_s))
+        return self._links.mean_gain(self._positions_m(time_s))
+
+    def _positions_m(self, time_s: float) -> Array:
+        return self._start_m if self._walk is None else self._walk.positions_m(time_s)
+
+    def _reached(self, station: int, time_s: float) -> tuple[Links, Array, Sight]:
+        """Return the links of all devices to `station`, with gain 0 where it is out of reach."""
+        count = len(self._stations_m)
+        require(0 <= station < count, "station", station, f"from 0 to {count - 1}")
+        place = self._stations_m[station]
+        if station not in self._links_to:
+            there = np.tile(place, (len(self._start_m), 1))
+            self._links_to[station] = Links(self._spec, there, self._seed, "station", station)
+        links, positions = self._links_to[station], self._positions_m(time_s)
+        near = links.in_reach(positions)[:, None]
+        # Who is out of reach is put beside the station, where the model holds, and then silenced.
+        gain, in_sight = links.mean_gain(np.where(near, positions, place))
+        return links, np.where(near[:, 0], gain, 0.0), in_sight
 
     def _replayed(self, uplink_bps: Array, downlink_bps: Array) -> ChannelState:
         """Return the state whose links have the rates of a trace on the whole bands."""
@@ -249,7 +294,18 @@ class Channel:
             snr_down * state.noise_w_hz * state.downlink_hz / state.power_down_w,
         )
 
-    def _state(self, gain_up: Array, gain_down: Array) -> ChannelState:
+    def _state(
+        self,
+        gain_up: Array,
+        gain_down: Array,
+        elsewhere: Callable[[int], tuple[Array, Array]] | None = None,
+    ) -> ChannelState:
+        def gains_to(station: int) -> tuple[Array, Array]:
+            assert elsewhere is not None
+            up, down = elsewhere(station)
+            own = self._home == station
+            return np.where(own, gain_up, up), np.where(own, gain_down, down)
+
         spec = self._spec
         return ChannelState(
             gain_up,
@@ -261,39 +317,9 @@ class Channel:
             spec.bandwidth_hz if spec.downlink_hz is None else spec.downlink_hz,
             spec.rate,
             spec.gap_db,
+            self._home,
+            None if elsewhere is None else gains_to,
         )
-
-    def _mean_gain(self, positions_m: Array) -> tuple[Array, NDArray[np.bool_]]:
-        """Return each link's gain without small-scale fading, and whether it is in sight."""
-        spec = self._spec
-        distance = np.linalg.norm(positions_m - self._stations_m, axis=1)
-        if spec.line_of_sight == "random":
-            in_sight = self._sight_draw < line_of_sight_probability(spec.path_loss, distance)
-        else:
-            in_sight = np.full(len(distance), spec.line_of_sight == "always")
-        links = (spec.path_loss, distance, in_sight, spec.carrier_hz, spec.station_m, spec.device_m)
-        loss_db = path_loss_db(*links)
-        sigma = shadowing_sigma_db(*links) if spec.shadowing_db is None else spec.shadowing_db
-        correlation = np.where(in_sight, *SCENARIOS[spec.path_loss].correlation_m)
-        shadow_db = sigma * self._shadow.at(positions_m, correlation)
-        return db_to_linear(-(loss_db + shadow_db)), in_sight
-
-    def _fading_power(
-        self, way: str, in_sight: NDArray[np.bool_], round_: int, block: int, time_s: float
-    ) -> Array | float:
-        fading = self._spec.fading
-        if fading.kind == "none":
-            return 1.0
-        if self._scattered is not None:
-            scattered = self._scattered[way].at(time_s)
-        else:
-            rng = generator(self._seed, "fading", way, round_, block)
-            scattered = complex_normal(rng, len(in_sight))
-        if fading.kind == "rician":
-            turned = 2 * np.pi * self._doppler_hz * self._direct_shift * time_s
-            k_factor = np.where(in_sight, db_to_linear(fading.k_db), 0.0)
-            scattered = rician(scattered, self._direct_phase + turned, k_factor)
-        return np.abs(scattered) ** 2
 
     def _check_trace(self) -> None:
         spec, trace = self._spec, self._trace
@@ -310,3 +336,15 @@ class Channel:
                 highest,
                 f"at most {allowed:g}, {MAX_TRACE_EFFICIENCY:g} bit/s per hertz of the band",
             )
+
+
+def _homes(home: ArrayLike | None, n_devices: int, n_stations: int) -> NDArray[np.int64]:
+    """Return the station of each device, checked."""
+    if home is None:
+        require(n_stations == 1, "home", None, f"given, for there are {n_stations} stations")
+        return np.zeros(n_devices, dtype=np.int64)
+    homes = np.asarray(home, dtype=np.int64)
+    require(homes.shape == (n_devices,), "home", homes.shape, f"of shape ({n_devices},)")
+    known = bool(((homes >= 0) & (homes < n_stations)).all())
+    require(known, "home", homes.tolist(), f"stations 0 to {n_stations - 1}")
+    return homes

@@ -48,7 +48,8 @@ def random_fleet(seed, n_devices, edges=0, discipline="fifo", **settings):
 
 def random_state(seed, fleet, round_=0):
     spec = ChannelSpec(downlink_hz=30e6, shadowing_db=4.0)
-    return Channel(spec, fleet.devices.positions_m, fleet.stations_m, seed).realise(round_)
+    positions = fleet.devices.positions_m
+    return Channel(spec, positions, fleet.stations_m, seed, fleet.home).realise(round_)
 
 
 @st.composite

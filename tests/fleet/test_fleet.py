@@ -55,7 +55,7 @@ def test_sampled_fleets_stay_inside_their_description(seed, n, edges, random, lo
     fleet = build_fleet(spec, seed)
     assert fleet.n_devices == n
     assert fleet.n_edges == edges
-    distance = np.linalg.norm(fleet.devices.positions_m - fleet.stations_m, axis=1)
+    distance = np.linalg.norm(fleet.devices.positions_m - fleet.stations_m[fleet.home], axis=1)
     assert np.all((distance >= 50 - 1e-9) & (distance <= 250 + 1e-9))
     assert np.all((fleet.samples >= 10) & (fleet.samples <= 30))
     for i, name in enumerate(fleet.devices.names):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import timeline
 from fedsplit.plan import Branch, CodecPlan, RoundPlan, Route, Turn
+from fedsplit.wireless import Channel, ChannelSpec, FadingSpec
 from tests.fleet.fleet_scenarios import N_BLOCKS, random_fleet, random_profile, random_state, rounds
 
 BATCH = 8
@@ -350,6 +351,28 @@ def test_plans_that_do_not_fit_are_refused(change, named):
     good = turn(0, Route.two_tier(N_BLOCKS, 2), 1)
     with pytest.raises(FedsplitError, match=named):
         timeline(RoundPlan((Branch((replace(good, **change),)),)), profile, fleet, state, BATCH)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 100), st.lists(st.integers(0, 2), min_size=5, max_size=5))
+def test_a_turn_takes_the_link_to_the_edge_that_it_names(seed, edges):
+    """As in a fleet whose devices belong to those edges; without shadowing and fading."""
+    fleet, profile = random_fleet(seed, 5, edges=3), random_profile(seed)
+    moved = replace(fleet, home=np.array(edges))
+    spec = ChannelSpec(shadowing_db=0.0, fading=FadingSpec(kind="none"))
+
+    def state(of):
+        places = of.devices.positions_m
+        return Channel(spec, places, of.stations_m, seed, of.home).realise(1)
+
+    route = Route.three_tier(N_BLOCKS, 1, 3)
+    named = RoundPlan.parallel(Turn(n, route, 2, edge=edge) for n, edge in enumerate(edges))
+    own = RoundPlan.parallel(Turn(n, route, 2) for n in range(5))
+    found = timeline(named, profile, fleet, state(fleet), 4).cost
+    expected = timeline(own, profile, moved, state(moved), 4).cost
+    assert found.delay_s == close(expected.delay_s)
+    assert found.uplink_s == close(expected.uplink_s)
+    assert found.backhaul_bytes == close(expected.backhaul_bytes)
 
 
 def test_a_device_out_of_coverage_is_named():

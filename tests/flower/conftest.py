@@ -50,7 +50,9 @@ class Federation:
         self.profile = profile_model(model, data.seq_len)
         self.fleet = build_fleet(FleetSpec(devices=N_DEVICES, edges=2))
         devices = self.fleet.devices
-        self.channel = Channel(ChannelSpec(), devices.positions_m, self.fleet.stations_m, seed=7)
+        self.channel = Channel(
+            ChannelSpec(), devices.positions_m, self.fleet.stations_m, 7, self.fleet.home
+        )
 
     def run(
         self,

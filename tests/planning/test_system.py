@@ -39,7 +39,8 @@ def fleet():
 
 @pytest.fixture(scope="module")
 def state(fleet):
-    return Channel(ChannelSpec(), fleet.devices.positions_m, fleet.stations_m, 3).realise(0)
+    places = fleet.devices.positions_m
+    return Channel(ChannelSpec(), places, fleet.stations_m, 3, fleet.home).realise(0)
 
 
 @pytest.fixture(scope="module")

@@ -32,13 +32,21 @@ def make_scene(
     present: Iterable[int] | None = None,
     steps: int | None = 2,
     walking: bool = False,
+    ring_m: float = 500.0,
 ) -> Scene:
     """Return a round of a mixed fleet with unequal data, of which `present` take part."""
-    spec = FleetSpec(devices=devices, edges=edges, types=MIXED, clock=(0.3, 1), samples=(20, 200))
+    spec = FleetSpec(
+        devices=devices,
+        edges=edges,
+        edge_ring_m=ring_m,
+        types=MIXED,
+        clock=(0.3, 1),
+        samples=(20, 200),
+    )
     fleet = build_fleet(spec, seed)
     mobility = MobilitySpec(enabled=walking, side_m=400.0)
     positions = fleet.devices.positions_m
-    channel = Channel(ChannelSpec(mobility=mobility), positions, fleet.stations_m, seed)
+    channel = Channel(ChannelSpec(mobility=mobility), positions, fleet.stations_m, seed, fleet.home)
     samples = {
         device: int(fleet.samples[device])
         for device in (range(devices) if present is None else present)

@@ -1,7 +1,11 @@
 """SplitLLM: three tiers, one user of each edge in a round, everybody's turn in a pass."""
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Message
@@ -14,7 +18,7 @@ from fedsplit.errors import FedsplitError
 from fedsplit.flower import Scene, SplitStrategy
 from fedsplit.flower.session import _data
 from fedsplit.plan import RoundPlan, Route
-from strategies.splitllm import SplitLlm
+from strategies.splitllm import SplitLlm, edge_times_s
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import assert_equal, initial, train_unsplit
 from tests.strategies.scenes import N_BLOCKS, cost, make_scene, scenes
@@ -141,6 +145,60 @@ def test_nobody_waits_longer_than_the_users_of_an_edge(
         assert set(trained) == set(range(users))
 
 
+@settings(max_examples=25, deadline=None)
+@given(users=st.integers(1, 6), edges=st.integers(1, 3), seed=st.integers(0, 100))
+def test_users_go_where_turns_are_fastest_or_edges_least_busy(
+    users: int, edges: int, seed: int
+) -> None:
+    """Every association there is, each turn costed alone with its part of the bands."""
+    scene = make_scene(users, edges=edges, seed=seed, server_round=9)
+    quiet = replace(scene, channel=scene.mean_channel(1))
+
+    def turn_s(user: int, edge: int) -> float:
+        band = scene.channel.uplink_hz / edges
+        turn = replace(scene.turn(user, SplitLlm(1, 3).route(N_BLOCKS)), edge=edge)
+        alone = RoundPlan.parallel([replace(turn, uplink_hz=band, downlink_hz=band)])
+        return cost(alone, quiet).delay_s
+
+    times = np.array([[turn_s(user, edge) for edge in range(edges)] for user in range(users)])
+
+    def loads(chosen: Sequence[int]) -> list[float]:
+        everyone = np.arange(users)
+        spent = times[everyone, list(chosen)]
+        return [float(spent[np.array(chosen) == edge].sum()) for edge in range(edges)]
+
+    every = list(product(range(edges), repeat=users))
+    room = -(-users // edges)
+    even = [one for one in every if max(Counter(one).values()) <= room]
+    by_channel = SplitLlm(1, 3, association="channel").edges(scene)
+    assert Counter(by_channel.tolist()).most_common(1)[0][1] <= room
+    assert sum(loads(by_channel.tolist())) == pytest.approx(min(sum(loads(one)) for one in even))
+    by_load = SplitLlm(1, 3, association="load").edges(scene)
+    assert max(loads(by_load.tolist())) <= 1.15 * min(max(loads(one)) for one in every)
+    plan = SplitLlm(1, 3, association="channel").plan_round(scene)
+    for branch in plan.branches:
+        (turn,) = branch.turns
+        assert turn.edge == by_channel[turn.device]
+    for turn in SplitLlm(1, 3, association="channel").plan_evaluation(scene):
+        assert turn.edge == by_channel[turn.device]
+    cost(plan, scene)
+
+
+def test_association_holds_for_the_run_and_shortens_its_passes() -> None:
+    """Where cells overlap, a user may stand nearer to another edge than to its home."""
+    scenes_ = [make_scene(8, edges=4, seed=1, server_round=r, walking=True) for r in (1, 2, 3)]
+    near = SplitLlm(1, 3, association="channel")
+    assert len({tuple(near.edges(scene).tolist()) for scene in scenes_}) == 1
+    everyone = make_scene(12, edges=3, seed=2, ring_m=100.0)
+
+    def pass_s(association: str) -> float:
+        times = edge_times_s(everyone, SplitLlm(1, 3).route(N_BLOCKS))
+        edge = SplitLlm(1, 3, association=association).edges(everyone)
+        return float(times[np.arange(12), edge].sum())
+
+    assert pass_s("channel") < pass_s("home")
+
+
 def test_servers_hold_few_branches_at_a_time() -> None:
     """The paper's gain: K live branches on the servers instead of N."""
 
@@ -168,3 +226,5 @@ def test_a_fleet_without_edges_is_refused() -> None:
         SplitLlm().plan_round(make_scene(4))
     with pytest.raises(FedsplitError, match=r"strategy\.selection='fair'"):
         SplitLlm(selection="fair")
+    with pytest.raises(FedsplitError, match=r"strategy\.association='near'"):
+        SplitLlm(association="near")

@@ -22,6 +22,9 @@ from fedsplit.wireless import (
 
 POSITIONS = np.random.default_rng(0).uniform(-200, 200, (12, 2))
 STILL = ChannelSpec(fading=FadingSpec(kind="none"), shadowing_db=0.0)
+STATIONS = np.array([[30.0, 40.0], [-150.0, 90.0], [200.0, -10.0]])
+HOME = np.arange(12) % 3
+homes = st.lists(st.integers(0, 2), min_size=12, max_size=12)
 specs = st.builds(
     ChannelSpec,
     path_loss=st.sampled_from(["papers", "umi", "uma", "rma"]),
@@ -69,6 +72,54 @@ def test_gain_without_randomness_is_the_path_loss():
     distance = np.hypot(POSITIONS[:, 0] - 30, POSITIONS[:, 1] - 40)
     expected = path_loss_db("papers", distance, True, 2e9)
     assert -10 * np.log10(state.gain_up) == pytest.approx(expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(spec=specs, moment=moments, first=homes, then=homes)
+def test_links_to_other_stations_depend_on_seed_and_time_alone(spec, moment, first, then):
+    """Whatever was asked before, and wherever the device belongs, own links stay as they are."""
+    used, fresh = (Channel(spec, POSITIONS, STATIONS, 3, HOME) for _ in range(2))
+    plain = Channel(spec, POSITIONS, STATIONS[HOME[0]], 3, np.zeros(12, int))
+    state = used.realise(*moment)
+    found, expected = state.over(first).over(then), fresh.realise(*moment).over(then)
+    for way in ("gain_up", "gain_down"):
+        assert np.array_equal(getattr(found, way), getattr(expected, way))
+        own = np.asarray(then) == HOME
+        assert np.array_equal(getattr(found, way)[own], getattr(state, way)[own])
+        assert not np.isin(getattr(found, way)[~own], getattr(state, way)).any()
+        near = HOME[0] == HOME
+        alone = getattr(plain.realise(*moment), way)
+        assert np.array_equal(getattr(state, way)[near], alone[near])
+
+
+def test_other_stations_links_have_their_own_distance_and_fade_as_any():
+    """Without randomness the path loss; with it, mean power 1 and no correlation with home."""
+    still = Channel(STILL, POSITIONS, STATIONS, home=HOME)
+    for state in (still.realise(0), still.mean(0)):
+        gain_db = 10 * np.log10(state.over(np.full(12, 2)).gain_up)
+        distance = np.hypot(*(POSITIONS - STATIONS[2]).T)
+        assert -gain_db == pytest.approx(path_loss_db("papers", distance, True, 2e9))
+    many = np.tile([10.0, 20.0], (20_000, 1))
+    quiet = Channel(STILL, many, STATIONS, home=np.zeros(20_000, int)).mean(0)
+    faded = Channel(replace(STILL, fading=FadingSpec()), many, STATIONS, 0, np.zeros(20_000, int))
+    there = np.ones(20_000, int)
+    home, away = (
+        state.gain_up / mean.gain_up
+        for state, mean in (
+            (faded.realise(1), quiet),
+            (faded.realise(1).over(there), quiet.over(there)),
+        )
+    )
+    assert away.mean() == pytest.approx(1, abs=0.03)
+    assert np.corrcoef(home, away)[0, 1] == pytest.approx(0, abs=0.03)
+
+
+def test_a_station_beyond_the_models_range_is_not_heard():
+    spec = replace(STILL, path_loss="umi")
+    channel = Channel(spec, [[10.0, 0.0], [20.0, 0.0]], [[0.0, 0.0], [6e3, 0.0]], home=[0, 0])
+    away = channel.realise(0).over([1, 0])
+    assert away.gain_up[0] == 0
+    assert away.gain_up[1] == channel.realise(0).gain_up[1]
 
 
 def test_mean_loss_over_the_cell_is_the_formulas_integral():
@@ -184,6 +235,10 @@ def test_bad_settings_are_named(settings_, named):
         (lambda: Channel(ChannelSpec(path_loss="umi"), [[9e3, 0]]), "distance_m=9000.0"),
         (lambda: Channel(ChannelSpec(), [1.0, 2.0]), "positions_m=.*of shape"),
         (lambda: Channel(ChannelSpec(), POSITIONS).realise(-1), "round=-1"),
+        (lambda: Channel(ChannelSpec(), POSITIONS, STATIONS), "home=None.*3 stations"),
+        (lambda: Channel(ChannelSpec(), POSITIONS, STATIONS, home=[0, 1]), r"home=\(2,\)"),
+        (lambda: Channel(ChannelSpec(), POSITIONS, STATIONS, home=[3] * 12), "stations 0 to 2"),
+        (lambda: Channel(ChannelSpec(), POSITIONS).realise(1).over([7] * 12), "station=7"),
     ],
 )
 def test_bad_parts_are_named(build, named):
