@@ -168,6 +168,7 @@ def model_spec(config: DictConfig) -> ModelSpec:
 
 def job(config: DictConfig, source: str = "") -> Job:
     """Return what every node of the run has to know."""
+    link = link_settings(config)
     return Job(
         model=model_spec(config),
         data=from_mapping(DataSpec, plain(config.data), "data"),
@@ -179,7 +180,8 @@ def job(config: DictConfig, source: str = "") -> Job:
         accelerator=config.run.accelerator,
         source=source,
         connect_s=config.run.connect_s,
-        security=link_settings(config).security,
+        security=link.security,
+        ping_s=link.ping_s,
     )
 
 

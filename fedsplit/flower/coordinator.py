@@ -17,6 +17,7 @@ from fedsplit.flower.host import OpenTurn, StageHost
 from fedsplit.flower.messages import (
     EVALUATE,
     TRAIN,
+    Contact,
     Job,
     TurnTask,
     read_arrays,
@@ -28,6 +29,7 @@ from fedsplit.flower.roster import Roster, rediscover
 from fedsplit.plan import DEVICE, EDGE, Branch, Failure, Turn
 from fedsplit.seeds import derive_seed
 from fedsplit.transport import new_token
+from fedsplit.transport.presence import BROKEN
 
 _PHASES = {TRAIN: "train", EVALUATE: "evaluate"}
 
@@ -76,7 +78,7 @@ class Coordinator:
         self._edges: RemoteEdges | None = None
         if roster.edges:
             nodes = {edge.index: edge for edge in roster.edges}
-            self._edges = RemoteEdges(grid, job, nodes, self._start_s, deadline_s)
+            self._edges = RemoteEdges(grid, host, job, nodes, self._start_s, deadline_s)
 
     def welcome_back(self) -> None:
         """Take in devices and edges that were started again since; each has its old place."""
@@ -173,13 +175,43 @@ class Coordinator:
         """Run one turn; return its complete adapters (none in evaluation) and what it did."""
         started = time.monotonic()
         ticket = self._hand_to_edge(server_round, turn, adapters, kind, opened)
-        message = self._task(server_round, turn, adapters, kind, opened, ticket)
+        contact = self._host.expect(f"device {turn.device}")
+        message = self._task(server_round, turn, adapters, kind, opened, ticket, contact)
+        try:
+            reply = yield from self._answer(message, turn, kind, opened, ticket, contact)
+        finally:
+            self._host.attendance.forget(contact.token)
+        link_bytes = opened.link_bytes() if opened is not None else {}
+        trained = read_arrays(reply)
+        if ticket is not None:
+            late = yield Await(lambda: ticket.trained is not None or ticket.failure is not None)
+            if isinstance(late, Lost) or ticket.trained is None:
+                raise FedsplitError(ticket.failure or f"edge {ticket.edge}: no answer")
+            trained |= ticket.trained
+            link_bytes |= ticket.link_bytes
+        if kind == TRAIN:
+            trained |= self._host.finish(opened) if opened is not None else {}
+            _check_complete(trained, adapters)
+        return trained, _turn_outcome(turn, read_metrics(reply), link_bytes, started)
 
+    def _answer(
+        self,
+        message: Message,
+        turn: Turn,
+        kind: str,
+        opened: OpenTurn | None,
+        ticket: EdgeTicket | None,
+        contact: Contact,
+    ) -> Generator[Call | Await, Message | Lost | None, Message]:
+        """Send a turn's task and return its answer; raise if there is or will be none."""
         since: dict[str, float] = {}
 
         def broken() -> str | None:
             if ticket is not None and ticket.failure is not None:
                 return ticket.failure
+            attention = self._host.attendance.look(contact.token)
+            if attention.state == BROKEN:
+                return attention.reason
             if opened is None:
                 return None
             awaited = self._host.awaits(opened)
@@ -201,18 +233,7 @@ class Coordinator:
         assert reply is not None
         if reply.has_error():
             raise FedsplitError(str(reply.error.reason))
-        link_bytes = opened.link_bytes() if opened is not None else {}
-        trained = read_arrays(reply)
-        if ticket is not None:
-            late = yield Await(lambda: ticket.trained is not None or ticket.failure is not None)
-            if isinstance(late, Lost) or ticket.trained is None:
-                raise FedsplitError(ticket.failure or f"edge {ticket.edge}: no answer")
-            trained |= ticket.trained
-            link_bytes |= ticket.link_bytes
-        if kind == TRAIN:
-            trained |= self._host.finish(opened) if opened is not None else {}
-            _check_complete(trained, adapters)
-        return trained, _turn_outcome(turn, read_metrics(reply), link_bytes, started)
+        return reply
 
     def _open(
         self,
@@ -268,12 +289,14 @@ class Coordinator:
         kind: str,
         opened: OpenTurn | None,
         ticket: EdgeTicket | None,
+        contact: Contact,
     ) -> Message:
         address, token = (opened.address, opened.token) if opened is not None else ("", "")
         if ticket is not None and self._edges is not None:
             address, token = self._edges.address(ticket.edge), ticket.turn.token
         task = TurnTask(
             job=self.job,
+            contact=contact,
             server_round=server_round,
             device=turn.device,
             route=str(turn.route),

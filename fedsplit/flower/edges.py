@@ -15,9 +15,11 @@ from torch import Tensor
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import Stage
 from fedsplit.execution.turn import DONE, FAILED, WAITING
+from fedsplit.flower.host import StageHost
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import (
     EDGE,
+    Contact,
     Job,
     answer,
     read_arrays,
@@ -28,9 +30,11 @@ from fedsplit.flower.messages import (
 )
 from fedsplit.flower.models import cached_model
 from fedsplit.flower.roster import EdgeNode
+from fedsplit.flower.session import at_work
 from fedsplit.plan import EDGE as EDGE_TIER
 from fedsplit.plan import CodecPlan, Route
 from fedsplit.transport import GrpcLink, GrpcServer, OpenRequest
+from fedsplit.transport.presence import BROKEN, EXPECTED
 
 _POLL_S = 0.02
 
@@ -56,6 +60,7 @@ class EdgeTask:
     """
 
     job: Job
+    contact: Contact
     turns: tuple[EdgeTurn, ...]
     train: bool
     start_s: float
@@ -71,6 +76,11 @@ def serve(message: Message, context: Context) -> Message:
         If the node was started without an address to bind.
     """
     task = read_task(message, EdgeTask)
+    with at_work(task.contact, context, task.job):
+        return _serve(task, message, context)
+
+
+def _serve(task: EdgeTask, message: Message, context: Context) -> Message:
     settings = LinkSettings.of_node(context.node_config)
     if settings.bind is None:
         raise FedsplitError('node-config: an edge must hold bind, such as bind="0.0.0.0:7000"')
@@ -89,9 +99,11 @@ def serve(message: Message, context: Context) -> Message:
         }
         onward = None
         if turn.onward_token:
-            onward = GrpcLink(turn.onward_address, tls=tls), turn.onward_token
+            link = GrpcLink(turn.onward_address, tls=tls, ping_s=task.job.ping_s)
+            onward = link, turn.onward_token
         stage.open_turn(request, adapters, task.job.optimizer if task.train else None, onward)
-    with GrpcServer(stage, settings.bind, tls=settings.server_tls(task.job.security)):
+    server_tls = settings.server_tls(task.job.security)
+    with GrpcServer(stage, settings.bind, tls=server_tls, ping_s=task.job.ping_s):
         _wait(stage, task)
     return _answer(message, task, stage)
 
@@ -142,6 +154,14 @@ class EdgeTicket:
     link_bytes: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Served:
+    """The turns of one message to an edge, and the token of its presence."""
+
+    tickets: list[EdgeTicket]
+    presence: str
+
+
 class RemoteEdges:
     """The cloud's side of the edges: hands out turns, collects what comes back.
 
@@ -149,6 +169,8 @@ class RemoteEdges:
     ----------
     grid : Grid
         Flower's grid.
+    host : StageHost
+        Keeps the edges' presence.
     job : Job
         What all turns share.
     nodes : mapping of int to EdgeNode
@@ -160,18 +182,20 @@ class RemoteEdges:
     def __init__(
         self,
         grid: Grid,
+        host: StageHost,
         job: Job,
         nodes: Mapping[int, EdgeNode],
         start_s: float,
         deadline_s: float,
     ) -> None:
         self._grid = grid
+        self._host = host
         self._job = job
         self.nodes = nodes
         self._start_s = start_s
         self._deadline_s = deadline_s
         self._pending: dict[int, list[EdgeTicket]] = {}
-        self._serving: dict[str, list[EdgeTicket]] = {}
+        self._serving: dict[str, _Served] = {}
         self._over_since: dict[str, float] = {}
 
     def address(self, edge: int) -> str:
@@ -194,27 +218,47 @@ class RemoteEdges:
     def tick(self) -> None:
         """Collect answers, and send what waits to every edge that is free."""
         for reply in self._grid.pull_messages(list(self._serving)):
-            self._collect(self._serving.pop(reply.metadata.reply_to_message_id), reply)
+            served = self._serving[reply.metadata.reply_to_message_id]
+            self._collect(served.tickets, reply)
+            self._end(reply.metadata.reply_to_message_id)
         self._give_up()
-        busy = {tickets[0].edge for tickets in self._serving.values()}
+        busy = {served.tickets[0].edge for served in self._serving.values()}
         for edge in [edge for edge in self._pending if edge not in busy]:
             tickets = self._pending.pop(edge)
-            (message_id,) = self._grid.push_messages([self._message(edge, tickets)])
-            self._serving[message_id] = tickets
+            contact = self._host.expect(f"edge {edge}")
+            message = self._message(edge, tickets, contact)
+            (message_id,) = self._grid.push_messages([message])
+            self._serving[message_id] = _Served(tickets, contact.token)
 
     def _give_up(self) -> None:
-        """Wait no longer for an edge that has long had nothing to do but answer."""
-        now = time.monotonic()
-        for message_id, tickets in list(self._serving.items()):
-            if not all(ticket.is_over() for ticket in tickets):
-                continue
-            if now > self._over_since.setdefault(message_id, now) + self._start_s:
-                for ticket in self._serving.pop(message_id):
-                    ticket.failure = f"edge {ticket.edge}: no answer after its last step"
+        """Wait no longer for an edge that is gone, or has long had nothing to do but answer."""
+        for message_id, served in list(self._serving.items()):
+            if (reason := self._trouble(message_id, served)) is not None:
+                for ticket in served.tickets:
+                    ticket.failure = f"edge {ticket.edge}: {reason}"
+                self._end(message_id)
 
-    def _message(self, edge: int, tickets: list[EdgeTicket]) -> Message:
+    def _trouble(self, message_id: str, served: "_Served") -> str | None:
+        attention = self._host.attendance.look(served.presence)
+        if attention.state == BROKEN:
+            return attention.reason
+        now = time.monotonic()
+        if attention.state == EXPECTED:
+            late = now > attention.since_s + self._start_s
+            return f"did not come within {self._start_s:.0f} s" if late else None
+        if not all(ticket.is_over() for ticket in served.tickets):
+            return None
+        late = now > self._over_since.setdefault(message_id, now) + self._start_s
+        return "no answer after its last step" if late else None
+
+    def _end(self, message_id: str) -> None:
+        self._host.attendance.forget(self._serving.pop(message_id).presence)
+
+    def _message(self, edge: int, tickets: list[EdgeTicket], contact: Contact) -> Message:
         turns = tuple(ticket.turn for ticket in tickets)
-        task = EdgeTask(self._job, turns, tickets[0].train, self._start_s, self._deadline_s)
+        task = EdgeTask(
+            self._job, contact, turns, tickets[0].train, self._start_s, self._deadline_s
+        )
         arrays = {
             f"{index}/{name}": tensor
             for index, ticket in enumerate(tickets)

@@ -11,10 +11,12 @@ from torch import Tensor
 from fedsplit.execution import OptimizerSpec, Stage, compute
 from fedsplit.execution.turn import DONE, FAILED, WAITING
 from fedsplit.flower.link_settings import LinkSettings
+from fedsplit.flower.messages import Contact
 from fedsplit.flower.models import torch_device
 from fedsplit.models import ModelSpec, SplitModel, load
 from fedsplit.plan import DEVICE, Route, Segment, Turn
 from fedsplit.transport import (
+    Attendance,
     GrpcServer,
     InProcessLink,
     Link,
@@ -51,7 +53,9 @@ class OpenTurn:
 
 
 class StageHost:
-    """One stage for each server tier, and the socket through which devices reach them all.
+    """One stage for each server tier, and the socket through which nodes reach them all.
+
+    Over the same socket nodes show their presence, which `attendance` keeps.
 
     A context manager: leaving it closes the socket and refuses every open turn.
 
@@ -89,6 +93,7 @@ class StageHost:
         self._load: Callable[[], SplitModel] = lambda: compute(read)
         self._optimizer = optimizer
         self.model = self._load()
+        self.attendance = Attendance()
         self._stages: dict[str, Stage] = {}
         self._waiting: dict[bytes, Stage] = {}
         self._server: GrpcServer | None = None
@@ -185,6 +190,10 @@ class StageHost:
             fetched = opened.fetched if is_first else ()
             stage.supply(token, adapters, {name: adapters[name] for name in fetched})
 
+    def expect(self, who: str) -> Contact:
+        """Return where the node `who` ("device 3") shows its presence during one task."""
+        return Contact(self._address(), self.attendance.expect(who))
+
     def enter(self, token: bytes) -> Visit:
         """See `fedsplit.transport.Host.enter`: whichever stage the turn is on."""
         # A dictionary compares hashes, so that the time taken tells nothing about other tokens.
@@ -250,5 +259,11 @@ class StageHost:
     def _address(self) -> str:
         if self._server is None:
             bind = self._link.bind or f"unix:{Path(self._folder.name) / 'link'}.sock"
-            self._server = GrpcServer(self, bind, tls=self._tls)
+            self._server = GrpcServer(
+                self,
+                bind,
+                tls=self._tls,
+                attendance=self.attendance,
+                ping_s=self._link.ping_s,
+            )
         return self._link.advertise or self._server.address

@@ -16,6 +16,7 @@ from fedsplit.flower.link_settings import PLAIN, SECURITIES
 from fedsplit.mapping import T, from_mapping, to_mapping
 from fedsplit.models import ModelSpec
 from fedsplit.plan import CodecPlan
+from fedsplit.transport.connection import PING_S
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -50,6 +51,8 @@ class Job:
         How long a device waits for the first server of its route to come up.
     security : str
         What the run's link is: "plain", "tls", or "mutual" (nodes show certificates too).
+    ping_s : float
+        Seconds between keep-alive pings on links and presence.
     """
 
     model: ModelSpec
@@ -63,11 +66,20 @@ class Job:
     source: str = ""
     connect_s: float = 60.0
     security: str = PLAIN
+    ping_s: float = PING_S
 
     def __post_init__(self) -> None:
         require_choice("security", self.security, SECURITIES)
         for name in ("n_devices", "batch_size", "threads"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+
+
+@dataclass(frozen=True)
+class Contact:
+    """Where a node shows its presence while it works on a task, and the token that lets it in."""
+
+    address: str
+    token: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class TurnTask:
     """
 
     job: Job
+    contact: Contact
     server_round: int
     device: int
     route: str

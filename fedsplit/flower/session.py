@@ -14,14 +14,14 @@ from fedsplit.data import DataSpec, FederatedData, batches, load_data, training_
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import TurnResult, evaluate_turn, train_turn
 from fedsplit.flower.link_settings import LinkSettings
-from fedsplit.flower.messages import Job, TurnTask, answer, read_arrays, read_task
+from fedsplit.flower.messages import Contact, Job, TurnTask, answer, read_arrays, read_task
 from fedsplit.flower.models import cached_model
 from fedsplit.flower.source import source_hash
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, SplitModel
 from fedsplit.plan import DEVICE, Route
 from fedsplit.seeds import generator
-from fedsplit.transport import GrpcLink
+from fedsplit.transport import GrpcLink, Presence
 
 
 def hello(message: Message, context: Context) -> Message:
@@ -62,7 +62,13 @@ def _hello_edge(message: Message, context: Context, job: Job) -> Message:
 
 def train(message: Message, context: Context) -> Message:
     """Train one turn and answer with the device's adapters."""
-    task, route, model, link = _prepare(message, context)
+    task = _read(message, context)
+    with at_work(task.contact, context, task.job):
+        return _train(task, message, context)
+
+
+def _train(task: TurnTask, message: Message, context: Context) -> Message:
+    route, model, link = _prepare(task, context)
     job = task.job
     rng = generator(job.seed, "batches", task.server_round, task.device)
     started = time.perf_counter()
@@ -85,7 +91,13 @@ def train(message: Message, context: Context) -> Message:
 
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the adapters on the device's test data."""
-    task, route, model, link = _prepare(message, context)
+    task = _read(message, context)
+    with at_work(task.contact, context, task.job):
+        return _evaluate(task, message, context)
+
+
+def _evaluate(task: TurnTask, message: Message, context: Context) -> Message:
+    route, model, link = _prepare(task, context)
     job = task.job
     started = time.perf_counter()
     result = evaluate_turn(
@@ -99,6 +111,22 @@ def evaluate(message: Message, context: Context) -> Message:
         codec=task.codec,
     )
     return answer(message, _metrics(result, time.perf_counter() - started))
+
+
+def at_work(contact: Contact, context: Context, job: Job) -> Presence:
+    """Show this node's presence at the server while it works on a task."""
+    if context.node_config.get("role", "device") == "edge":
+        who = f"edge {int(context.node_config['edge-id'])}"
+    else:
+        who = f"device {device_index(context)}"
+    return Presence(
+        contact.address,
+        contact.token,
+        who,
+        tls=LinkSettings.of_node(context.node_config).client_tls(job.security),
+        connect_timeout_s=job.connect_s,
+        ping_s=job.ping_s,
+    )
 
 
 def device_index(context: Context) -> int:
@@ -115,20 +143,24 @@ def device_index(context: Context) -> int:
     return int(value)
 
 
-def _prepare(
-    message: Message, context: Context
-) -> tuple[TurnTask, Route, SplitModel, GrpcLink | None]:
+def _read(message: Message, context: Context) -> TurnTask:
     task: TurnTask = read_task(message, TurnTask)
     if task.device != device_index(context):
         raise FedsplitError(f"device={task.device}: this node is {device_index(context)}")
+    return task
+
+
+def _prepare(task: TurnTask, context: Context) -> tuple[Route, SplitModel, GrpcLink | None]:
     torch.set_num_threads(task.job.threads)
     route = Route.parse(task.route, task.n_blocks)
     model = cached_model(task.job, route.on(DEVICE))
     if not task.address:
-        return task, route, model, None
+        return route, model, None
     tls = LinkSettings.of_node(context.node_config).client_tls(task.job.security)
-    link = GrpcLink(task.address, tls=tls, connect_timeout_s=task.job.connect_s)
-    return task, route, model, link
+    link = GrpcLink(
+        task.address, tls=tls, connect_timeout_s=task.job.connect_s, ping_s=task.job.ping_s
+    )
+    return route, model, link
 
 
 def _key(value: ModelSpec | DataSpec) -> str:

@@ -1,4 +1,4 @@
-"""The link between tiers: frames, codecs, an in-process and a gRPC connection."""
+"""The link between tiers: frames, codecs, in-process and gRPC connections; presence of nodes."""
 
 from fedsplit.transport.connection import Tls
 from fedsplit.transport.frames import FrameError, Limits
@@ -18,9 +18,12 @@ from fedsplit.transport.link import (
     Visit,
     new_token,
 )
+from fedsplit.transport.presence import Attendance, Attention, Presence
 from fedsplit.transport.tensors import take_adapters
 
 __all__ = [
+    "Attendance",
+    "Attention",
     "EvalReply",
     "FrameError",
     "Gradients",
@@ -33,6 +36,7 @@ __all__ = [
     "LinkError",
     "LinkStats",
     "OpenRequest",
+    "Presence",
     "StepReply",
     "Steps",
     "Tls",

@@ -63,6 +63,11 @@ class Kind(enum.IntEnum):
     FETCH_REPLY = 15
     HAND_UP = 16
     HANDED_UP = 17
+    PRESENT = 18
+    WELCOME = 19
+    TELL = 20
+    LEAVE = 21
+    GOODBYE = 22
 
 
 _NUMBER = (int, float)
@@ -79,6 +84,9 @@ _FIELDS: Mapping[Kind, Mapping[str, type | tuple[type, ...]]] = {
     Kind.STEP_REPLY: {"loss": _NUMBER, "targets": int},
     Kind.EVALUATE_REPLY: {"loss": _NUMBER, "targets": int, "correct": (int, type(None))},
     Kind.ERROR: {"reason": str},
+    Kind.PRESENT: {"who": str},
+    Kind.TELL: {"words": dict},
+    Kind.LEAVE: {"reason": str},
 }
 # What carries adapters; they are named like inputs, and travel as they are.
 ADAPTERS = frozenset({Kind.FETCH_REPLY, Kind.HAND_UP})

@@ -1,16 +1,13 @@
 """A link over gRPC: one bidirectional stream of raw frames for each turn."""
 
 import queue
-import threading
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
-
 from fedsplit.transport.client import FrameLink
-from fedsplit.transport.connection import METHOD, SERVICE, Tls, options
+from fedsplit.transport.connection import METHOD, PING_S, SERVICE, Tls, dial, receive
 from fedsplit.transport.frames import Limits
-from fedsplit.transport.link import LinkError, OpenRequest
+from fedsplit.transport.link import OpenRequest
 
 
 class GrpcLink(FrameLink):
@@ -29,6 +26,8 @@ class GrpcLink(FrameLink):
     reply_timeout_s : float
         How long to wait for an answer, which may have to queue behind other branches. A peer that
         dies is noticed at once, whatever this is.
+    ping_s : float
+        Seconds between keep-alive pings.
     """
 
     def __init__(
@@ -39,12 +38,14 @@ class GrpcLink(FrameLink):
         limits: Limits | None = None,
         connect_timeout_s: float = 10.0,
         reply_timeout_s: float = 600.0,
+        ping_s: float = PING_S,
     ) -> None:
         super().__init__(limits or Limits())
         self._target = target
         self._tls = tls
         self._patience_s = connect_timeout_s
         self._reply_timeout_s = reply_timeout_s
+        self._ping_s = ping_s
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._channel: Any = None
         self._call: Any = None
@@ -57,11 +58,7 @@ class GrpcLink(FrameLink):
         self._patience_s = self._reply_timeout_s
 
     def _connect(self) -> None:
-        settings = options(self._limits)
-        if self._tls is None:
-            self._channel = grpc.insecure_channel(self._target, settings)
-        else:
-            self._channel = grpc.secure_channel(self._target, self._tls.for_client(), settings)
+        self._channel = dial(self._target, self._tls, self._limits, self._ping_s)
         # Without serializers, gRPC hands the bytes through as they are.
         stream = self._channel.stream_stream(f"/{SERVICE}/{METHOD}")
         self._call = stream(self._frames(), wait_for_ready=True)
@@ -71,28 +68,8 @@ class GrpcLink(FrameLink):
             yield frame
 
     def _exchange(self, frame: bytes) -> bytes:
-        silence = threading.Event()
-
-        def give_up() -> None:
-            silence.set()
-            self._call.cancel()
-
-        watchdog = threading.Timer(self._patience_s, give_up)
-        watchdog.daemon = True
-        watchdog.start()
         self._outgoing.put(frame)
-        try:
-            reply: bytes = next(self._call)
-        except StopIteration:
-            raise LinkError(f"link to {self._target}: closed by the other end") from None
-        except grpc.RpcError as error:
-            problem = f"{error.code().name} {error.details()}"
-            if silence.is_set():
-                problem = f"no answer within {self._patience_s:g} s"
-            raise LinkError(f"link to {self._target}: {problem}") from None
-        finally:
-            watchdog.cancel()
-        return reply
+        return receive(self._call, self._patience_s, self._target)
 
     def _hang_up(self) -> None:
         self._outgoing.put(None)

@@ -8,9 +8,10 @@ from typing import Any
 import grpc
 
 from fedsplit.errors import FedsplitError
-from fedsplit.transport.connection import METHOD, SERVICE, Tls, options
+from fedsplit.transport.connection import METHOD, PING_S, PRESENCE, SERVICE, Tls, options
 from fedsplit.transport.frames import Limits
 from fedsplit.transport.link import Host
+from fedsplit.transport.presence import Attendance
 from fedsplit.transport.session import Session
 
 
@@ -34,6 +35,10 @@ class GrpcServer:
     backward_timeout_s : float
         How long the device of a U-shaped route may take between forward and backward, while
         other branches wait; its turn fails then.
+    attendance : Attendance or None
+        Also keeps the presence of nodes; as many as there may be links.
+    ping_s : float
+        Seconds between keep-alive pings.
 
     Raises
     ------
@@ -51,19 +56,25 @@ class GrpcServer:
         max_streams: int = 256,
         open_timeout_s: float = 30.0,
         backward_timeout_s: float = 120.0,
+        attendance: Attendance | None = None,
+        ping_s: float = PING_S,
     ) -> None:
         self._host = host
         self._limits = limits or Limits()
         self._open_timeout_s = open_timeout_s
         self._backward_timeout_s = backward_timeout_s
+        handlers = {METHOD: grpc.stream_stream_rpc_method_handler(self._serve)}
+        if attendance is not None:
+            self._attendance = attendance
+            handlers[PRESENCE] = grpc.stream_stream_rpc_method_handler(self._attend)
+        calls = max_streams * len(handlers)
         self._server = grpc.server(
-            ThreadPoolExecutor(max_streams, "link"),
-            options=options(self._limits),
-            maximum_concurrent_rpcs=max_streams,
+            ThreadPoolExecutor(calls, "link"),
+            options=options(self._limits, ping_s),
+            maximum_concurrent_rpcs=calls,
         )
-        handler = grpc.stream_stream_rpc_method_handler(self._serve)
         self._server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})]
+            [grpc.method_handlers_generic_handler(SERVICE, handlers)]
         )
         try:
             if tls is None:
@@ -103,6 +114,16 @@ class GrpcServer:
         finally:
             watchdog.cancel()
             session.hang_up("the device's end of the link is gone")
+
+    def _attend(self, frames: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        watchdog = self._watch(context, self._open_timeout_s)
+        try:
+            first = next(frames)
+        except (StopIteration, grpc.RpcError):
+            return
+        finally:
+            watchdog.cancel()
+        yield from self._attendance.serve(first, context)
 
     @staticmethod
     def _watch(context: Any, patience_s: float) -> threading.Timer:
