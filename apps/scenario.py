@@ -1,9 +1,9 @@
 """The modelled system that a configuration describes: model costs, machines, radio."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from omegaconf import DictConfig
@@ -21,7 +21,7 @@ from fedsplit.fleet import (
 )
 from fedsplit.flower import LocalWork, Scene
 from fedsplit.mapping import from_mapping, to_mapping
-from fedsplit.models import ModelSpec
+from fedsplit.models import ModelSpec, possible_cuts
 from fedsplit.models.profile import profile_model
 from fedsplit.plan import CodecPlan, RoundPlan
 from fedsplit.profiles import ModelProfile
@@ -42,6 +42,8 @@ class System:
         Expected compression of codec settings.
     seed : int
         Root of all draws.
+    possible_cuts : callable
+        ``possible_cuts()``: the cuts of two-tier routes that the model allows.
     """
 
     profile: ModelProfile
@@ -51,6 +53,7 @@ class System:
     codec: CodecPlan
     codec_ratio: CodecRatio
     seed: int
+    possible_cuts: Callable[[], Sequence[int]]
 
     def scene(self, server_round: int, samples: Mapping[int, int]) -> Scene:
         """Return the situation of a round for the devices in `samples`."""
@@ -65,6 +68,7 @@ class System:
             self.codec,
             self.seed,
             self.codec_ratio,
+            self.possible_cuts,
         )
 
     def timeline(
@@ -90,7 +94,8 @@ def build_system(config: DictConfig) -> System:
     fleet = build_fleet(from_mapping(FleetSpec, plain(config.fleet), "fleet"), config.seed)
     positions = fleet.devices.positions_m
     channel = Channel(channel_spec, positions, fleet.stations_m, config.seed, fleet.home)
-    model = json.dumps(to_mapping(model_spec(config)), sort_keys=True)
+    spec = model_spec(config)
+    model = json.dumps(to_mapping(spec), sort_keys=True)
     profile = _profile(model, config.data.get("seq_len", 1))
     return System(
         profile,
@@ -100,6 +105,7 @@ def build_system(config: DictConfig) -> System:
         codec_plan(config),
         gaussian_ratio(profile),
         config.seed,
+        cache(partial(possible_cuts, spec)),
     )
 
 

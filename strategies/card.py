@@ -52,7 +52,7 @@ class Card(SplitStrategy):
         """Choose every device's cut and clock on the channel of the round."""
         devices, channel, codec = scene.devices, scene.channel, scene.codec
         batch, n_blocks = scene.work.batch_size, scene.n_blocks
-        costs = CutCosts.from_profile(scene.profile, batch, device_only=True)
+        costs = CutCosts.from_profile(scene.profile, batch, device_only=True).only(scene.cuts)
         steps = [scene.work.steps_for(count) for count in scene.samples.values()]
         plan = plan_card(
             costs.compressed(scene.codec_ratio(codec.uplink), scene.codec_ratio(codec.downlink)),

@@ -56,7 +56,11 @@ class Fast(SplitStrategy):
         chain = LayerGraph.from_profile(scene.profile)
         last_block, head = chain.n - 2, chain.n - 1
         # A server without a block cannot close a route: where the last block is, the head is too.
-        solver = CutSolver(replace(chain, requires=np.array([(last_block, head)])))
+        pairs = [(last_block, head)]
+        # Where the model cannot be cut behind c blocks, block c is on the device if those are.
+        forbidden = sorted(set(range(scene.n_blocks)).difference(scene.cuts))
+        pairs += [(_EMBEDDINGS + cut, _EMBEDDINGS + cut + 1) for cut in forbidden]
+        solver = CutSolver(replace(chain, requires=np.array(pairs)))
         return RoundPlan.sequential(self._turn(scene, solver, device) for device in scene.devices)
 
     def _turn(self, scene: Scene, solver: CutSolver, device: int) -> Turn:

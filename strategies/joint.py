@@ -81,6 +81,7 @@ class Joint(SplitStrategy):
     def _problem(self, scene: Scene) -> SftProblem:
         devices, channel, ratio = np.array(scene.devices), scene.channel, scene.codec_ratio
         costs = CutCosts.from_profile(scene.profile, scene.work.batch_size, device_only=True)
+        costs = costs.only(scene.cuts)
         if not self.compress_gradients:
             costs = costs.compressed(1.0, ratio(scene.codec.downlink))
         table = self.table

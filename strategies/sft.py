@@ -131,6 +131,8 @@ class Sft(SplitStrategy):
         samples = [scene.samples.get(device, int(scene.fleet.samples[device])) for device in which]
         steps = [scene.work.steps_for(count) for count in samples]
         costs = CutCosts.from_profile(scene.profile, scene.work.batch_size)
+        if self.cut is None:
+            costs = costs.only(scene.cuts)
         downlink_ratio = 1.0 if self.compress_gradients else scene.codec_ratio(scene.codec.downlink)
         server, sharing = scene.fleet.servers, scene.fleet.serving.discipline != "unlimited"
         return SftProblem(

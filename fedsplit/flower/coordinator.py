@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from logging import WARNING
 
 from flwr.app import Message
@@ -26,7 +26,8 @@ from fedsplit.flower.messages import (
 )
 from fedsplit.flower.outcome import BranchOutcome, TurnOutcome
 from fedsplit.flower.roster import Roster, rediscover
-from fedsplit.plan import DEVICE, EDGE, Branch, Failure, Turn
+from fedsplit.models import check_route
+from fedsplit.plan import DEVICE, EDGE, Branch, Failure, Route, Turn
 from fedsplit.seeds import derive_seed
 from fedsplit.transport import new_token
 from fedsplit.transport.presence import BROKEN
@@ -75,6 +76,7 @@ class Coordinator:
         self._deadline_s = deadline_s
         self._start_s = min(start_s, deadline_s) if start_s is not None else deadline_s
         self._on_progress = on_progress
+        self._possible: set[Route] = set()
         self._edges: RemoteEdges | None = None
         if roster.edges:
             nodes = {edge.index: edge for edge in roster.edges}
@@ -113,6 +115,7 @@ class Coordinator:
         branches: Sequence[Branch],
         arrays: Mapping[str, Tensor],
     ) -> tuple[BranchOutcome, ...]:
+        self._refuse_impossible(turn.route for branch in branches for turn in branch.turns)
         outcomes: dict[int, BranchOutcome] = {}
         planned = sum(self._steps(kind, turn) for branch in branches for turn in branch.turns)
         report = self._on_progress
@@ -127,6 +130,12 @@ class Coordinator:
             (lambda done: report(_PHASES[kind], done, planned)) if report else None,
         )
         return tuple(outcomes[index] for index in range(len(branches)))
+
+    def _refuse_impossible(self, routes: Iterable[Route]) -> None:
+        """Raise, before anything is sent, if the model cannot be trained on one of `routes`."""
+        for route in set(routes) - self._possible:
+            check_route(self.job.model, route)
+            self._possible.add(route)
 
     def _steps(self, kind: str, turn: Turn) -> int:
         if kind == TRAIN:

@@ -85,8 +85,12 @@ def _part(scene: Scene, at_once: int) -> Scene:
     slower = replace(servers, clock_hz=servers.clock_hz / at_once, min_hz=servers.min_hz / at_once)
 
     def narrow(state: ChannelState) -> ChannelState:
+        # The station spreads its power evenly over the band, so a part of that has a part of it.
         return replace(
-            state, uplink_hz=state.uplink_hz / at_once, downlink_hz=state.downlink_hz / at_once
+            state,
+            uplink_hz=state.uplink_hz / at_once,
+            downlink_hz=state.downlink_hz / at_once,
+            power_down_w=state.power_down_w / at_once,
         )
 
     return replace(

@@ -1,6 +1,6 @@
 """What a scheme sees when it plans a round."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedsplit.errors import require
@@ -76,6 +76,8 @@ class Scene:
         Root of the scheme's own random draws (`fedsplit.seeds.generator`).
     codec_ratio : callable
         ``codec_ratio(settings)``: encoded over raw bytes that a codec is expected to reach.
+    possible_cuts : callable, optional
+        ``possible_cuts()``: the cuts of two-tier routes that the model allows; all by default.
     """
 
     server_round: int
@@ -88,11 +90,22 @@ class Scene:
     codec: CodecPlan = field(default_factory=CodecPlan)
     seed: int = 0
     codec_ratio: CodecRatio = _uncompressed
+    possible_cuts: Callable[[], Sequence[int]] | None = None
 
     @property
     def n_blocks(self) -> int:
         """Blocks of the model."""
         return self.profile.n_blocks
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Numbers of blocks that a device can have; with all of them there is no server.
+
+        To be asked by schemes that choose a cut: finding out may take seconds, once for a model.
+        """
+        ask = self.possible_cuts
+        split = range(self.n_blocks) if ask is None else ask()
+        return (*split, self.n_blocks)
 
     @property
     def devices(self) -> tuple[int, ...]:

@@ -15,9 +15,10 @@ from fedsplit.models.spec import ModelSpec, usable_config
 from fedsplit.models.split import SplitModel, assemble
 from fedsplit.models.tiny import example_inputs, narrow
 from fedsplit.models.weights import stir
-from fedsplit.plan import Route
+from fedsplit.plan import TIERS, Route
 
 _VERDICTS: dict[str, str | None] = {}
+_UNSPLIT: dict[str, dict[str, Tensor | None]] = {}
 
 
 def check_route(spec: ModelSpec, route: Route) -> None:
@@ -44,16 +45,33 @@ def check_route(spec: ModelSpec, route: Route) -> None:
         return
     problem = _verdict(spec, config, route)
     if problem is not None:
-        possible = [
-            cut
-            for cut in range(n_blocks)
-            if _verdict(spec, config, Route.two_tier(n_blocks, cut)) is None
-        ]
+        possible = possible_cuts(spec)
         raise FedsplitError(
             f"route={route}: {config.model_type!r} cannot be cut there ({problem}); possible "
             f"two-tier cuts: {', '.join(map(str, possible)) or 'none'}"
             + ("" if spec.share_token_ids else "; some models need share_token_ids=true")
         )
+
+
+def possible_cuts(spec: ModelSpec) -> tuple[int, ...]:
+    """Return the cuts of two-tier routes that `check_route` allows, in order.
+
+    Tried several at a time: where a route with all of them trains as the unsplit model, so does one
+    with any of them.
+    """
+    config = spec.load_config()
+    n_blocks = anatomy(config, spec.task).n_blocks
+    found: list[int] = []
+    for first in range(0, n_blocks, len(TIERS) - 1):
+        cuts = range(first, min(first + len(TIERS) - 1, n_blocks))
+        together = Route.through(n_blocks, cuts, TIERS[: len(cuts) + 1])
+        if _verdict(spec, config, together) is None:
+            found.extend(cuts)
+        else:
+            found.extend(
+                cut for cut in cuts if _verdict(spec, config, Route.two_tier(n_blocks, cut)) is None
+            )
+    return tuple(found)
 
 
 def step_through(
@@ -145,7 +163,11 @@ def find_difference(spec: ModelSpec, config: PretrainedConfig, route: Route) -> 
         The route to try.
     """
     inputs = example_inputs(config, spec.task)
-    whole = gradients(spec, config, Route.device_only(route.n_blocks), inputs)
+    key = json.dumps([str(spec), config.to_json_string(use_diff=False)])
+    whole = _UNSPLIT.get(key)
+    if whole is None:
+        whole = gradients(spec, config, Route.device_only(route.n_blocks), inputs)
+        _UNSPLIT[key] = whole
     try:
         split = gradients(spec, config, route, inputs)
     except FedsplitError as error:

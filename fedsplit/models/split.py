@@ -48,8 +48,7 @@ def load(
     FedsplitError
         If the model is unknown, cannot be cut, or its checkpoint cannot be read by segments.
     """
-    with _BUILDING:
-        return assemble(spec, spec.load_config(), segments, torch.device(device))
+    return assemble(spec, spec.load_config(), segments, torch.device(device))
 
 
 def assemble(
@@ -65,9 +64,10 @@ def assemble(
     owned = frozenset().union(*(_positions(segment, parts.n_blocks) for segment in segments))
     # Token ids are of use only together with the embeddings, which stay frozen there.
     read = owned | {EMBED} if spec.share_token_ids else owned
-    model = build(spec, config, lambda name: not read.isdisjoint(parts.positions[name]), device)
-    if spec.train == "lora":
-        add_adapters(model, spec, lambda name: not read.isdisjoint(parts.of_module(name)))
+    with _BUILDING:
+        model = build(spec, config, lambda name: not read.isdisjoint(parts.positions[name]), device)
+        if spec.train == "lora":
+            add_adapters(model, spec, lambda name: not read.isdisjoint(parts.of_module(name)))
     return SplitModel(spec, config, model, parts, owned)
 
 

@@ -1,11 +1,12 @@
 """What every cut of a model costs, as the arrays that all planners of this package read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedsplit.errors import require
+from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet.cost import training_memory_bytes
 from fedsplit.planning.errors import Array, InfeasibleError, checked
 from fedsplit.profiles import ModelProfile, UnitProfile
@@ -27,6 +28,8 @@ class CutCosts:
         Device-side adapters, sent once down and once up in a turn, bit.
     memory_bytes : ndarray
         Memory that the device side needs for training.
+    possible : ndarray of bool, optional
+        Which cuts the model allows; all by default.
 
     Raises
     ------
@@ -40,14 +43,18 @@ class CutCosts:
     downlink_bits: Array
     adapter_bits: Array
     memory_bytes: Array
+    possible: Mask | None = None
 
     def __post_init__(self) -> None:
         shape = np.shape(self.device_flops)
         require(len(shape) == 1 and shape[0] > 0, "device_flops shape", shape, "(blocks + 1,)")
         for field in fields(self):
-            object.__setattr__(
-                self, field.name, checked(field.name, getattr(self, field.name), shape)
-            )
+            if field.name != "possible":
+                value = checked(field.name, getattr(self, field.name), shape)
+                object.__setattr__(self, field.name, value)
+        if self.possible is not None:
+            found = self.possible.shape
+            require(found == shape, "possible shape", found, str(shape))
 
     @property
     def n_blocks(self) -> int:
@@ -106,6 +113,10 @@ class CutCosts:
             ),
         )
 
+    def only(self, cuts: Sequence[int]) -> "CutCosts":
+        """Return the same costs where the model can be cut at `cuts` alone."""
+        return replace(self, possible=np.isin(np.arange(self.n_blocks + 1), cuts))
+
     def compressed(self, uplink_ratio: ArrayLike, downlink_ratio: ArrayLike = 1.0) -> "CutCosts":
         """Return the costs with a codec of these ratios (sent over raw), scalar or per cut."""
         shape = self.device_flops.shape
@@ -150,7 +161,7 @@ class Devices:
     def __len__(self) -> int:
         return len(self.flops_per_s)
 
-    def allowed_cuts(self, costs: CutCosts, min_cut: int = 0) -> Mask:
+    def allowed_cuts(self, costs: CutCosts, min_cut: int = 0, max_cut: int | None = None) -> Mask:
         """Return which cuts each device may have, shape ``[N, L + 1]``.
 
         Parameters
@@ -159,22 +170,36 @@ class Devices:
             The model.
         min_cut : int
             Privacy floor: at least this many blocks stay on the device.
+        max_cut : int, optional
+            At most this many do; all by default.
 
         Raises
         ------
         InfeasibleError
             If a device cannot hold even its smallest allowed part.
+        FedsplitError
+            If the model allows no cut in this range.
         """
+        most = costs.n_blocks if max_cut is None else max_cut
         require(0 <= min_cut <= costs.n_blocks, "min_cut", min_cut, f"0 to {costs.n_blocks}")
+        cuts = np.arange(costs.n_blocks + 1)
+        inside: Mask = (cuts >= min_cut) & (cuts <= most)
+        if costs.possible is not None:
+            if not (inside & costs.possible).any():
+                possible = ", ".join(map(str, np.flatnonzero(costs.possible[: most + 1])))
+                raise FedsplitError(
+                    f"min_cut={min_cut}: must leave a cut that the model allows: "
+                    f"{possible or 'none'}"
+                )
+            inside = inside & costs.possible
         memory = np.asarray(self.memory_bytes)
-        fits = costs.memory_bytes <= memory[:, None]
-        fits[:, :min_cut] = False
+        fits: Mask = (costs.memory_bytes <= memory[:, None]) & inside
         stuck = np.flatnonzero(~fits.any(axis=1))
         if len(stuck):
             device = stuck[0]
             raise InfeasibleError(
                 f"memory of device {device} at {min_cut} blocks or more",
-                costs.memory_bytes[min_cut:].min(),
+                costs.memory_bytes[inside].min(),
                 memory[device],
                 "bytes",
             )

@@ -242,9 +242,8 @@ def common_cuts(problem: SftProblem) -> NDArray[np.int64]:
         If there is none; names the device with the least memory.
     """
     smallest = int(np.argmin(problem.devices.memory_bytes))
-    allowed = problem.devices.allowed_cuts(problem.costs, problem.min_cut)
-    cuts = np.flatnonzero(allowed[smallest])
-    return cuts if problem.max_cut is None else cuts[cuts <= problem.max_cut]
+    allowed = problem.devices.allowed_cuts(problem.costs, problem.min_cut, problem.max_cut)
+    return np.flatnonzero(allowed[smallest])
 
 
 def plan_small_timescale(

@@ -69,21 +69,20 @@ def test_every_scheme_with_a_free_cut_takes_a_rule(scheme: type[SplitStrategy]) 
 def test_a_rule_reckons_with_the_part_of_the_band_that_a_device_gets() -> None:
     """Fast's best cut for a sixth of band and server is what exhaustive search finds there."""
     scene = wide_scene(6)
-    channel, servers = scene.channel, scene.fleet.servers
-    part = replace(
-        scene,
-        fleet=replace(scene.fleet, servers=replace(servers, clock_hz=servers.clock_hz / 6)),
-        channel=replace(
-            channel, uplink_hz=channel.uplink_hz / 6, downlink_hz=channel.downlink_hz / 6
-        ),
-    )
+    share = {
+        "uplink_hz": scene.channel.uplink_hz / 6,
+        "downlink_hz": scene.channel.downlink_hz / 6,
+        "server_hz": scene.fleet.servers.clock_hz[0] / 6,
+    }
     plan = SplitFed(cut="fast").plan_round(scene)
     assert routes(plan) != routes(Vanilla(cut="fast").plan_round(scene))
     for branch in plan.branches:
         (mine,) = branch.turns
         candidates = [Route.at_cut(N_BLOCKS, cut) for cut in range(1, N_BLOCKS + 1)]
         delays = {
-            route: cost(RoundPlan.parallel([part.turn(mine.device, route)]), part).delay_s
+            route: cost(
+                RoundPlan.parallel([replace(scene.turn(mine.device, route), **share)]), scene
+            ).delay_s
             for route in candidates
         }
         assert delays[mine.route] == pytest.approx(min(delays.values()), rel=1e-9)

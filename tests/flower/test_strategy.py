@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 from torch import Tensor
 
 from fedsplit.data import training_batches
+from fedsplit.errors import FedsplitError
 from fedsplit.execution import train_turn
 from fedsplit.flower import Scene, SplitStrategy, session
 from fedsplit.models import load
@@ -192,6 +193,29 @@ def test_evaluation_on_the_devices_can_be_switched_off(federation: Federation) -
     _, outcomes = federation.run(SplitFed(cut=1, inner=inner), steps=1)
     assert [outcome.server_round for outcome in outcomes] == [1]
     assert outcomes[0].evaluation == ()
+
+
+class ImpossibleLater(SplitStrategy):
+    """A good round, then one whose server is left without a block."""
+
+    def plan_round(self, scene: Scene) -> RoundPlan:
+        cut = 1 if scene.server_round == 1 else scene.n_blocks
+        route = Route.two_tier(scene.n_blocks, cut)
+        return RoundPlan.parallel(scene.turn(device, route) for device in scene.devices)
+
+
+def test_an_impossible_route_is_refused_before_anything_of_its_round_is_sent(
+    federation: Federation, fedavg: Strategy
+) -> None:
+    trained: list[int] = []
+
+    def count(message: Message, device: int) -> None:
+        if message.metadata.message_type.startswith("train"):
+            trained.append(device)
+
+    with pytest.raises(FedsplitError, match=r"route=device\[0:4\] -> server\[4:4\]: .* at most 3"):
+        federation.run(ImpossibleLater(fedavg), rounds=2, disturb=count)
+    assert sorted(trained) == list(range(N_DEVICES))
 
 
 def test_a_failing_device_loses_its_turn_and_nothing_else(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedsplit.errors import FedsplitError
-from fedsplit.models import ModelSpec, check_route
+from fedsplit.models import ModelSpec, check_route, possible_cuts
 from fedsplit.models.routes import compare
 from fedsplit.models.tiny import narrow, tiny_config
 from fedsplit.plan import Route
@@ -43,9 +43,29 @@ def test_a_layer_shared_by_blocks_bounds_the_cut() -> None:
         target_modules=("q_proj", "v_proj"),
         share_token_ids=True,
     )
+    assert possible_cuts(spec) == (0, 1)
     check_route(spec, Route.two_tier(4, 1))
     with pytest.raises(FedsplitError, match="possible two-tier cuts: 0, 1$"):
         check_route(spec, Route.two_tier(4, 2))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3n_text", "zamba"])
+def test_possible_cuts_are_those_that_are_allowed_one_by_one(model_type: str) -> None:
+    spec = ModelSpec(
+        model_type=model_type,
+        config=fields(model_type, 4),
+        target_modules=("q_proj", "v_proj"),
+        share_token_ids=True,
+    )
+
+    def allowed(cut: int) -> bool:
+        try:
+            check_route(spec, Route.two_tier(4, cut))
+        except FedsplitError:
+            return False
+        return True
+
+    assert list(possible_cuts(spec)) == [cut for cut in range(4) if allowed(cut)]
 
 
 def test_routes_that_do_not_fit_are_refused() -> None:

@@ -62,7 +62,8 @@ def test_the_last_cut_can_stand_for_the_whole_model(embed, blocks, head, batch: 
         + whole.adapter_bytes
         + whole.optimizer_bytes
     )
-    for field in fields(costs):
+    assert usual.possible is costs.possible is None
+    for field in fields(costs)[:-1]:
         before, after = (getattr(each, field.name)[:-1] for each in (usual, costs))
         assert after == pytest.approx(before)
 
@@ -98,6 +99,14 @@ def test_bad_numbers_are_refused_by_name(bad: float) -> None:
         Devices([bad])
     with pytest.raises(FedsplitError, match="steps"):
         Devices([1.0], steps=bad)
+
+
+def test_a_model_may_allow_some_cuts_only() -> None:
+    costs, device = _costs().only([0, 2]), Devices([1.0])
+    assert device.allowed_cuts(costs).tolist() == [[True, False, True, False]]
+    assert device.allowed_cuts(costs, 1, 2).tolist() == [[False, False, True, False]]
+    with pytest.raises(FedsplitError, match="min_cut=3: must leave a cut that the model allows: 0"):
+        device.allowed_cuts(costs, 3)
 
 
 def test_wrong_shapes_and_ranges_are_refused() -> None:
