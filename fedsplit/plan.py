@@ -221,9 +221,62 @@ class Turn:
 
 @dataclass(frozen=True)
 class Branch:
-    """One complete set of adapters, trained by its turns one after the other."""
+    """One complete set of adapters, trained by waves of turns, one wave after the other.
+
+    The turns of a wave train side by side from the same adapters. What they trained is averaged,
+    weighted by their devices' training samples, before the next wave: at their edge server the
+    adapters of devices and edge, at the server the rest.
+
+    Parameters
+    ----------
+    turns : tuple of Turn
+        Wave by wave.
+    width : int
+        Turns in a wave (the last one may have fewer). With 1, turns follow each other.
+
+    Raises
+    ------
+    FedsplitError
+        If a wave names a device twice, or turns that an edge averages differ in their edge or in
+        what lies behind it.
+    """
 
     turns: tuple[Turn, ...]
+    width: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.width >= 1, "branch width", self.width, "at least 1")
+        for wave in self.waves if self.width > 1 else ():
+            devices = tuple(turn.device for turn in wave)
+            require(len(set(devices)) == len(devices), "wave devices", devices, "each device once")
+        if self.at_edge:
+            edges = {turn.edge for turn in self.turns}
+            require(len(edges) == 1, "branch edges", edges, "one edge that averages its turns")
+            behind = {
+                tuple(s for s in turn.route.segments if s.tier not in (DEVICE, EDGE))
+                for turn in self.turns
+            }
+            require(len(behind) == 1, "branch routes", behind, "one segment behind the edge")
+
+    @property
+    def waves(self) -> tuple[tuple[Turn, ...], ...]:
+        """The turns, wave by wave."""
+        starts = range(0, len(self.turns), self.width)
+        return tuple(self.turns[start : start + self.width] for start in starts)
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether adapters stay at an edge from wave to wave: it averages what turns trained.
+
+        So they do where several devices, or one several times, train behind an edge server.
+        """
+        together = self.width > 1 or len(self.devices) < len(self.turns)
+        return together and any(turn.route.on(EDGE) for turn in self.turns)
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """Devices that take part, each named once."""
+        return tuple(dict.fromkeys(turn.device for turn in self.turns))
 
 
 @dataclass(frozen=True)
@@ -241,9 +294,8 @@ class RoundPlan:
             "branches of at least one turn",
         )
         devices = self.devices
-        require(
-            len(set(devices)) == len(devices), "plan devices", devices, "each device at most once"
-        )
+        once = len(set(devices)) == len(devices)
+        require(once, "plan devices", devices, "each device in one branch")
 
     @classmethod
     def parallel(cls, turns: Iterable[Turn]) -> "RoundPlan":
@@ -260,7 +312,14 @@ class RoundPlan:
         """Return one branch for each group of turns (GSFL)."""
         return cls(tuple(Branch(tuple(turns)) for turns in groups))
 
+    @classmethod
+    def hierarchical(cls, groups: Iterable[Iterable[Turn]], rounds: int) -> "RoundPlan":
+        """Return one branch for each group, whose turns train side by side `rounds` times."""
+        require(rounds >= 1, "rounds", rounds, "at least 1")
+        once = [tuple(turns) for turns in groups]
+        return cls(tuple(Branch(turns * rounds, max(len(turns), 1)) for turns in once))
+
     @property
     def devices(self) -> tuple[int, ...]:
-        """Devices that take part, by branch and turn."""
-        return tuple(turn.device for branch in self.branches for turn in branch.turns)
+        """Devices that take part, by branch."""
+        return tuple(device for branch in self.branches for device in branch.devices)

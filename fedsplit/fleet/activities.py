@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from fedsplit.fleet.schedule import Schedule, stretched
 from fedsplit.fleet.stages import BACKHAUL, DOWNLINK, UPLINK, Group, Stage
 from fedsplit.fleet.turns import Turns
+from fedsplit.fleet.waves import Waves
 from fedsplit.plan import DEVICE
 
 Array = NDArray[np.float64]
@@ -29,7 +30,9 @@ class Activity:
     entity : str
         "device 3", "edge 0" or "server"; a radio link belongs to its device, a wire to its edge.
     branch, turn : int
-        Branch, and turn within it; -1 for aggregation.
+        Branch, and turn within it; -1 for what is done for all turns of a wave, or all branches.
+    member : int
+        Place among the turns of its branch that run at the same time.
     step : int
         Mini-batch; -1 for the exchange of adapters, or summed up.
     start_s, end_s : float
@@ -45,6 +48,7 @@ class Activity:
     entity: str
     branch: int
     turn: int
+    member: int
     step: int
     start_s: float
     end_s: float
@@ -83,11 +87,36 @@ def expand(
                 _entity(turns, stage, int(node), int(index), has_edges)
                 for stage, node in zip(rows.stages, rows.node, strict=True)
             ]
-            place = int(turns.branch[index]), int(turns.place[index])
+            place = int(turns.branch[index]), int(turns.place[index]), int(turns.member[index])
             make = _each if detail else _summed
             found.append((int(index), make(rows, entities, place)))
     found.sort(key=lambda item: item[0])
     return [activity for _, activities in found for activity in activities]
+
+
+def of_chores(waves: Waves, schedule: Schedule) -> list[Activity]:
+    """Return the activities around the turns of waves."""
+    found = []
+    for chore in waves.chores:
+        since = (schedule.begin_s if chore.before else schedule.done_s)[chore.wave]
+        start_s = float(since) + chore.offset_s
+        found.append(
+            Activity(
+                kind=chore.kind,
+                label="adapters" if chore.kind == BACKHAUL else "average adapters",
+                entity=f"edge {chore.node - 1}" if chore.node > 0 else "server",
+                branch=int(waves.branch[chore.wave]),
+                turn=-1,
+                member=0,
+                step=-1,
+                start_s=start_s,
+                end_s=start_s + chore.seconds,
+                busy_s=chore.seconds,
+                sent_bytes=chore.sent_bytes,
+                energy_j=chore.joules,
+            )
+        )
+    return found
 
 
 def _turn_rows(turns: Turns, group: Group, schedule: Schedule, row: int, index: int) -> _Rows:
@@ -139,7 +168,7 @@ def _entity(turns: Turns, stage: Stage, node: int, index: int, has_edges: bool) 
     return f"edge {node - 1}" if node > 0 else "server"
 
 
-def _each(rows: _Rows, entities: Sequence[str], place: tuple[int, int]) -> list[Activity]:
+def _each(rows: _Rows, entities: Sequence[str], place: tuple[int, int, int]) -> list[Activity]:
     columns = (rows.step, rows.start, rows.end, rows.busy, rows.sent, rows.joules)
     values = zip(*(column.tolist() for column in columns), strict=True)
     return [
@@ -148,7 +177,7 @@ def _each(rows: _Rows, entities: Sequence[str], place: tuple[int, int]) -> list[
     ]
 
 
-def _summed(rows: _Rows, entities: Sequence[str], place: tuple[int, int]) -> list[Activity]:
+def _summed(rows: _Rows, entities: Sequence[str], place: tuple[int, int, int]) -> list[Activity]:
     by_kind: dict[tuple[str, str], list[int]] = {}
     for i, (stage, entity) in enumerate(zip(rows.stages, entities, strict=True)):
         by_kind.setdefault((stage.kind, entity), []).append(i)

@@ -23,7 +23,8 @@ def _lane(activity: Activity) -> str:
     """Return the row of an entity that an activity is drawn on, so that rows never overlap."""
     if activity.entity.startswith("device") or activity.branch < 0:
         return activity.kind
-    return f"{activity.kind}, branch {activity.branch}"
+    member = f".{activity.member}" if activity.member else ""
+    return f"{activity.kind}, branch {activity.branch}{member}"
 
 
 def cost_record(cost: RoundCost) -> dict[str, Any]:

@@ -51,43 +51,47 @@ def server_memory_bytes(
 ) -> Array:
     """Return the peak of each server, shape ``[servers]``.
 
-    Branches share the frozen weights of all blocks that any of them puts on the server, unless
-    `ServingSpec.private_backbones`; each live branch holds its adapters and optimizer state. It
-    holds its activations and workspace too, but a first-come-first-served server needs one
+    Turns share the frozen weights of all blocks that any of them puts on the server, unless
+    `ServingSpec.private_backbones`; each live turn holds its adapters and optimizer state, and at
+    an edge that averages its device's trained adapters too. It holds its activations and workspace
+    as well, but a first-come-first-served server needs one
     workspace at a time, and activations of one mini-batch at a time on the last segment, where
     forward and backward are one visit.
     """
-    n_branches, n_servers = int(turns.branch.max()) + 1, len(fleet.servers)
+    n_slots, n_servers = int(turns.slot.max()) + 1, len(fleet.servers)
     one_at_a_time = fleet.serving.discipline == "fifo"
-    # What each branch holds on each server: the largest of its turns.
+    # What turns that follow each other hold on each server: the largest of them.
     names = ("frozen", "trained", "activations")
-    held = {name: np.zeros((n_branches, n_servers)) for name in names}
+    held = {name: np.zeros((n_slots, n_servers)) for name in names}
     single = np.zeros(n_servers)
     hosted: set[tuple[int, int, int, bool]] = set()
     for group in groups:
-        branch, last = turns.branch[group.members], len(group.tiers) - 1
+        slot, last = turns.slot[group.members], len(group.tiers) - 1
         weights, activations, optimizer = (
             costs.segments(name, group.starts, group.stops)
             for name in ("parameter_bytes", "activation_bytes", "optimizer_bytes")
         )
         workspace = costs.largest("workspace_bytes", group.starts, group.stops)
+        own = np.array([tier == DEVICE for tier in group.tiers])
         for column, tier in enumerate(group.tiers):
             if tier == DEVICE:
                 continue
             edge = turns.edge[group.members]
             node = 1 + edge if tier == EDGE else np.zeros_like(edge)
             trained = 2 * group.adapter_bytes[:, column] + optimizer[:, column]
+            if group.at_edge and tier == EDGE:
+                trained += group.adapter_bytes[:, own].sum(axis=1)
             live = batch_size * activations[:, column]
             busy = batch_size * workspace[:, column]
             frozen = weights[:, column] - group.adapter_bytes[:, column]
-            np.maximum.at(held["frozen"], (branch, node), frozen)
-            np.maximum.at(held["trained"], (branch, node), trained)
+            np.maximum.at(held["frozen"], (slot, node), frozen)
+            np.maximum.at(held["trained"], (slot, node), trained)
             if not one_at_a_time:
-                np.maximum.at(held["activations"], (branch, node), live + busy)
+                np.maximum.at(held["activations"], (slot, node), live + busy)
             elif column == last:
                 np.maximum.at(single, node, live + busy)
             else:
-                np.maximum.at(held["activations"], (branch, node), live)
+                np.maximum.at(held["activations"], (slot, node), live)
                 np.maximum.at(single, node, busy)
             rows = np.stack([node, group.starts[:, column], group.stops[:, column]], axis=1)
             hosted |= {(*row, column == last) for row in map(tuple, rows.tolist())}

@@ -1,8 +1,8 @@
 """When visits to shared servers begin and end: first come first served, or processor sharing.
 
-A branch is a list of visits, one after the other: it waits `delay` seconds (computing on a device,
-sending), then needs `work` seconds of server `node` at full speed. Visits of a branch are
-consecutive indices. Both disciplines take O(V log V) for V visits.
+A turn is a list of visits, one after the other: it waits `delay` seconds (computing on a device,
+sending), then needs `work` seconds of server `node` at full speed. Visits of a turn are consecutive
+indices; a `Relay` says when turns start. Both disciplines take O(V log V) for V visits.
 """
 
 import heapq
@@ -12,46 +12,44 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.fleet.relay import Relay
+
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Visits:
-    """Visits of all branches, arrays of shape ``[V]``.
+    """Visits of all turns, arrays of shape ``[V]``.
 
     Parameters
     ----------
     delay_s : ndarray
-        Time from the end of the branch's previous visit (or the start) to arrival.
+        Time from the end of the turn's previous visit, or from its start, to arrival.
     work_s : ndarray
         Service at full speed.
     node : ndarray of int
         Server visited.
-    branch : ndarray of int
-        Branch of each visit, ascending.
+    turn : ndarray of int
+        Turn of each visit, ascending.
     """
 
     delay_s: Array
     work_s: Array
     node: IntArray
-    branch: IntArray
-
-    def firsts(self) -> list[int]:
-        """Return the index of each branch's first visit."""
-        indices: list[int] = np.flatnonzero(np.diff(self.branch, prepend=-1)).tolist()
-        return indices
+    turn: IntArray
 
     def ends(self) -> list[bool]:
-        """Return for each visit whether it is its branch's last."""
-        last = np.append(np.diff(self.branch) != 0, np.ones(min(len(self.branch), 1), dtype=bool))
+        """Return for each visit whether it is its turn's last."""
+        last = np.append(np.diff(self.turn) != 0, np.ones(min(len(self.turn), 1), dtype=bool))
         flags: list[bool] = last.tolist()
         return flags
 
-    def arrivals(self, ends: Array) -> Array:
-        """Return when each visit arrives if the visits end at `ends`."""
+    def arrivals(self, ends: Array, starts: Array) -> Array:
+        """Return when each visit arrives if visits end at `ends` and turns start at `starts`."""
         previous = np.concatenate([np.zeros(1), ends[:-1]])
-        previous[self.firsts()] = 0.0
+        first = np.flatnonzero(np.diff(self.turn, prepend=-1))
+        previous[first] = starts[self.turn[first]]
         return previous + self.delay_s
 
 
@@ -64,12 +62,12 @@ class Served:
     end_s: Array
 
 
-def first_come_first_served(visits: Visits) -> Served:
-    """Serve one visit at a time on each server, in order of arrival (ties: lower branch first)."""
+def first_come_first_served(visits: Visits, relay: Relay) -> Served:
+    """Serve one visit at a time on each server, in order of arrival (ties: lower turn first)."""
     delay, work, end = _floats(visits.delay_s), _floats(visits.work_s), _floats(visits.work_s)
-    node, last = visits.node.tolist(), visits.ends()
+    node, turn, last = visits.node.tolist(), visits.turn.tolist(), visits.ends()
     free = [0.0] * (max(node, default=0) + 1)
-    waiting = [(delay[first], first) for first in visits.firsts()]
+    waiting = [(start + delay[first], first) for start, first in relay.begin()]
     heapq.heapify(waiting)
     while waiting:
         time, visit = waiting[0]
@@ -78,10 +76,12 @@ def first_come_first_served(visits: Visits) -> Served:
         free[server] = end[visit] = done = start + work[visit]
         if last[visit]:
             heapq.heappop(waiting)
+            for begin, first in relay.leave(turn[visit], done):
+                heapq.heappush(waiting, (begin + delay[first], first))
         else:
             heapq.heapreplace(waiting, (done + delay[visit + 1], visit + 1))
     ends = np.array(end)
-    arrivals = visits.arrivals(ends)
+    arrivals = visits.arrivals(ends, np.array(relay.start_s))
     # Rounding may take the begin a last digit below the arrival.
     return Served(arrivals, np.maximum(ends - visits.work_s, arrivals), ends)
 
@@ -116,14 +116,16 @@ class _SharedServer:
         return self.since + missing * len(self.present)
 
 
-def processor_sharing(visits: Visits) -> Served:
+def processor_sharing(visits: Visits, relay: Relay) -> Served:
     """Serve all present visits of a server at once, each at an equal share of its speed."""
     delay, work, end = _floats(visits.delay_s), _floats(visits.work_s), _floats(visits.work_s)
-    node, last = visits.node.tolist(), visits.ends()
+    node, turn, last = visits.node.tolist(), visits.turn.tolist(), visits.ends()
     servers = [_SharedServer() for _ in range(max(node, default=0) + 1)]
     # (time, order, visit that arrives or server that a visit leaves, version of the server);
     # departures (order 0) go before arrivals at the same time.
-    events: list[tuple[float, int, int, int]] = [(delay[f], 1, f, 0) for f in visits.firsts()]
+    events: list[tuple[float, int, int, int]] = [
+        (start + delay[first], 1, first, 0) for start, first in relay.begin()
+    ]
     heapq.heapify(events)
     while events:
         time, arrives, subject, version = heapq.heappop(events)
@@ -139,10 +141,13 @@ def processor_sharing(visits: Visits) -> Served:
             finish, visit = heapq.heappop(server.present)
             server.level = finish
             end[visit] = time
-            if not last[visit]:
+            if last[visit]:
+                for begin, first in relay.leave(turn[visit], time):
+                    heapq.heappush(events, (begin + delay[first], 1, first, 0))
+            else:
                 heapq.heappush(events, (time + delay[visit + 1], 1, visit + 1, 0))
         if server.present:
             heapq.heappush(events, (server.next_departure(), 0, number, server.version))
     ends = np.array(end)
-    arrivals = visits.arrivals(ends)
+    arrivals = visits.arrivals(ends, np.array(relay.start_s))
     return Served(arrivals, arrivals, ends)

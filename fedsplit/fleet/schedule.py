@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 
 from fedsplit.fleet.fleet import ServingSpec
 from fedsplit.fleet.queues import Served, Visits, first_come_first_served, processor_sharing
+from fedsplit.fleet.relay import Relay
 from fedsplit.fleet.stages import Block, Group
 from fedsplit.fleet.turns import Turns
+from fedsplit.fleet.waves import Waves
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -23,17 +25,21 @@ class Schedule:
     ----------
     start_s, end_s : ndarray
         Shape ``[T]``.
+    begin_s, done_s : ndarray
+        When its branch comes to each wave, and when the last turn of each ends, shape ``[W]``.
     waiting_s : float
         Time in servers beyond the work done there, over all turns.
     slowdown : ndarray
         Factor by which a visit to each server takes longer than its work, where that is fixed.
     served, first_visit
-        Visits to contended servers, and where each turn's begin among them; None without
-        contention.
+        Visits to contended servers, and where each turn's begin among them (-1: it makes none);
+        None without contention.
     """
 
     start_s: Array
     end_s: Array
+    begin_s: Array
+    done_s: Array
     waiting_s: float
     slowdown: Array
     served: Served | None = None
@@ -65,7 +71,7 @@ def stretched(block: Block, slowdown: Array) -> Array:
 
 
 def schedule(
-    turns: Turns, groups: Sequence[Group], serving: ServingSpec, n_servers: int
+    turns: Turns, waves: Waves, groups: Sequence[Group], serving: ServingSpec, n_servers: int
 ) -> Schedule:
     """Return when the turns of a round run.
 
@@ -73,6 +79,8 @@ def schedule(
     ----------
     turns : Turns
         The turns.
+    waves : Waves
+        What is done between them.
     groups : sequence of Group
         Their stages.
     serving : ServingSpec
@@ -80,12 +88,12 @@ def schedule(
     n_servers : int
         Number of servers.
     """
-    users = _branches_per_server(turns, groups, n_servers)
+    users = _users_of_servers(turns, groups, n_servers)
     slowdown = np.ones(n_servers)
     if serving.discipline == "partition":
         slowdown = np.maximum(users, 1).astype(np.float64)
     elif serving.discipline != "unlimited" and users.max() > 1:
-        return _contended(turns, groups, serving.discipline, n_servers)
+        return _contended(turns, waves, groups, serving.discipline, n_servers)
     duration = np.zeros(len(turns.device))
     waiting = 0.0
     for group in groups:
@@ -93,47 +101,55 @@ def schedule(
             taken = np.einsum("ms,msn->m", repeats, stretched(block, slowdown))
             duration[group.members] += taken
             waiting += float(taken.sum() - np.einsum("ms,msn->", repeats, block.work_s))
-    running = np.cumsum(duration)
-    first = _first_of_branch(turns.branch)
-    end = running - (running - duration)[first]
-    return Schedule(end - duration, end, waiting, slowdown)
+    nowhere = np.full(len(duration), -1)
+    relay = _relay(waves, duration, np.zeros_like(duration), nowhere)
+    relay.begin()
+    return Schedule(*_times(relay), waiting, slowdown)
 
 
-def _first_of_branch(branch: IntArray) -> IntArray:
-    """Return for each turn the index of the first turn of its branch."""
-    starts = np.flatnonzero(np.diff(branch, prepend=-1))
-    index: IntArray = starts[np.searchsorted(starts, np.arange(len(branch)), side="right") - 1]
-    return index
-
-
-def _branches_per_server(turns: Turns, groups: Sequence[Group], n_servers: int) -> IntArray:
+def _users_of_servers(turns: Turns, groups: Sequence[Group], n_servers: int) -> IntArray:
+    """Return how many turns may be at each server at a time."""
     visits = set()
     for group in groups:
         for j, stage in enumerate(group.step.stages):
             if stage.on_server:
-                pairs = np.stack([turns.branch[group.members], group.step.node[:, j]], axis=1)
+                pairs = np.stack([turns.slot[group.members], group.step.node[:, j]], axis=1)
                 visits |= set(map(tuple, np.unique(pairs, axis=0).tolist()))
     return np.bincount([node for _, node in visits], minlength=n_servers)
 
 
-def _contended(turns: Turns, groups: Sequence[Group], discipline: str, n_servers: int) -> Schedule:
-    """Run the branches through their servers' queues.
+def _relay(waves: Waves, alone: Array, trail: Array, first_visit: IntArray) -> Relay:
+    columns = (waves.branch, waves.first, waves.before_s, waves.after_s, alone, trail, first_visit)
+    return Relay(*(column.tolist() for column in columns))
+
+
+def _times(relay: Relay) -> tuple[Array, Array, Array, Array]:
+    start, end, begin, done = (
+        np.array(times) for times in (relay.start_s, relay.end_s, relay.begin_s, relay.done_s)
+    )
+    return start, end, begin, done
+
+
+def _contended(
+    turns: Turns, waves: Waves, groups: Sequence[Group], discipline: str, n_servers: int
+) -> Schedule:
+    """Run the turns through their servers' queues.
 
     Stages between two visits to a server take fixed time, so only visits become events. A turn is
-    `lead` seconds, its visits with their delays, and `trail` seconds; one without any visit (a
-    device-only route, or no steps) is all lead.
+    its visits with their delays, and `trail` seconds; one without any visit (a device-only route,
+    or no steps) takes `alone` seconds.
     """
     n_turns = len(turns.device)
-    lead, trail = np.zeros(n_turns), np.zeros(n_turns)
+    alone, trail = np.zeros(n_turns), np.zeros(n_turns)
     n_visits = np.zeros(n_turns, dtype=np.int64)
     parts: list[tuple[IntArray, Array, Array, IntArray]] = []
     for group in groups:
         members, steps = group.members, turns.steps[group.members]
         served = [j for j, stage in enumerate(group.step.stages) if stage.on_server]
         before, after = group.before.work_s.sum(axis=(1, 2)), group.after.work_s.sum(axis=(1, 2))
+        repeats = step_repeats(steps, group.step.work_s.shape[1])
+        alone[members] = before + np.einsum("ms,msn->m", repeats, group.step.work_s) + after
         if not served:
-            repeats = step_repeats(steps, group.step.work_s.shape[1])
-            lead[members] = before + np.einsum("ms,msn->m", repeats, group.step.work_s) + after
             continue
         n_visits[members] = steps * len(served)
         # One row per step of each turn; the last channel state holds for all later steps.
@@ -149,10 +165,10 @@ def _contended(turns: Turns, groups: Sequence[Group], discipline: str, n_servers
             axis=1,
         )
         rest = work[:, served[-1] + 1 :].sum(axis=1)
-        # What follows a step's last visit delays the next step's first.
+        # What follows a step's last visit delays the next step's first; adapters come before all.
         delay[1:, 0] += np.where(number[1:] > 0, rest[:-1], 0.0)
+        delay[:, 0] += np.where(number == 0, before[row], 0.0)
         some = steps > 0
-        lead[members] = np.where(some, before, before + after)
         trail[members[some]] = after[some] + rest[np.cumsum(steps)[some] - 1]
         parts.append(
             (
@@ -166,39 +182,10 @@ def _contended(turns: Turns, groups: Sequence[Group], discipline: str, n_servers
     order = np.argsort(turn_of, kind="stable")
     turn_of = turn_of[order]
     delay, work, node = (np.concatenate([part[i] for part in parts])[order] for i in (1, 2, 3))
-    first_visit = np.cumsum(n_visits) - n_visits
-    _add_gaps(delay, first_visit, n_visits, lead, trail, turns.branch)
+    first_visit = np.where(n_visits > 0, np.cumsum(n_visits) - n_visits, -1)
+    relay = _relay(waves, alone, trail, first_visit)
     run = first_come_first_served if discipline == "fifo" else processor_sharing
-    served_visits = run(Visits(delay, work, node.astype(np.int64), turns.branch[turn_of]))
-    start, end = np.zeros(n_turns), np.zeros(n_turns)
-    clock = 0.0
-    for t in range(n_turns):
-        clock = 0.0 if t == 0 or turns.branch[t] != turns.branch[t - 1] else clock
-        start[t] = clock
-        if n_visits[t]:
-            clock = float(served_visits.end_s[first_visit[t] + n_visits[t] - 1]) + trail[t]
-        else:
-            clock += lead[t]
-        end[t] = clock
+    served_visits = run(Visits(delay, work, node.astype(np.int64), turn_of), relay)
     inside = served_visits.end_s - served_visits.arrive_s
     waiting = float(inside.sum() - work.sum())
-    return Schedule(start, end, waiting, np.ones(n_servers), served_visits, first_visit)
-
-
-def _add_gaps(
-    delay: Array,
-    first_visit: IntArray,
-    n_visits: IntArray,
-    lead: Array,
-    trail: Array,
-    branch: IntArray,
-) -> None:
-    """Add to each turn's first delay what lies between it and the branch's previous visit."""
-    gap = 0.0
-    for t in range(len(branch)):
-        if t == 0 or branch[t] != branch[t - 1]:
-            gap = 0.0
-        gap += lead[t]
-        if n_visits[t]:
-            delay[first_visit[t]] += gap
-            gap = trail[t]
+    return Schedule(*_times(relay), waiting, np.ones(n_servers), served_visits, first_visit)

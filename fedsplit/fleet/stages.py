@@ -86,7 +86,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Turns whose routes visit the same tiers.
+    """Turns whose routes visit the same tiers, and whose adapters come from the same place.
 
     Parameters
     ----------
@@ -94,6 +94,8 @@ class Group:
         Their indices in `Turns`, shape ``[M]``.
     tiers : tuple of str
         The tiers visited.
+    at_edge : bool
+        Whether their adapters stay at an edge between waves.
     starts, stops : ndarray of int
         Blocks of each segment, shape ``[M, segments]``.
     adapter_bytes : ndarray
@@ -104,6 +106,7 @@ class Group:
 
     members: IntArray
     tiers: tuple[str, ...]
+    at_edge: bool
     starts: IntArray
     stops: IntArray
     adapter_bytes: Array
@@ -162,6 +165,7 @@ class StageBuilder:
         sent: SentBytes | None,
     ) -> None:
         self._flat = [turn for branch in plan.branches for turn in branch.turns]
+        self._at_edge = [branch.at_edge for branch in plan.branches for _ in branch.turns]
         self._profile, self._fleet, self._states = profile, fleet, states
         self._batch, self._ratio, self._sent = batch_size, codec_ratio, sent
         self.turns = read_turns(plan, fleet, states[0])
@@ -186,17 +190,18 @@ class StageBuilder:
                 )
 
     def groups(self) -> tuple[Group, ...]:
-        """Return the turns of the round by the tiers that their routes visit."""
-        by_tiers: dict[tuple[str, ...], list[int]] = {}
+        """Return the turns of the round by the stages that they have."""
+        alike: dict[tuple[tuple[str, ...], bool], list[int]] = {}
         n_blocks = self._profile.n_blocks
         for index, turn in enumerate(self._flat):
             route = turn.route
             if route.n_blocks != n_blocks:
                 raise FedsplitError(f"route={route}: must be of {n_blocks} blocks, as the profile")
-            by_tiers.setdefault(tuple(s.tier for s in route.segments), []).append(index)
-        return tuple(self._group(tiers, members) for tiers, members in by_tiers.items())
+            tiers = tuple(segment.tier for segment in route.segments)
+            alike.setdefault((tiers, self._at_edge[index]), []).append(index)
+        return tuple(self._group(*which, members) for which, members in alike.items())
 
-    def _group(self, tiers: tuple[str, ...], indices: list[int]) -> Group:
+    def _group(self, tiers: tuple[str, ...], at_edge: bool, indices: list[int]) -> Group:
         has_edges = self._fleet.n_edges > 0
         require(EDGE not in tiers or has_edges, "fleet.edges", 0, "at least 1 for such a route")
         routes = [self._flat[i].route for i in indices]
@@ -222,11 +227,13 @@ class StageBuilder:
         on_edge = np.array([tier == EDGE for tier in tiers])
         device_bytes = adapters[:, on_device].sum(axis=1)
         wired_bytes = device_bytes + adapters[:, on_edge].sum(axis=1)
-        inward = ((BACKHAUL, wired_bytes), (DOWNLINK, device_bytes))
-        outward = ((UPLINK, device_bytes), (BACKHAUL, wired_bytes))
+        wire = ((BACKHAUL, wired_bytes),) if has_edges and not at_edge else ()
+        inward = (*wire, (DOWNLINK, device_bytes))
+        outward = ((UPLINK, device_bytes), *wire)
         return Group(
             members,
             tiers,
+            at_edge,
             starts,
             stops,
             adapters,
@@ -238,9 +245,8 @@ class StageBuilder:
     def _adapters(
         self, members: IntArray, links: Sequence[tuple[str, Array]], which: slice
     ) -> Block:
-        used = [link for link in links if link[0] != BACKHAUL or self._fleet.n_edges > 0]
-        stages = tuple(Stage(kind, "adapters", 0) for kind, _ in used)
-        sent = np.stack([amount for _, amount in used], axis=1)
+        stages = tuple(Stage(kind, "adapters", 0) for kind, _ in links)
+        sent = np.stack([amount for _, amount in links], axis=1)
         return self._block(members, stages, np.zeros_like(sent), sent, which)
 
     def _block(

@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.errors import require
-from fedsplit.fleet.activities import Activity, expand
-from fedsplit.fleet.cost import compute_delay_s, compute_energy_j
+from fedsplit.fleet.activities import Activity, expand, of_chores
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.memory import device_memory_bytes, server_memory_bytes
 from fedsplit.fleet.schedule import Schedule, repeated_blocks, schedule
@@ -22,15 +21,13 @@ from fedsplit.fleet.stages import (
     StageBuilder,
 )
 from fedsplit.fleet.turns import Turns
+from fedsplit.fleet.waves import AGGREGATE, Waves, averaging, read_waves
 from fedsplit.plan import RoundPlan
 from fedsplit.profiles import ModelProfile, total
 from fedsplit.wireless import ChannelState
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-# A weighted mean multiplies and adds once per 4-byte adapter value and branch.
-AGGREGATION_FLOPS_PER_BYTE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +114,7 @@ class Timeline:
     aggregation_s: float
     aggregation_j: float
     _turns: Turns
+    _waves: Waves
     _groups: tuple[Group, ...]
     _schedule: Schedule
     _has_edges: bool
@@ -128,7 +126,7 @@ class Timeline:
             int(repeats.sum()) * len(block.stages)
             for group in self._groups
             for block, repeats in repeated_blocks(group, self._turns)
-        ) + int(self.aggregation_s > 0)
+        ) + (len(self._waves.chores) + int(self.aggregation_s > 0))
 
     def activities(self, detail: bool = False) -> list[Activity]:
         """Return what happened when.
@@ -140,15 +138,17 @@ class Timeline:
             activity of every mini-batch.
         """
         found = expand(self._turns, self._groups, self._schedule, self._has_edges, detail)
+        found += of_chores(self._waves, self._schedule)
         if self.aggregation_s > 0:
             start = self.cost.delay_s - self.aggregation_s
             found.append(
                 Activity(
-                    kind="aggregate",
+                    kind=AGGREGATE,
                     label="average adapters",
                     entity="server",
                     branch=-1,
                     turn=-1,
+                    member=0,
                     step=-1,
                     start_s=start,
                     end_s=self.cost.delay_s,
@@ -173,7 +173,9 @@ def timeline(
 
     A turn fetches the adapters of its device (and edge), trains its mini-batches one after the
     other along its route, and hands the adapters back. Branches run in parallel and meet only at
-    shared servers (`Fleet.serving`); the radio is divided by frequency, so it never queues. At
+    shared servers (`Fleet.serving`); the radio is divided by frequency, so it never queues. The
+    turns of a wave run in parallel too, and their adapters are averaged before the next wave; where
+    an edge does that, they cross the backhaul before the first wave and after the last only. At
     the end the server averages the branches' adapters, if there are several.
 
     Parameters
@@ -207,20 +209,21 @@ def timeline(
         require(fits, "channel devices", state.n_devices, f"{fleet.n_devices}, as in the fleet")
     builder = StageBuilder(plan, profile, fleet, states, batch_size, codec_ratio, sent)
     turns, groups = builder.turns, builder.groups()
-    times = schedule(turns, groups, fleet.serving, len(fleet.servers))
-    n_branches = len(plan.branches)
+    waves = read_waves(plan, turns, groups, fleet)
+    times = schedule(turns, waves, groups, fleet.serving, len(fleet.servers))
     adapters = total((profile.embed, *profile.blocks, profile.head)).adapter_bytes
-    flops = AGGREGATION_FLOPS_PER_BYTE * adapters * n_branches if n_branches > 1 else 0.0
-    server = fleet.servers
-    clock, per_cycle = float(server.clock_hz[0]), float(server.flops_per_cycle[0])
-    aggregation_s = float(compute_delay_s(flops, clock, per_cycle))
-    xi = float(server.energy_coefficient[0])
-    aggregation_j = float(compute_energy_j(flops, clock, per_cycle, xi))
+    aggregation_s, aggregation_j = averaging(adapters, len(plan.branches), fleet, 0)
     totals = _totals(turns, groups, fleet)
+    for chore in waves.chores:
+        if chore.kind == AGGREGATE:
+            totals["server_compute_s"][chore.node] += chore.seconds
+            totals["server_compute_j"][chore.node] += chore.joules
+        else:
+            totals["backhaul_bytes"][chore.node - 1] += chore.sent_bytes
     totals["server_compute_s"][0] += aggregation_s
     totals["server_compute_j"][0] += aggregation_j
     cost = RoundCost(
-        delay_s=float(times.end_s.max()) + aggregation_s,
+        delay_s=float((times.done_s + waves.after_s).max()) + aggregation_s,
         waiting_s=times.waiting_s,
         device_memory_bytes=device_memory_bytes(
             groups, turns, builder.costs, batch_size, fleet.n_devices
@@ -237,6 +240,7 @@ def timeline(
         aggregation_s,
         aggregation_j,
         turns,
+        waves,
         groups,
         times,
         fleet.n_edges > 0,

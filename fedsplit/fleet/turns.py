@@ -18,10 +18,17 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Turns:
-    """The turns of a plan as arrays of shape ``[T]``, branch by branch."""
+    """The turns of a plan as arrays of shape ``[T]``, branch by branch and wave by wave.
+
+    `wave` counts the waves of all branches. `slot` numbers what may run at the same time: turns of
+    one branch and slot follow each other. `member` is the place in the wave.
+    """
 
     branch: IntArray
     place: IntArray
+    wave: IntArray
+    slot: IntArray
+    member: IntArray
     device: IntArray
     steps: IntArray
     edge: IntArray
@@ -67,8 +74,9 @@ class CostTable:
 def read_turns(plan: RoundPlan, fleet: Fleet, state: ChannelState) -> Turns:
     """Return the turns of `plan` as arrays, with what it leaves open filled in.
 
-    A bandwidth share that is None is the band over the number of branches, as one device of each
-    branch is on the air at a time. An edge that is None is the device's home.
+    A bandwidth share that is None is the band over the number of devices that may be on the air at
+    a time: one of each branch, or as many as train side by side in it. An edge that is None is the
+    device's home.
 
     Raises
     ------
@@ -81,13 +89,18 @@ def read_turns(plan: RoundPlan, fleet: Fleet, state: ChannelState) -> Turns:
         for b, branch in enumerate(plan.branches)
         for place, turn in enumerate(branch.turns)
     ]
-    n_branches = len(plan.branches)
+    widths = np.array([min(branch.width, len(branch.turns)) for branch in plan.branches])
+    n_slots = int(widths.sum())
 
     def column(read: Callable[[Turn], float | None], default: float) -> Array:
         values = (read(turn) for _, _, turn in flat)
         return np.array([default if value is None else value for value in values])
 
     branch = np.array([b for b, _, _ in flat])
+    place = np.array([p for _, p, _ in flat])
+    member = place % widths[branch]
+    slot = (np.cumsum(widths) - widths)[branch] + member
+    wave = np.cumsum(member == 0) - 1
     device = column(lambda turn: turn.device, 0).astype(np.int64)
     _require_index("turn.device", device, fleet.n_devices)
     edge = column(lambda turn: turn.edge, -1).astype(np.int64)
@@ -106,16 +119,18 @@ def read_turns(plan: RoundPlan, fleet: Fleet, state: ChannelState) -> Turns:
         ("uplink_hz", state.uplink_hz, lambda turn: turn.uplink_hz),
         ("downlink_hz", state.downlink_hz, lambda turn: turn.downlink_hz),
     ):
-        share = column(read, band / n_branches)
+        share = column(read, band / n_slots)
         low = float(share.min())
         require(low > 0, f"turn.{name}", low, "above 0")
-        widest = np.zeros(n_branches)
-        np.maximum.at(widest, branch, share)
+        in_wave = np.bincount(wave, share)
+        widest = np.zeros(len(plan.branches))
+        np.maximum.at(widest, branch[member == 0], in_wave)
         used = float(widest.sum())
         require(used <= band * (1 + 1e-6), f"sum of turn.{name}", used, f"at most {band:g}")
         shares.append(share)
-    place = np.array([p for _, p, _ in flat])
-    return Turns(branch, place, device, steps, edge, shares[0], shares[1], clock)
+    return Turns(
+        branch, place, wave, slot, member, device, steps, edge, shares[0], shares[1], clock
+    )
 
 
 def _require_index(name: str, values: IntArray, count: int) -> None:

@@ -68,6 +68,18 @@ def routes(draw, edges):
 
 
 @st.composite
+def branches(draw, devices, edges):
+    """Draw how `devices` train: one after the other, or side by side and several times."""
+    width, times = draw(st.integers(1, len(devices))), draw(st.integers(1, 2))
+    if width == times == 1:
+        return Branch(tuple(Turn(n, draw(routes(edges)), draw(st.integers(0, 4))) for n in devices))
+    route = draw(routes(edges))
+    edge = draw(st.integers(0, edges - 1)) if edges else None
+    turns = [Turn(n, route, draw(st.integers(0, 4)), edge=edge) for n in devices]
+    return Branch(tuple(turns) * times, width)
+
+
+@st.composite
 def rounds(draw, disciplines=("fifo", "sharing", "partition", "unlimited")):
     """Draw a plan of any shape, with its profile, fleet and channel state."""
     seed = draw(st.integers(0, 10_000))
@@ -75,15 +87,5 @@ def rounds(draw, disciplines=("fifo", "sharing", "partition", "unlimited")):
     sizes = draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
     fleet = random_fleet(seed, sum(sizes), edges, draw(st.sampled_from(disciplines)))
     devices = iter(draw(st.permutations(range(sum(sizes)))))
-    plan = RoundPlan(
-        tuple(
-            Branch(
-                tuple(
-                    Turn(next(devices), draw(routes(edges)), draw(st.integers(0, 4)))
-                    for _ in range(size)
-                )
-            )
-            for size in sizes
-        )
-    )
+    plan = RoundPlan(tuple(draw(branches([next(devices) for _ in range(s)], edges)) for s in sizes))
     return plan, random_profile(seed), fleet, random_state(seed, fleet)

@@ -1,49 +1,145 @@
 """Queues against slow simulations that follow their definitions literally."""
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fedsplit.fleet.queues import Visits, first_come_first_served, processor_sharing
+from fedsplit.fleet.relay import Relay
+
+
+@dataclass
+class Wave:
+    """Turns that start together: a number for each, and the time around them."""
+
+    branch: int
+    turns: list[int]
+    before_s: float = 0.0
+    after_s: float = 0.0
+
+
+@dataclass
+class Case:
+    """Visits, and the waves of turns that make them; turns without visits take `alone_s`."""
+
+    visits: Visits
+    waves: list[Wave]
+    alone_s: np.ndarray
+    trail_s: np.ndarray
+
+    def of(self, turn):
+        return np.flatnonzero(self.visits.turn == turn).tolist()
+
+    def relay(self):
+        n_turns = len(self.alone_s)
+        return Relay(
+            [wave.branch for wave in self.waves],
+            [wave.turns[0] for wave in self.waves],
+            [wave.before_s for wave in self.waves],
+            [wave.after_s for wave in self.waves],
+            self.alone_s.tolist(),
+            self.trail_s.tolist(),
+            [min(self.of(turn), default=-1) for turn in range(n_turns)],
+        )
 
 
 @st.composite
-def visits(draw):
-    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=5))
-    n = sum(sizes)
+def cases(draw):
+    branches = draw(
+        st.lists(  # visits of each turn, by wave
+            st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3), min_size=1, max_size=3),
+            min_size=1,
+            max_size=3,
+        )
+    )
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     # Whole numbers make ties common.
     whole = draw(st.booleans())
-    times = rng.integers(0, 4, (2, n)).astype(float) if whole else rng.uniform(0, 3, (2, n))
-    return Visits(
-        times[0], times[1], rng.integers(0, 2, n), np.repeat(np.arange(len(sizes)), sizes)
-    )
+
+    def times(*shape):
+        return rng.integers(0, 4, shape).astype(float) if whole else rng.uniform(0, 3, shape)
+
+    waves, counts = [], []
+    for branch, made_of in enumerate(branches):
+        for sizes in made_of:
+            first = len(counts)
+            counts += sizes
+            waves.append(Wave(branch, list(range(first, len(counts))), *times(2)))
+    n = sum(counts)
+    turn = np.repeat(np.arange(len(counts)), counts)
+    visits = Visits(times(n), times(n), rng.integers(0, 2, n), turn)
+    return Case(visits, waves, times(len(counts)), times(len(counts)))
 
 
-def next_visit(visits, visit):
-    after = visit + 1
-    same = after < len(visits.branch) and visits.branch[after] == visits.branch[visit]
-    return after if same else None
+def chains(visits, turn):
+    """Return a case of turns that all start at 0 and have nothing around them."""
+    none = np.zeros(max(turn) + 1)
+    waves = [Wave(number, [number]) for number in range(len(none))]
+    return Case(Visits(*visits, np.asarray(turn)), waves, none, none)
 
 
-def serve_one_by_one(visits):
+@dataclass
+class Course:
+    """What has started and ended by now."""
+
+    case: Case
+    start: dict = field(default_factory=dict)
+    end: dict = field(default_factory=dict)
+
+    def newly_started(self):
+        """Return the turns that can start; ends at once those that visit nobody."""
+        found = []
+        for before, wave in zip([None, *self.case.waves[:-1]], self.case.waves, strict=True):
+            follows = before is not None and before.branch == wave.branch
+            if wave.turns[0] in self.start:
+                continue
+            if follows and not all(turn in self.end for turn in before.turns):
+                continue
+            since = max(self.end[t] for t in before.turns) + before.after_s if follows else 0.0
+            for turn in wave.turns:
+                self.start[turn] = since + wave.before_s
+                if self.case.of(turn):
+                    found.append(turn)
+                else:
+                    self.end[turn] = self.start[turn] + self.case.alone_s[turn]
+        return found
+
+    def arrivals(self):
+        """Return the first visits of what can start, and when they arrive."""
+        delay = self.case.visits.delay_s
+        firsts = [(turn, self.case.of(turn)[0]) for turn in self.newly_started()]
+        return {visit: self.start[turn] + delay[visit] for turn, visit in firsts}
+
+    def leave(self, visit, now):
+        """End a visit; return the visits that come by that, and when they arrive."""
+        visits = self.case.visits
+        turn = visits.turn[visit]
+        if visit != self.case.of(turn)[-1]:
+            return {visit + 1: now + visits.delay_s[visit + 1]}
+        self.end[int(turn)] = now + self.case.trail_s[turn]
+        return self.arrivals()
+
+
+def serve_one_by_one(case):
     """Pick again and again the arrived visit that came first, of all servers."""
-    coming = {first: visits.delay_s[first] for first in visits.firsts()}
+    course, visits = Course(case), case.visits
+    coming = course.arrivals()
     free, end = {0: 0.0, 1: 0.0}, np.zeros(len(visits.delay_s))
     while coming:
         visit = min(coming, key=lambda v: (coming[v], v))
         arrival, node = coming.pop(visit), int(visits.node[visit])
         free[node] = end[visit] = max(free[node], arrival) + visits.work_s[visit]
-        after = next_visit(visits, visit)
-        if after is not None:
-            coming[after] = end[visit] + visits.delay_s[after]
-    return end
+        coming |= course.leave(visit, end[visit])
+    return end, course
 
 
-def share_literally(visits):
+def share_literally(case):
     """Move time from event to event; between events, all visits at a server progress at 1/n."""
-    coming = {first: visits.delay_s[first] for first in visits.firsts()}
+    course, visits = Course(case), case.visits
+    coming = course.arrivals()
     left, end, now = {}, np.zeros(len(visits.delay_s)), 0.0
     while coming or left:
         crowd = [sum(visits.node[v] == node for v in left) for node in (0, 1)]
@@ -55,42 +151,53 @@ def share_literally(visits):
         for v in [v for v in left if finish[v] <= now + 1e-12]:
             del left[v]
             end[v] = now
-            after = next_visit(visits, v)
-            if after is not None:
-                coming[after] = now + visits.delay_s[after]
+            coming |= course.leave(v, now)
         for v in [v for v in coming if coming[v] <= now]:
             del coming[v]
             left[v] = visits.work_s[v]
-    return end
+    return end, course
+
+
+def check(case, discipline, literally):
+    relay = case.relay()
+    served = discipline(case.visits, relay)
+    end, course = literally(case)
+    assert served.end_s == pytest.approx(end)
+    turns = range(len(case.alone_s))
+    assert relay.start_s == pytest.approx([course.start[turn] for turn in turns])
+    assert relay.end_s == pytest.approx([course.end[turn] for turn in turns])
+    for wave, done in zip(case.waves, relay.done_s, strict=True):
+        assert done == pytest.approx(max(course.end[turn] for turn in wave.turns))
+    return served
 
 
 @settings(max_examples=200, deadline=None)
-@given(visits())
+@given(cases())
 def test_first_come_first_served(case):
-    served = first_come_first_served(case)
-    assert served.end_s == pytest.approx(serve_one_by_one(case))
+    served = check(case, first_come_first_served, serve_one_by_one)
     assert np.all(served.begin_s >= served.arrive_s)
-    assert served.end_s - served.begin_s == pytest.approx(case.work_s)
+    assert served.end_s - served.begin_s == pytest.approx(case.visits.work_s)
 
 
 @settings(max_examples=200, deadline=None)
-@given(visits())
+@given(cases())
 def test_processor_sharing(case):
-    served = processor_sharing(case)
-    assert served.end_s == pytest.approx(share_literally(case))
-    assert np.all(served.end_s - served.arrive_s >= case.work_s - 1e-9)
+    served = check(case, processor_sharing, share_literally)
+    assert np.all(served.end_s - served.arrive_s >= case.visits.work_s - 1e-9)
 
 
 @settings(max_examples=50, deadline=None)
-@given(visits())
+@given(cases())
 def test_a_server_without_rivals_serves_at_once(case):
-    alone = Visits(case.delay_s, case.work_s, case.node, np.zeros_like(case.branch))
-    expected = np.cumsum(case.delay_s + case.work_s)
+    one = case.visits
+    assume(len(one.turn) > 0)
+    alone = chains((one.delay_s, one.work_s, one.node), np.zeros_like(one.turn))
+    expected = np.cumsum(one.delay_s + one.work_s)
     for discipline in (first_come_first_served, processor_sharing):
-        assert discipline(alone).end_s == pytest.approx(expected)
+        assert discipline(alone.visits, alone.relay()).end_s == pytest.approx(expected)
 
 
 def test_two_equal_visits_to_a_shared_server_take_twice_as_long():
-    case = Visits(np.zeros(2), np.ones(2), np.zeros(2, dtype=int), np.arange(2))
-    assert processor_sharing(case).end_s.tolist() == [2, 2]
-    assert first_come_first_served(case).end_s.tolist() == [1, 2]
+    case = chains((np.zeros(2), np.ones(2), np.zeros(2, dtype=int)), [0, 1])
+    assert processor_sharing(case.visits, case.relay()).end_s.tolist() == [2, 2]
+    assert first_come_first_served(case.visits, case.relay()).end_s.tolist() == [1, 2]

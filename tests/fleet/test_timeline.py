@@ -22,11 +22,15 @@ few = settings(max_examples=40, deadline=None)
 
 
 class Papers:
-    """The delay and energy formulas of the six papers, written down for one device at a time."""
+    """The delay and energy formulas of the six papers, written down for one device at a time.
 
-    def __init__(self, profile, fleet, state, n_branches):
+    `n_sharing` devices share the band; by default one of each branch does.
+    """
+
+    def __init__(self, profile, fleet, state, n_branches, n_sharing=None):
         self.units = [profile.embed, *profile.blocks, profile.head]
         self.fleet, self.state, self.n_branches = fleet, state, n_branches
+        self.n_sharing = n_sharing or n_branches
 
     def flops(self, which, first, last):
         return BATCH * sum(getattr(unit, f"{which}_flops") for unit in self.units[first:last])
@@ -44,14 +48,14 @@ class Papers:
         return self.fleet.servers.clock_hz[k] * self.fleet.servers.flops_per_cycle[k]
 
     def up(self, n):
-        band, noise = self.state.uplink_hz / self.n_branches, self.state.noise_w_hz
+        band, noise = self.state.uplink_hz / self.n_sharing, self.state.noise_w_hz
         snr = self.state.power_up_w[n] * self.state.gain_up[n] / (noise * band)
         return band * np.log2(1 + snr)
 
     def down(self, n):
         whole, noise = self.state.downlink_hz, self.state.noise_w_hz
         snr = self.state.power_down_w * self.state.gain_down[n] / (noise * whole)
-        return whole / self.n_branches * np.log2(1 + snr)
+        return whole / self.n_sharing * np.log2(1 + snr)
 
     def two_tier(self, n, cut, count, server_speed):
         """D(c) of CARD; without the adapters it is one iteration of SFT, times `count`."""
@@ -87,7 +91,7 @@ class Papers:
         step += crossing * (1 / self.up(n) + 1 / self.down(n))
         return adapters / self.down(n) + count * step + adapters / self.up(n)
 
-    def three_tier(self, n, edge, first, last, count):
+    def three_tier(self, n, edge, first, last, count, exchange=True):
         """SplitLLM's tau_k times E, with the adapters of user and edge on wire and radio."""
         user, middle, top = (0, first + 1), (first + 1, last + 1), (last + 1, None)
         total = {
@@ -102,13 +106,31 @@ class Papers:
             + 2 * self.boundary(last) / wire
             + total["top"] / self.server_speed()
         )
-        own, passed = self.adapters(*user), self.adapters(*user) + self.adapters(*middle)
-        return count * step + own * (1 / self.up(n) + 1 / self.down(n)) + 2 * passed / wire
+        own = self.adapters(*user)
+        there_and_back = 2 * self.adapters(0, last + 1) / wire if exchange else 0.0
+        return count * step + own * (1 / self.up(n) + 1 / self.down(n)) + there_and_back
+
+    def edge_rounds(self, users, edge, first, last, count, times):
+        """The slowest user of an edge, and averaging, `times` over; the wire carries two sets."""
+        slowest = max(self.three_tier(n, edge, first, last, count, exchange=False) for n in users)
+        averaging = max(
+            self.mean_of(len(users), 0, last + 1, 1 + edge),
+            self.mean_of(len(users), last + 1, None, 0),
+        )
+        kept = self.adapters(0, last + 1)
+        exchange = 2 * kept / self.fleet.backhaul_bps
+        # The edge does not wait for the cloud to average what is the cloud's.
+        left = self.mean_of(len(users), 0, last + 1, 1 + edge) + exchange / 2
+        ending = max(left, averaging) - averaging
+        return exchange / 2 + times * (slowest + averaging) + ending
+
+    def mean_of(self, n_sets, first, last, server):
+        """Two FLOPs for each 4-byte adapter value of each set, if there are several."""
+        values = self.adapters(first, last) / 32
+        return 2 * values * n_sets / self.server_speed(server) if n_sets > 1 else 0.0
 
     def averaging(self):
-        """Two FLOPs for each 4-byte adapter value of each branch, if there are several."""
-        values = self.adapters(0, None) / 32
-        return 2 * values * self.n_branches / self.server_speed() if self.n_branches > 1 else 0.0
+        return self.mean_of(self.n_branches, 0, None, 0)
 
 
 def turn(n, route, count, **more):
@@ -183,6 +205,72 @@ def test_three_tiers_follow_splitllm(seed, both, count):
 
 
 @few
+@given(
+    seed=seeds,
+    both=st.tuples(cuts, cuts),
+    count=steps,
+    times=st.integers(1, 3),
+    users=st.permutations(range(5)),
+    split=st.integers(1, 4),
+)
+def test_edge_rounds_cross_the_backhaul_once_each_way(seed, both, count, times, users, split):
+    """The users of an edge train side by side; nothing but boundaries leaves it in between."""
+    profile, fleet, state, _ = scene(seed, 2, edges=2, discipline="unlimited")
+    papers = Papers(profile, fleet, state, n_branches=2, n_sharing=5)
+    first, last = sorted(both)
+    route = Route.three_tier(N_BLOCKS, first, last)
+    groups = users[:split], users[split:]
+    plan = RoundPlan.hierarchical(
+        [[turn(n, route, count, edge=k) for n in group] for k, group in enumerate(groups)], times
+    )
+    cost = timeline(plan, profile, fleet, state, BATCH).cost
+    slowest = max(
+        papers.edge_rounds(group, k, first, last, count, times) for k, group in enumerate(groups)
+    )
+    assert cost.delay_s == close(slowest + papers.averaging())
+    kept, own = papers.adapters(0, last + 1) / 8, papers.adapters(0, first + 1) / 8
+    for k, group in enumerate(groups):
+        boundaries = 2 * papers.boundary(last) / 8 * count * times * len(group)
+        assert cost.backhaul_bytes[k] == close(boundaries + 2 * kept)
+        for n in group:
+            radio = times * (count * papers.boundary(first) / 8 + own)
+            assert cost.uplink_bytes[n] == cost.downlink_bytes[n] == close(radio)
+
+
+def test_the_edges_pay_for_averaging():
+    """Their processors average what they keep, the cloud's the rest."""
+    profile, fleet, state, _ = scene(4, 1, edges=2, discipline="unlimited")
+    papers = Papers(profile, fleet, state, n_branches=1, n_sharing=5)
+    route = Route.three_tier(N_BLOCKS, 1, 3)
+    flat = RoundPlan.parallel(turn(n, route, 2, edge=0) for n in range(5))
+    joint = RoundPlan.hierarchical([[turn(n, route, 2, edge=0) for n in range(5)]], 1)
+    before, after = (timeline(plan, profile, fleet, state, BATCH).cost for plan in (flat, joint))
+    extra = after.server_compute_s - before.server_compute_s
+    assert extra[1] == pytest.approx(papers.mean_of(5, 0, 4, 1))
+    assert extra[0] == pytest.approx(papers.mean_of(5, 4, None, 0) - papers.mean_of(5, 0, None, 0))
+    assert np.all(after.server_compute_j[:2] > 0)
+    assert after.backhaul_bytes[0] < before.backhaul_bytes[0]
+
+
+@few
+@given(seed=seeds, cut=cuts, count=steps, width=st.integers(1, 5))
+def test_waves_follow_each_other(seed, cut, count, width):
+    """Without an edge the server averages, and adapters travel in every wave."""
+    profile, fleet, state, _ = scene(seed, 1, discipline="unlimited")
+    papers = Papers(profile, fleet, state, n_branches=1, n_sharing=width)
+    route = Route.two_tier(N_BLOCKS, cut)
+    plan = RoundPlan((Branch(tuple(turn(n, route, count) for n in range(5)), width),))
+    speed = papers.server_speed()
+    waves = [range(start, min(start + width, 5)) for start in range(0, 5, width)]
+    expected = sum(
+        max(papers.two_tier(n, cut, count, speed) for n in wave)
+        + papers.mean_of(len(wave), 0, None, 0)
+        for wave in waves
+    )
+    assert delay(plan, profile, fleet, state) == close(expected)
+
+
+@few
 @given(seed=seeds, both=st.tuples(cuts, cuts), count=steps)
 def test_u_shape_crosses_the_radio_twice_each_way(seed, both, count):
     profile, fleet, state, papers = scene(seed, 1)
@@ -245,15 +333,30 @@ def test_time_energy_and_bytes_are_conserved(scenario):
 def test_activities_of_a_turn_follow_each_other(scenario):
     plan, *_ = scenario
     line = timeline(*scenario, BATCH)
-    by_branch = {}
+    chains = {}
     for activity in line.activities(detail=True):
-        if activity.branch >= 0:
-            by_branch.setdefault(activity.branch, []).append(activity)
-    assert len(by_branch) == len(plan.branches)
-    for chain in by_branch.values():
+        if activity.turn >= 0:
+            chains.setdefault((activity.branch, activity.member), []).append(activity)
+    assert len(chains) == sum(branch.width for branch in plan.branches)
+    for chain in chains.values():
         for before, after in pairwise(chain):
             assert (before.turn, before.step) <= (after.turn, after.step) or after.step == -1
             assert after.start_s >= before.end_s - 1e-9
+
+
+@settings(max_examples=80, deadline=None)
+@given(scenario=rounds())
+def test_a_wave_starts_together_when_the_one_before_is_over(scenario):
+    plan, *_ = scenario
+    line = timeline(*scenario, BATCH)
+    first = 0
+    for branch in plan.branches:
+        done = 0.0
+        for wave in branch.waves:
+            which = slice(first, first + len(wave))
+            assert np.ptp(line.turn_start_s[which]) == pytest.approx(0, abs=1e-12)
+            assert line.turn_start_s[first] >= done - 1e-12
+            done, first = line.turn_end_s[which].max(), first + len(wave)
 
 
 @settings(max_examples=80, deadline=None)
