@@ -25,7 +25,9 @@ def record_of(outcome: RoundOutcome, task: str) -> RoundRecord:
         bytes_up=_bytes(turns, "up"),
         bytes_down=_bytes(turns, "down"),
         wall_s=outcome.wall_s,
-        participants=tuple(turn.turn.device for turn in outcome.turns),
+        adapter_bytes_up=_bytes(turns, "adapters-up"),
+        adapter_bytes_down=_bytes(turns, "adapters-down"),
+        participants=tuple(dict.fromkeys(turn.turn.device for turn in outcome.turns)),
         failures=outcome.failures,
     )
 

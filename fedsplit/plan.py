@@ -6,7 +6,7 @@ them. See docs/architecture.md for the vocabulary.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedsplit.errors import FedsplitError, require
 
@@ -207,6 +207,8 @@ class Turn:
         Bandwidth share; None means an equal share of the channel.
     server_hz : float or None
         Server clock during this turn; None means its maximum.
+    repeat : int
+        How many turns the device had in this round before; its random draws depend on it.
     """
 
     device: int
@@ -217,6 +219,7 @@ class Turn:
     uplink_hz: float | None = None
     downlink_hz: float | None = None
     server_hz: float | None = None
+    repeat: int = 0
 
 
 @dataclass(frozen=True)
@@ -237,8 +240,8 @@ class Branch:
     Raises
     ------
     FedsplitError
-        If a wave names a device twice, or turns that an edge averages differ in their edge or in
-        what lies behind it.
+        If a wave names a device twice, a device has two turns of the same `Turn.repeat`, or turns
+        that an edge averages differ in their edge or in what lies behind it.
     """
 
     turns: tuple[Turn, ...]
@@ -249,6 +252,9 @@ class Branch:
         for wave in self.waves if self.width > 1 else ():
             devices = tuple(turn.device for turn in wave)
             require(len(set(devices)) == len(devices), "wave devices", devices, "each device once")
+        numbers = [(turn.device, turn.repeat) for turn in self.turns]
+        unique = len(set(numbers)) == len(numbers)
+        require(unique, "turns (device, repeat)", numbers, "different from each other")
         if self.at_edge:
             edges = {turn.edge for turn in self.turns}
             require(len(edges) == 1, "branch edges", edges, "one edge that averages its turns")
@@ -270,8 +276,13 @@ class Branch:
 
         So they do where several devices, or one several times, train behind an edge server.
         """
-        together = self.width > 1 or len(self.devices) < len(self.turns)
+        together = self.width > 1 or any(turn.repeat for turn in self.turns)
         return together and any(turn.route.on(EDGE) for turn in self.turns)
+
+    @property
+    def adapters_on_link(self) -> bool:
+        """Whether devices exchange their adapters with the first server of their route."""
+        return self.width > 1 or self.at_edge
 
     @property
     def devices(self) -> tuple[int, ...]:
@@ -316,8 +327,12 @@ class RoundPlan:
     def hierarchical(cls, groups: Iterable[Iterable[Turn]], rounds: int) -> "RoundPlan":
         """Return one branch for each group, whose turns train side by side `rounds` times."""
         require(rounds >= 1, "rounds", rounds, "at least 1")
+
+        def times(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+            return tuple(replace(turn, repeat=r) for r in range(rounds) for turn in turns)
+
         once = [tuple(turns) for turns in groups]
-        return cls(tuple(Branch(turns * rounds, max(len(turns), 1)) for turns in once))
+        return cls(tuple(Branch(times(turns), max(len(turns), 1)) for turns in once))
 
     @property
     def devices(self) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Run a turn: the device's loop, and the stage that serves many branches on a server."""
 
+from fedsplit.execution.average import weighted_mean
 from fedsplit.execution.device import StepReport, TurnResult, evaluate_turn, train_turn
 from fedsplit.execution.lane import compute
 from fedsplit.execution.optim import OptimizerSpec
@@ -16,4 +17,5 @@ __all__ = [
     "compute",
     "evaluate_turn",
     "train_turn",
+    "weighted_mean",
 ]

@@ -97,7 +97,7 @@ def read_waves(plan: RoundPlan, turns: Turns, groups: Sequence[Group], fleet: Fl
     closes = np.append(opens[1:], True)
     near, far = _adapter_bytes(turns, groups)
     chores: list[Chore] = []
-    of_interest = [b for b, one in enumerate(plan.branches) if one.width > 1 or one.at_edge]
+    of_interest = [b for b, one in enumerate(plan.branches) if one.adapters_on_link]
     for wave in np.flatnonzero(np.isin(branch, of_interest)).tolist():
         turn, n_sets = first[wave], int(sizes[wave])
         at_edge = plan.branches[branch[wave]].at_edge

@@ -11,7 +11,8 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.drive import Await, Call, Lost, Turns, drive
+from fedsplit.execution import weighted_mean
+from fedsplit.flower.drive import Await, Call, Fork, Lost, Turns, drive
 from fedsplit.flower.edges import EdgeTicket, EdgeTurn, RemoteEdges
 from fedsplit.flower.host import OpenTurn, StageHost
 from fedsplit.flower.messages import (
@@ -31,6 +32,8 @@ from fedsplit.plan import DEVICE, EDGE, Branch, Failure, Route, Turn
 from fedsplit.seeds import derive_seed
 from fedsplit.transport import new_token
 from fedsplit.transport.presence import BROKEN
+
+_Done = tuple[dict[str, Tensor], TurnOutcome]  # complete adapters, and what the turn did
 
 _PHASES = {TRAIN: "train", EVALUATE: "evaluate"}
 
@@ -154,24 +157,48 @@ class Coordinator:
         adapters = dict(arrays)
         turns: list[TurnOutcome] = []
         failures: list[Failure] = []
-        phase = _PHASES[kind]
-        for turn in branch.turns:
-            opened = None
-            try:
-                opened = self._open(server_round, turn, kind)
-                if opened is not None:
-                    self._host.supply(opened, adapters)
-                trained, outcome = yield from self._turn(server_round, turn, adapters, kind, opened)
-            except FedsplitError as error:
-                log(WARNING, "device %s lost its turn (%s): %s", turn.device, phase, error)
-                failures.append(Failure(turn.device, phase, str(error), time.time()))
-                continue
-            finally:
-                if opened is not None:
-                    self._host.discard(opened)
-            adapters |= trained
-            turns.append(outcome)
+        for wave in branch.waves:
+            ended: dict[int, _Done | Failure] = {}
+            yield Fork(
+                [self._attempt(server_round, turn, adapters, kind, branch, ended) for turn in wave]
+            )
+            # In the plan's order, whoever came in first.
+            results = [ended[turn.device] for turn in wave]
+            failures += [result for result in results if isinstance(result, Failure)]
+            finished = [result for result in results if not isinstance(result, Failure)]
+            if finished:
+                adapters |= self._mean(finished)
+                turns += [outcome for _, outcome in finished]
         outcomes[index] = BranchOutcome(index, branch, adapters, tuple(turns), tuple(failures))
+
+    def _mean(self, finished: Sequence[_Done]) -> dict[str, Tensor]:
+        """Return the mean of what turns trained, weighted by their devices' training samples."""
+        weights = [self.roster.by_index(outcome.turn.device).n_train for _, outcome in finished]
+        return weighted_mean([trained for trained, _ in finished], weights)
+
+    def _attempt(
+        self,
+        server_round: int,
+        turn: Turn,
+        adapters: Mapping[str, Tensor],
+        kind: str,
+        branch: Branch,
+        ended: dict[int, _Done | Failure],
+    ) -> Turns:
+        """Run one turn of a wave; put what comes of it into `ended`, by device."""
+        phase = _PHASES[kind]
+        opened = None
+        try:
+            opened = self._open(server_round, turn, kind, branch.adapters_on_link)
+            if opened is not None:
+                self._host.supply(opened, adapters)
+            ended[turn.device] = yield from self._turn(server_round, turn, adapters, kind, opened)
+        except FedsplitError as error:
+            log(WARNING, "device %s lost its turn (%s): %s", turn.device, phase, error)
+            ended[turn.device] = Failure(turn.device, phase, str(error), time.time())
+        finally:
+            if opened is not None:
+                self._host.discard(opened)
 
     def _turn(
         self,
@@ -249,12 +276,19 @@ class Coordinator:
         server_round: int,
         turn: Turn,
         kind: str,
+        adapters_on_link: bool,
     ) -> OpenTurn | None:
         if len(turn.route.segments) == 1:
             return None
         seed = self._seed(server_round, turn)
         elsewhere = EDGE if self._edges is not None else ""
-        return self._host.open(turn, seed=seed, train=kind == TRAIN, elsewhere=elsewhere)
+        return self._host.open(
+            turn,
+            seed=seed,
+            train=kind == TRAIN,
+            elsewhere=elsewhere,
+            adapters_on_link=adapters_on_link,
+        )
 
     def _hand_to_edge(
         self,
@@ -288,7 +322,8 @@ class Coordinator:
         return ticket
 
     def _seed(self, server_round: int, turn: Turn) -> int:
-        return derive_seed(self.job.seed, "turn", server_round, turn.device)
+        again = [turn.repeat] if turn.repeat else []
+        return derive_seed(self.job.seed, "turn", server_round, turn.device, *again)
 
     def _task(
         self,
@@ -315,10 +350,12 @@ class Coordinator:
             address=address,
             token=token,
             seed=self._seed(server_round, turn),
+            adapters_on_link=opened is not None and opened.adapters_on_link,
+            repeat=turn.repeat,
         )
         names = self._host.adapter_names(turn.route, DEVICE)
-        node = self.roster.by_index(turn.device)
-        return task_message(node.node_id, kind, task, {name: adapters[name] for name in names})
+        sent = {} if task.adapters_on_link else {name: adapters[name] for name in names}
+        return task_message(self.roster.by_index(turn.device).node_id, kind, task, sent)
 
 
 def _check_complete(trained: Mapping[str, Tensor], handed_out: Mapping[str, Tensor]) -> None:
@@ -333,6 +370,8 @@ def _turn_outcome(
     turn: Turn, metrics: Mapping[str, float], backhaul: Mapping[str, int], started: float
 ) -> TurnOutcome:
     radio = {"up": int(metrics["bytes-up"]), "down": int(metrics["bytes-down"])}
+    if metrics["adapters-down"]:
+        radio |= {name: int(metrics[name]) for name in ("adapters-up", "adapters-down")}
     return TurnOutcome(
         turn=turn,
         loss_sum=metrics["loss-sum"],

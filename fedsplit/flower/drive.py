@@ -1,6 +1,7 @@
 """Many branches over one Flower grid: each is a generator that waits for its own answers only."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -49,8 +50,15 @@ class Lost:
     reason: str
 
 
-Turns = Generator[Call | Await, Message | Lost | None, None]
-"""A branch: yields what it waits for, is sent the answer (None once an `Await` is ready)."""
+@dataclass(frozen=True, eq=False)
+class Fork:
+    """Branches to run side by side; who yields it goes on when the last of them has ended."""
+
+    branches: "Sequence[Turns]"
+
+
+Turns = Generator[Call | Await | Fork, Message | Lost | None, None]
+"""A branch: yields what it waits for, is sent the answer (None to an `Await` and a `Fork`)."""
 
 
 @dataclass
@@ -85,18 +93,33 @@ def drive(
         Called about once a second with the mini-batches done.
     """
     waiting: list[_Waiting] = []
+    parents: dict[Turns, Turns] = {}
+    running: dict[Turns, int] = {}  # how many branches of its fork each parent waits for
     steps_done = 0
     report_due = time.monotonic()
 
-    def advance(branch: Turns, answer: Message | Lost | None) -> None:
-        try:
-            what = branch.send(answer)
-        except StopIteration:
-            return
-        item = _Waiting(branch, what, time.monotonic() + deadline_s)
-        if isinstance(what, Call):
-            (item.message_id,) = grid.push_messages([what.message])
-        waiting.append(item)
+    def advance(first: Turns, answer: Message | Lost | None) -> None:
+        ready = deque([(first, answer)])
+        while ready:
+            branch, answer = ready.popleft()
+            try:
+                what = branch.send(answer)
+            except StopIteration:
+                parent = parents.pop(branch, None)
+                if parent is not None:
+                    running[parent] -= 1
+                    if running[parent] == 0:
+                        ready.append((parent, None))
+                continue
+            if isinstance(what, Fork):
+                running[branch] = len(what.branches)
+                parents.update(dict.fromkeys(what.branches, branch))
+                ready.extend((child, None) for child in what.branches)
+                continue
+            item = _Waiting(branch, what, time.monotonic() + deadline_s)
+            if isinstance(what, Call):
+                (item.message_id,) = grid.push_messages([what.message])
+            waiting.append(item)
 
     for branch in branches:
         advance(branch, None)

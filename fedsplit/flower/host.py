@@ -33,12 +33,14 @@ class OpenTurn:
     """A turn that waits for its device, or is under way, on every server tier of its route.
 
     `address` and `token` lead the device to the first of them, which is the last of `stages`.
-    `fetched` are the names of the adapters that the device fetches from there over its link.
+    With `adapters_on_link` the device fetches its adapters there, `fetched` by name (if this
+    process hosts it).
     """
 
     address: str
     token: str
     stages: list[tuple[Stage, str]] = field(default_factory=list)
+    adapters_on_link: bool = False
     fetched: tuple[str, ...] = ()
     discarded: bool = False
 
@@ -152,7 +154,7 @@ class StageHost:
             Whether the device fetches its adapters from the first server tier.
         """
         route = turn.route
-        opened = OpenTurn("", "")
+        opened = OpenTurn("", "", adapters_on_link=adapters_on_link)
         downstream: tuple[Link, str] | None = None
         last = len(route.segments) - 1
         for position in range(last, 0, -1):

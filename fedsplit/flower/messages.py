@@ -89,6 +89,7 @@ class TurnTask:
     `address` and `token` open the link to the first server of the route; both are empty on a
     route that never leaves the device. `seed` is the turn's, the same on every tier. With
     `adapters_on_link` the adapters go over the link, both ways, and not with Flower's messages.
+    `repeat` is the turn's: each draws mini-batches of its own.
     """
 
     job: Job
@@ -103,6 +104,7 @@ class TurnTask:
     token: str = ""
     seed: int = 0
     adapters_on_link: bool = False
+    repeat: int = 0
 
 
 def task_message(

@@ -13,8 +13,9 @@ class TurnOutcome:
     """What one turn did: sums over its mini-batches, bytes on the wire, wall seconds.
 
     `link_bytes` maps "up" and "down" (device to first server) and, on routes with an edge,
-    "backhaul-up" and "backhaul-down" to bytes counted on the wire. `n_correct` is None where the
-    model is no classifier.
+    "backhaul-up" and "backhaul-down" to bytes counted on the wire; where adapters went over the
+    device's link, "adapters-up" and "adapters-down" to theirs. `n_correct` is None where the model
+    is no classifier.
     """
 
     turn: Turn

@@ -70,7 +70,8 @@ def train(message: Message, context: Context) -> Message:
 def _train(task: TurnTask, message: Message, context: Context) -> Message:
     route, model, link = _prepare(task, context)
     job = task.job
-    rng = generator(job.seed, "batches", task.server_round, task.device)
+    again = [task.repeat] if task.repeat else []
+    rng = generator(job.seed, "batches", task.server_round, task.device, *again)
     started = time.perf_counter()
     result = train_turn(
         model,

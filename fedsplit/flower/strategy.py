@@ -98,7 +98,8 @@ class SplitStrategy(Strategy):
         Devices that would not train take the route of the first, over their own edge.
         """
         plan = self.plan_round(scene)
-        by_device = {turn.device: turn for branch in plan.branches for turn in branch.turns}
+        every = [turn for branch in plan.branches for turn in branch.turns if turn.repeat == 0]
+        by_device = {turn.device: turn for turn in every}
         fallback = plan.branches[0].turns[0].route
 
         def spare(device: int) -> Turn:
@@ -114,7 +115,7 @@ class SplitStrategy(Strategy):
         Parameters
         ----------
         samples : sequence of int
-            Training samples of each device that finished its turn in the branch.
+            Training samples of each device that finished a turn in the branch.
 
         Returns
         -------
@@ -295,9 +296,8 @@ class SplitStrategy(Strategy):
             reason = "; ".join(failure.reason for failure in outcome.failures)
             return Message(Error(_NO_SURVIVOR, reason), reply_to=message)
         roster = self._bound().coordinator.roster
-        weight = self.branch_weight(
-            [roster.by_index(turn.turn.device).n_train for turn in outcome.turns]
-        )
+        devices = dict.fromkeys(turn.turn.device for turn in outcome.turns)
+        weight = self.branch_weight([roster.by_index(device).n_train for device in devices])
         reply = _metrics_reply(outcome.turns, weight, message)
         reply.content["arrays"] = to_record(outcome.adapters)
         return reply

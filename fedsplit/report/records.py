@@ -25,7 +25,10 @@ class RoundRecord:
         Share of test targets predicted right.
     bytes_up, bytes_down : mapping of str to int
         Bytes counted on the wire, by the tier that sends upward or receives from above:
-        ``{"device": 4096, "edge": 4096}``.
+        ``{"device": 4096, "edge": 4096}``. What the training exchanges; no adapters.
+    adapter_bytes_up, adapter_bytes_down : mapping of str to int
+        Adapters that devices exchanged with their edge over the same wire, counted in the same
+        way; those that go with Flower's messages are not among them.
     wall_s : float
         Wall-clock seconds that the round took on this machine.
     participants : tuple of int
@@ -44,6 +47,8 @@ class RoundRecord:
     accuracy: float | None = None
     bytes_up: Mapping[str, int] = field(default_factory=dict)
     bytes_down: Mapping[str, int] = field(default_factory=dict)
+    adapter_bytes_up: Mapping[str, int] = field(default_factory=dict)
+    adapter_bytes_down: Mapping[str, int] = field(default_factory=dict)
     wall_s: float = 0.0
     participants: tuple[int, ...] = ()
     failures: tuple[Failure, ...] = ()

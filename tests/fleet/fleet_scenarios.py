@@ -75,8 +75,9 @@ def branches(draw, devices, edges):
         return Branch(tuple(Turn(n, draw(routes(edges)), draw(st.integers(0, 4))) for n in devices))
     route = draw(routes(edges))
     edge = draw(st.integers(0, edges - 1)) if edges else None
-    turns = [Turn(n, route, draw(st.integers(0, 4)), edge=edge) for n in devices]
-    return Branch(tuple(turns) * times, width)
+    steps = {n: draw(st.integers(0, 4)) for n in devices}
+    turns = (Turn(n, route, steps[n], edge=edge, repeat=r) for r in range(times) for n in devices)
+    return Branch(tuple(turns), width)
 
 
 @st.composite

@@ -26,20 +26,26 @@ Adapters = dict[str, Tensor]
 
 
 def train_unsplit(
-    federation: Federation, device: int, adapters: Adapters, steps: int, server_round: int = 1
+    federation: Federation,
+    device: int,
+    adapters: Adapters,
+    steps: int,
+    server_round: int = 1,
+    repeat: int = 0,
 ) -> Adapters:
     """Train the whole model on one device's batches, without any split: the oracle."""
     job = federation.job
     model = load(job.model)
     samples = session._data(job).train(device)
-    rng = generator(job.seed, "batches", server_round, device)
+    again = [repeat] if repeat else []
+    rng = generator(job.seed, "batches", server_round, device, *again)
     result = train_turn(
         model,
         Route.device_only(model.n_blocks),
         training_batches(samples, job.batch_size, rng, steps),
         adapters=adapters,
         optimizer=job.optimizer,
-        seed=derive_seed(job.seed, "turn", server_round, device),
+        seed=derive_seed(job.seed, "turn", server_round, device, *again),
     )
     return result.adapters
 
