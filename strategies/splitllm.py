@@ -1,6 +1,7 @@
-"""SplitLLM: users, edges and a cloud; in every round one user of each edge trains."""
+"""SplitLLM: users, edges and a cloud; in every round users of each edge train."""
 
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 from flwr.serverapp.strategy import Strategy
@@ -23,6 +24,10 @@ class SplitLlm(SplitStrategy):
     The servers hold K branches at a time instead of one for each user, which saves the memory; a
     pass over all N users takes ``ceil(N / K)`` rounds, which is what it costs.
 
+    With `edge_rounds` the aggregation is hierarchical, an extension of the paper's scheme: each
+    edge's users train side by side and the edge averages them, so many times before the cloud
+    averages the edges.
+
     Parameters
     ----------
     device_cut : int
@@ -39,6 +44,11 @@ class SplitLlm(SplitStrategy):
         Which edge serves a user, once for the whole run: "home", the fleet's; "channel", the one
         of least time in total, no edge with more than ``ceil(N / K)`` users; "load", so that the
         busiest edge has as little to do as possible.
+    edge_rounds : int
+        Edge rounds in each round of the cloud's; 0 for none, the paper's scheme.
+    users_per_edge : int, optional
+        Users of each edge that train in a round; None for one without edge rounds, and for all
+        with them.
     inner : Strategy, optional
         The Flower strategy that samples the users to choose from and aggregates; FedAvg over all
         by default.
@@ -56,26 +66,42 @@ class SplitLlm(SplitStrategy):
         tail: int | None = None,
         selection: str = "round_robin",
         association: str = "home",
+        edge_rounds: int = 0,
+        users_per_edge: int | None = None,
         inner: Strategy | None = None,
     ) -> None:
         super().__init__(inner)
         require_choice("strategy.selection", selection, RULES)
         require_choice("strategy.association", association, ASSOCIATIONS)
+        require(edge_rounds >= 0, "strategy.edge_rounds", edge_rounds, "at least 0")
+        require(
+            users_per_edge is None or users_per_edge >= 1,
+            "strategy.users_per_edge",
+            users_per_edge,
+            "null or at least 1",
+        )
         self.device_cut = device_cut
         self.edge_cut = edge_cut
         self.tail = tail
         self.selection = selection
         self.association = association
+        self.edge_rounds = edge_rounds
+        self.users_per_edge = users_per_edge
 
     def plan_round(self, scene: Scene) -> RoundPlan:
-        """Choose a user of every edge that has any."""
+        """Choose users of every edge that has any."""
         route = self.route(scene.n_blocks)
         edge = self.edges(scene)[list(scene.devices)]
-        chosen = select_users(edge, scene.server_round - 1, scene.seed, self.selection)
-        return RoundPlan.parallel(
+        count = self.users_per_edge if self.users_per_edge or self.edge_rounds else 1
+        chosen = select_users(edge, scene.server_round - 1, scene.seed, self.selection, count)
+        turns = [
             replace(scene.turn(scene.devices[place], route), edge=int(edge[place]))
             for place in chosen
-        )
+        ]
+        if self.edge_rounds == 0:
+            return RoundPlan.parallel(turns)
+        of_edge = groupby(turns, key=lambda turn: turn.edge)
+        return RoundPlan.hierarchical((group for _, group in of_edge), self.edge_rounds)
 
     def plan_evaluation(self, scene: Scene) -> tuple[Turn, ...]:
         """Let every user evaluate over its own edge."""

@@ -165,14 +165,15 @@ class StageBuilder:
         sent: SentBytes | None,
     ) -> None:
         self._flat = [turn for branch in plan.branches for turn in branch.turns]
-        self._at_edge = [branch.at_edge for branch in plan.branches for _ in branch.turns]
+        kept = [branch.at_edge for branch in plan.branches]
+        self._at_edge = np.repeat(kept, [len(branch.turns) for branch in plan.branches]).tolist()
         self._profile, self._fleet, self._states = profile, fleet, states
         self._batch, self._ratio, self._sent = batch_size, codec_ratio, sent
         self.turns = read_turns(plan, fleet, states[0])
         self.costs = CostTable(profile)
         turns = self.turns
         if fleet.n_edges:
-            # A device has one turn at most, so one station for the whole round.
+            # A device keeps its station for the whole round.
             station = fleet.home.copy()
             station[turns.device] = turns.edge
             states = [state.over(station) for state in states]

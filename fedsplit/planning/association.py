@@ -120,9 +120,9 @@ def associate_by_load(times_s: ArrayLike) -> Association:
 
 
 def select_users(
-    home: ArrayLike, round_: int, seed: int, rule: str = "round_robin"
+    home: ArrayLike, round_: int, seed: int, rule: str = "round_robin", count: int | None = 1
 ) -> NDArray[np.int64]:
-    """Return the users that train in a round: one of each edge that has any.
+    """Return the users that train in a round: some of each edge that has any.
 
     Parameters
     ----------
@@ -135,6 +135,8 @@ def select_users(
     rule : str
         "round_robin": an edge's users take turns in an order drawn anew for every pass, nobody
         twice before all others. "random": each round draws afresh.
+    count : int or None
+        Users of each edge, fewer where it has no more (left in the pass); None for all.
 
     Returns
     -------
@@ -144,22 +146,24 @@ def select_users(
     Raises
     ------
     FedsplitError
-        If the round is negative or the rule unknown.
+        If the round is negative, the rule unknown or the count not positive.
     """
     require(round_ >= 0, "round", round_, "at least 0")
+    require(count is None or count >= 1, "count", count, "at least 1, or None")
     require_choice("rule", rule, RULES)
     edges = np.asarray(home)
-    chosen = []
+    chosen: list[Ints] = []
     for edge in np.unique(edges):
         users = np.flatnonzero(edges == edge)
+        some = len(users) if count is None else min(count, len(users))
         if rule == "random":
             rng = generator(seed, "user selection", int(edge), "round", round_)
-            chosen.append(int(rng.choice(users)))
+            chosen.append(rng.choice(users, some, replace=False))
         else:
-            turn, position = divmod(round_, len(users))
+            turn, position = divmod(round_, -(-len(users) // some))
             rng = generator(seed, "user selection", int(edge), "pass", turn)
-            chosen.append(int(rng.permutation(users)[position]))
-    return np.array(chosen, dtype=np.int64)
+            chosen.append(rng.permutation(users)[position * some : (position + 1) * some])
+    return np.concatenate(chosen)
 
 
 def _checked_times(times_s: ArrayLike) -> Array:

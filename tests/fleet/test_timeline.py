@@ -216,10 +216,11 @@ def test_three_tiers_follow_splitllm(seed, both, count):
 def test_edge_rounds_cross_the_backhaul_once_each_way(seed, both, count, times, users, split):
     """The users of an edge train side by side; nothing but boundaries leaves it in between."""
     profile, fleet, state, _ = scene(seed, 2, edges=2, discipline="unlimited")
-    papers = Papers(profile, fleet, state, n_branches=2, n_sharing=5)
+    groups = users[:split], users[split:]
+    there = state.over([int(n in groups[1]) for n in range(5)])
+    papers = Papers(profile, fleet, there, n_branches=2, n_sharing=5)
     first, last = sorted(both)
     route = Route.three_tier(N_BLOCKS, first, last)
-    groups = users[:split], users[split:]
     plan = RoundPlan.hierarchical(
         [[turn(n, route, count, edge=k) for n in group] for k, group in enumerate(groups)], times
     )

@@ -91,6 +91,26 @@ def test_a_round_takes_one_user_of_each_edge(rule: str) -> None:
         assert (users == select_users(home, round_, 1, rule)).all()
 
 
+@settings(max_examples=40)
+@given(
+    st.lists(st.integers(0, 2), min_size=1, max_size=15), st.integers(1, 5), st.integers(0, 2**40)
+)
+def test_several_users_of_an_edge_take_turns_too(home: list[int], count: int, seed: int) -> None:
+    for edge in set(home):
+        users = [user for user, where in enumerate(home) if where == edge]
+        rounds = -(-len(users) // count)
+        served = [
+            [u for u in select_users(home, round_, seed, count=count) if home[u] == edge]
+            for round_ in range(rounds)
+        ]
+        assert sorted(user for some in served for user in some) == users
+        assert all(len(some) == min(count, len(users)) for some in served[:-1])
+    for rule in ("round_robin", "random"):
+        drawn = select_users(home, 3, seed, rule, count)
+        assert len(set(drawn)) == len(drawn)
+        assert sorted(select_users(home, 3, seed, rule, None)) == list(range(len(home)))
+
+
 def test_random_selection_varies() -> None:
     rounds = {tuple(select_users([0] * 8, round_, 1, "random")) for round_ in range(40)}
     assert len(rounds) > 4
@@ -113,3 +133,5 @@ def test_infeasible_and_bad_input_is_refused() -> None:
         select_users([0], 0, 0, "best")
     with pytest.raises(FedsplitError, match="round"):
         select_users([0], -1, 0)
+    with pytest.raises(FedsplitError, match="count=0: must be at least 1, or None"):
+        select_users([0], 0, 0, count=0)
