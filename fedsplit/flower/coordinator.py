@@ -154,6 +154,10 @@ class Coordinator:
         kind: str,
         outcomes: dict[int, BranchOutcome],
     ) -> Turns:
+        if self._edges is not None and branch.at_edge:
+            raise FedsplitError(
+                "run.edge_nodes=true: must be false for a plan whose edges average adapters"
+            )
         adapters = dict(arrays)
         turns: list[TurnOutcome] = []
         failures: list[Failure] = []
