@@ -24,13 +24,15 @@ class Figure:
     versus : str
         The baseline.
     ours : float
-        Our change against the baseline, percent.
+        Our change against the baseline.
     accepted : tuple of float or None
         Range of `ours` that counts as reproduced; None if the figure is for information.
     ours_better : float or None
         The same change with fedsplit's own options.
     better : str
         What those options are.
+    unit : str
+        Of `ours` and `ours_better`: percent of the baseline, or percentage points.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Figure:
     accepted: tuple[float, float] | None = None
     ours_better: float | None = None
     better: str = ""
+    unit: str = "%"
 
     @property
     def passed(self) -> bool:

@@ -12,7 +12,7 @@ from apps.reproduce_common import Chart, Figure, Reproduction
 
 
 def figures_table(found: Sequence[Reproduction]) -> Table:
-    """Return one row per comparison; changes against the baseline, in percent."""
+    """Return one row per comparison; changes against the baseline."""
     table = Table(title="Claims and what fedsplit finds", show_lines=True)
     for heading in ("paper", "what", "claim", "against"):
         table.add_column(heading, overflow="fold")
@@ -21,13 +21,13 @@ def figures_table(found: Sequence[Reproduction]) -> Table:
     table.add_column("met", no_wrap=True)
     for one in found:
         for figure in one.figures:
-            better = "" if figure.ours_better is None else f"{figure.ours_better:.1f} %"
+            better = "" if figure.ours_better is None else f"{figure.ours_better:.1f} {figure.unit}"
             table.add_row(
                 one.paper,
                 figure.name,
                 figure.claim,
                 figure.versus,
-                f"{_number(figure.ours)} %",
+                f"{_number(figure.ours)} {figure.unit}",
                 f"{better} {figure.better}".strip(),
                 _verdict(figure),
             )
@@ -69,7 +69,7 @@ def write_files(found: Sequence[Reproduction], folder: Path) -> None:
     with (folder / "reproduce.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
-            ("paper", "what", "claim", "against", "ours_percent", "better_percent", "better", "met")
+            ("paper", "what", "claim", "against", "ours", "ours_better", "unit", "better", "met")
         )
         for one in found:
             for figure in one.figures:
@@ -81,6 +81,7 @@ def write_files(found: Sequence[Reproduction], folder: Path) -> None:
                         figure.versus,
                         figure.ours,
                         figure.ours_better,
+                        figure.unit,
                         figure.better,
                         _verdict(figure),
                     )
