@@ -1,5 +1,7 @@
 """CPSL: clusters of devices one after the other, the devices of a cluster in parallel."""
 
+from dataclasses import replace
+
 import numpy as np
 from flwr.serverapp.strategy import Strategy
 
@@ -7,6 +9,7 @@ from fedsplit.errors import require, require_choice
 from fedsplit.flower import Cut, CutRule, Scene, SplitStrategy
 from fedsplit.plan import RoundPlan
 from fedsplit.seeds import generator
+from strategies.gsfl import turn_times_s
 
 CLUSTERINGS = ("similar", "random")
 
@@ -27,8 +30,8 @@ class Cpsl(SplitStrategy):
     tail : int, optional
         Blocks on the device behind the server; labels then never leave the device.
     clustering : str
-        "similar": devices of like speed together, so that nobody waits for a straggler; "random":
-        drawn anew for every pass.
+        "similar": devices whose turns take equally long, on the mean channel of round 1, so that
+        nobody waits for a straggler; "random": drawn anew for every pass.
     inner : Strategy, optional
         The Flower strategy that samples devices and aggregates; FedAvg by default.
 
@@ -60,13 +63,16 @@ class Cpsl(SplitStrategy):
         )
         clusters = min(self.clusters, len(scene.devices))
         pass_, place = divmod(scene.server_round - 1, clusters)
-        cluster = np.array_split(self._order(scene, pass_), clusters)[place]
+        cluster = np.array_split(self._order(scene, pass_, clusters), clusters)[place]
         turns = self.cuts.turns(scene, at_once=len(cluster))
         return RoundPlan.parallel(turn for turn in turns if turn.device in cluster)
 
-    def _order(self, scene: Scene, pass_: int) -> np.ndarray:
-        """Return the devices by speed, or shuffled; neighbours share a cluster."""
+    def _order(self, scene: Scene, pass_: int, clusters: int) -> np.ndarray:
+        """Return the devices by time, slowest first, or shuffled; neighbours share a cluster."""
         devices = np.array(scene.devices)
         if self.clustering == "random":
             return generator(scene.seed, "clusters", pass_).permutation(devices)
-        return devices[np.argsort(scene.fleet.devices.flops[devices], kind="stable")]
+        # What does not change from round to round, or somebody would be in two clusters of a pass.
+        mean, at_once = replace(scene, channel=scene.mean_channel(1)), -(-len(devices) // clusters)
+        times_s = turn_times_s(mean, self.cuts.turns(mean, at_once), at_once)
+        return devices[np.argsort(-times_s, kind="stable")]

@@ -1,6 +1,8 @@
 """CPSL: one cluster in a round, its devices in parallel, starting from the cluster before."""
 
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -9,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsplit.errors import FedsplitError
+from fedsplit.fleet import ServingSpec
 from fedsplit.flower import Scene
 from fedsplit.flower.session import _data
+from fedsplit.plan import RoundPlan, Route
 from strategies.cpsl import Cpsl
 from strategies.splitfed import SplitFed
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import assert_equal, initial, train_unsplit
-from tests.strategies.scenes import cost, make_scene, scenes
+from tests.strategies.scenes import N_BLOCKS, cost, make_scene, scenes
 
 
 def test_one_cluster_trains_as_splitfed(federation: Federation, fedavg: Strategy) -> None:
@@ -94,15 +98,41 @@ def test_a_pass_visits_everybody_once(devices: int, clusters: int, pass_: int, r
     assert sorted(device for plan in plans for device in plan.devices) == list(range(devices))
 
 
-def test_a_cluster_holds_devices_of_like_speed() -> None:
-    scenes_ = [make_scene(9, server_round=round_) for round_ in (1, 2, 3)]
-    speed = scenes_[0].fleet.devices.flops
-    members = [list(Cpsl(3).plan_round(scene).devices) for scene in scenes_]
-    for slower, faster in pairwise(members):
-        assert speed[slower].max() <= speed[faster].min()
-    shuffled = [list(Cpsl(3, clustering="random").plan_round(scene).devices) for scene in scenes_]
-    assert np.ptp([np.ptp(speed[group]) for group in shuffled]) > 0
-    assert shuffled != members
+@pytest.mark.parametrize("seed", range(4))
+def test_no_other_clusters_make_a_pass_shorter(seed: int) -> None:
+    """All ways to put six devices in three clusters, or two, on the mean channel."""
+    scene = make_scene(6, seed=seed)
+    fleet = replace(scene.fleet, serving=ServingSpec("partition"))
+    scene = replace(scene, fleet=fleet, channel=scene.mean_channel(1))
+    for clusters in (2, 3):
+
+        def pass_s(order: Sequence[int], clusters: int = clusters) -> float:
+            route = Route.two_tier(N_BLOCKS, 2)
+            parts = np.array_split(order, clusters)
+            plans = [
+                RoundPlan.parallel(scene.turn(int(device), route) for device in part)
+                for part in parts
+            ]
+            return sum(cost(plan, scene).delay_s for plan in plans)
+
+        rounds = [replace(scene, server_round=1 + number) for number in range(clusters)]
+        mine = [Cpsl(clusters).plan_round(each).devices for each in rounds]
+        found = pass_s([device for cluster in mine for device in cluster])
+        every = {
+            tuple(np.concatenate([np.sort(part) for part in np.array_split(order, clusters)]))
+            for order in permutations(range(6))
+        }
+        assert found == pytest.approx(min(map(pass_s, every)), rel=1e-9)
+        assert len(every) > 9
+
+
+def test_clusters_hold_for_the_run_or_are_drawn_anew_for_every_pass() -> None:
+    def members(rule: str, pass_: int) -> list[tuple[int, ...]]:
+        rounds = [make_scene(9, server_round=3 * pass_ + number) for number in (1, 2, 3)]
+        return [Cpsl(3, clustering=rule).plan_round(scene).devices for scene in rounds]
+
+    assert members("similar", 0) == members("similar", 5)
+    assert members("random", 0) != members("random", 1)
 
 
 def test_more_clusters_than_devices_are_refused() -> None:
