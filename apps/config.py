@@ -45,9 +45,9 @@ class RunSettings:
     accelerator : str
         ``auto``, ``cpu`` or a torch device.
     connect_s, deadline_s : float
-        How long to wait for all devices, and for the answer of a turn.
+        How long to wait for all devices, and for the answer of a turn once its device began.
     start_s : float or None
-        How long a device may take to come onto its link, and to answer after its last step; None:
+        How long a node may take to begin its task, and to answer after its last step; None:
         `deadline_s`.
     quorum : int
         Branches of a round that must survive, or the run stops.

@@ -114,6 +114,8 @@ class Run:
                 settings.deadline_s,
                 self._on_progress,
                 settings.start_s,
+                settings.concurrency if self._link.bind is None else None,
+                self._report.add_failure,
             )
             done = self._checkpoint.server_round if self._checkpoint else 0
             self._strategy.bind(

@@ -209,7 +209,7 @@ def _work(
     torch.set_num_threads(1)
     context = Context(1, message.metadata.dst_node_id, node_config, RecordDict(), {})
     if fault is not None and fault.phase == "start":
-        _strike(fault, pipe)
+        _strike_before_loading(fault, pipe)
     if fault is not None and fault.phase == "step":
         _strike_between_steps(fault, pipe)
     try:
@@ -229,6 +229,19 @@ def _strike(fault: Fault, pipe: Connection) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     else:
         pipe.recv()
+
+
+def _strike_before_loading(fault: Fault, pipe: Connection) -> None:
+    from fedsplit.flower import edges, session
+
+    module = session if fault.role == "device" else edges
+    load = module.cached_model
+
+    def struck(*args: Any) -> Any:
+        _strike(fault, pipe)
+        return load(*args)
+
+    module.cached_model = struck
 
 
 def _strike_between_steps(fault: Fault, pipe: Connection) -> None:

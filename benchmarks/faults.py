@@ -5,8 +5,8 @@
 Real processes on loopback TCP: the server's stages here, two edges and four devices as processes
 that run the client app, one process for every Flower message, as a SuperNode does it. Flower itself
 is left out: a process that dies never answers, which is the worst case. Each fault strikes one
-node at a drawn phase of its work (before its link is open, between two mini-batches, after its last
-one) in training or evaluation:
+node at a drawn phase of its work (before its model is loaded, between two mini-batches, after its
+last one) in training or evaluation:
 
     kill     SIGKILL
     freeze   SIGSTOP, connections stay open
@@ -96,8 +96,8 @@ class Federation:
         try:
             if work == TRAIN:
                 branches = [Branch((turn,)) for turn in self._turns]
-                outcomes = coordinator.train(1, branches, adapters)
-                return _trained(outcomes, grid.struck_unix_s, time.monotonic() - started)
+                outcomes, failures = coordinator.train(1, branches, adapters)
+                return _trained(outcomes, failures, grid.struck_unix_s, time.monotonic() - started)
             turns, failures = coordinator.evaluate(1, self._turns, adapters)
             return _evaluated(turns, failures, grid.struck_unix_s, time.monotonic() - started)
         finally:
@@ -116,19 +116,26 @@ class Outcome:
     wall_s: float
 
 
-def _trained(outcomes: Sequence[BranchOutcome], struck: float | None, wall_s: float) -> Outcome:
+def _trained(
+    outcomes: Sequence[BranchOutcome],
+    failures: tuple[Failure, ...],
+    struck: float | None,
+    wall_s: float,
+) -> Outcome:
     results = {
         outcome.branch.turns[0].device: outcome.adapters for outcome in outcomes if outcome.survived
     }
-    failures = tuple(failure for outcome in outcomes for failure in outcome.failures)
     return Outcome(results, failures, struck, wall_s)
 
 
 def _evaluated(
-    turns: Sequence[TurnOutcome], failures: Sequence[Failure], struck: float | None, wall_s: float
+    turns: Sequence[TurnOutcome],
+    failures: tuple[Failure, ...],
+    struck: float | None,
+    wall_s: float,
 ) -> Outcome:
     results = {turn.turn.device: torch.tensor(turn.loss_sum) for turn in turns}
-    return Outcome(results, tuple(failures), struck, wall_s)
+    return Outcome(results, failures, struck, wall_s)
 
 
 def _equal(found: Any, expected: Any) -> bool:

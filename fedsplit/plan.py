@@ -176,15 +176,22 @@ class CodecPlan:
 
 @dataclass(frozen=True)
 class Failure:
-    """A device that dropped out: in which phase of a round ("train", "evaluate"), why, and when.
+    """A node that dropped out: in which phase of a round ("train", "evaluate"), why, and when.
 
-    `unix_s` is when the server gave its turn up, in seconds since 1970.
+    `role` is "device" (which loses its turn) or "edge"; `index` says which one. `unix_s` is when
+    the server gave it up, in seconds since 1970.
     """
 
-    device: int
+    role: str
+    index: int
     phase: str
     reason: str
     unix_s: float | None = None
+
+    @property
+    def who(self) -> str:
+        """Role and index: "device 3"."""
+        return f"{self.role} {self.index}"
 
 
 @dataclass(frozen=True)

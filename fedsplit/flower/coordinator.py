@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import weighted_mean
+from fedsplit.flower.clock import StartClock
 from fedsplit.flower.drive import Await, Call, Fork, Lost, Turns, drive
 from fedsplit.flower.edges import EdgeTicket, EdgeTurn, RemoteEdges
 from fedsplit.flower.host import OpenTurn, StageHost
@@ -27,11 +28,11 @@ from fedsplit.flower.messages import (
 )
 from fedsplit.flower.outcome import BranchOutcome, TurnOutcome
 from fedsplit.flower.roster import Roster, rediscover
+from fedsplit.flower.watch import TurnWatch
 from fedsplit.models import check_route
 from fedsplit.plan import DEVICE, EDGE, Branch, Failure, Route, Turn
 from fedsplit.seeds import derive_seed
 from fedsplit.transport import new_token
-from fedsplit.transport.presence import BROKEN
 
 _Done = tuple[dict[str, Tensor], TurnOutcome]  # complete adapters, and what the turn did
 
@@ -52,14 +53,18 @@ class Coordinator:
     roster : Roster
         Which node is which device.
     deadline_s : float
-        A turn without an answer after this many seconds is given up.
+        A turn without an answer this long after its device came is given up.
     on_progress : callable, optional
         Called about once a second with the phase ("train", "evaluate"), the mini-batches done and
         those planned.
     start_s : float, optional
-        A device that has not come onto its link after this many seconds, or not answered that
-        long after its last step, is given up; by default only after `deadline_s`. It includes what
-        Flower needs to carry a message, and on shared machines the wait for a free processor.
+        A node that has not come this long after its task was sent, or not onto its link, or not
+        answered after its last step, is given up; by default only after `deadline_s`. It includes
+        what Flower needs to carry a message and to start a process.
+    places : int, optional
+        Nodes that can work at once, in a simulation; the others wait, and are not late meanwhile.
+    on_failure : callable, optional
+        Called with each failure of a device or edge, when it is noticed.
     """
 
     def __init__(
@@ -71,6 +76,8 @@ class Coordinator:
         deadline_s: float,
         on_progress: Callable[[str, int, int], None] | None = None,
         start_s: float | None = None,
+        places: int | None = None,
+        on_failure: Callable[[Failure], None] = lambda failure: None,
     ) -> None:
         self.job = job
         self.roster = roster
@@ -80,10 +87,15 @@ class Coordinator:
         self._start_s = min(start_s, deadline_s) if start_s is not None else deadline_s
         self._on_progress = on_progress
         self._possible: set[Route] = set()
+        self._on_failure = on_failure
+        self._failures: list[Failure] = []
+        self._clock = StartClock(host.attendance, self._start_s, places)
         self._edges: RemoteEdges | None = None
         if roster.edges:
             nodes = {edge.index: edge for edge in roster.edges}
-            self._edges = RemoteEdges(grid, host, job, nodes, self._start_s, deadline_s)
+            self._edges = RemoteEdges(
+                grid, host, job, nodes, self._clock, self._start_s, deadline_s, self._fail
+            )
 
     def welcome_back(self) -> None:
         """Take in devices and edges that were started again since; each has its old place."""
@@ -93,8 +105,8 @@ class Coordinator:
 
     def train(
         self, server_round: int, branches: Sequence[Branch], arrays: Mapping[str, Tensor]
-    ) -> tuple[BranchOutcome, ...]:
-        """Train every branch from the adapters `arrays`; return them in order.
+    ) -> tuple[tuple[BranchOutcome, ...], tuple[Failure, ...]]:
+        """Train every branch from the adapters `arrays`; return them in order, and who failed.
 
         A device that fails loses its turn: its branch goes on from the adapters before it.
         """
@@ -105,11 +117,8 @@ class Coordinator:
     ) -> tuple[tuple[TurnOutcome, ...], tuple[Failure, ...]]:
         """Evaluate the adapters `arrays` on the test data of every turn's device."""
         branches = [Branch((turn,)) for turn in turns]
-        outcomes = self._run(EVALUATE, server_round, branches, arrays)
-        return (
-            tuple(turn for outcome in outcomes for turn in outcome.turns),
-            tuple(failure for outcome in outcomes for failure in outcome.failures),
-        )
+        outcomes, failures = self._run(EVALUATE, server_round, branches, arrays)
+        return tuple(turn for outcome in outcomes for turn in outcome.turns), failures
 
     def _run(
         self,
@@ -117,8 +126,9 @@ class Coordinator:
         server_round: int,
         branches: Sequence[Branch],
         arrays: Mapping[str, Tensor],
-    ) -> tuple[BranchOutcome, ...]:
+    ) -> tuple[tuple[BranchOutcome, ...], tuple[Failure, ...]]:
         self._refuse_impossible(turn.route for branch in branches for turn in branch.turns)
+        self._failures = []
         outcomes: dict[int, BranchOutcome] = {}
         planned = sum(self._steps(kind, turn) for branch in branches for turn in branch.turns)
         report = self._on_progress
@@ -129,10 +139,21 @@ class Coordinator:
                 for index, branch in enumerate(branches)
             ],
             self._deadline_s,
-            self._edges.tick if self._edges else lambda: None,
+            self._tick,
             (lambda done: report(_PHASES[kind], done, planned)) if report else None,
         )
-        return tuple(outcomes[index] for index in range(len(branches)))
+        return tuple(outcomes[index] for index in range(len(branches))), tuple(self._failures)
+
+    def _tick(self) -> None:
+        self._clock.tick()
+        if self._edges is not None:
+            self._edges.tick()
+
+    def _fail(self, failure: Failure) -> None:
+        """Keep a failure and pass it on, at once."""
+        log(WARNING, "%s failed (%s): %s", failure.who, failure.phase, failure.reason)
+        self._failures.append(failure)
+        self._on_failure(failure)
 
     def _refuse_impossible(self, routes: Iterable[Route]) -> None:
         """Raise, before anything is sent, if the model cannot be trained on one of `routes`."""
@@ -198,8 +219,9 @@ class Coordinator:
                 self._host.supply(opened, adapters)
             ended[turn.device] = yield from self._turn(server_round, turn, adapters, kind, opened)
         except FedsplitError as error:
-            log(WARNING, "device %s lost its turn (%s): %s", turn.device, phase, error)
-            ended[turn.device] = Failure(turn.device, phase, str(error), time.time())
+            failure = Failure(DEVICE, turn.device, phase, str(error), time.time())
+            self._fail(failure)
+            ended[turn.device] = failure
         finally:
             if opened is not None:
                 self._host.discard(opened)
@@ -244,30 +266,16 @@ class Coordinator:
         contact: Contact,
     ) -> Generator[Call | Await, Message | Lost | None, Message]:
         """Send a turn's task and return its answer; raise if there is or will be none."""
-        since: dict[str, float] = {}
-
-        def broken() -> str | None:
-            if ticket is not None and ticket.failure is not None:
-                return ticket.failure
-            attention = self._host.attendance.look(contact.token)
-            if attention.state == BROKEN:
-                return attention.reason
-            if opened is None:
-                return None
-            awaited = self._host.awaits(opened)
-            if (
-                awaited is not None
-                and time.monotonic() > since.setdefault(awaited, time.monotonic()) + self._start_s
-            ):
-                return f"the device did not {awaited} within {self._start_s:.0f} s"
-            return self._host.failure(opened)
-
-        reply = yield Call(
-            message,
-            self._steps(kind, turn),
-            lambda: self._host.steps(opened) if opened is not None else 0,
-            broken,
+        watch = TurnWatch(
+            self._host,
+            self._clock,
+            contact.token,
+            opened,
+            ticket,
+            self._start_s,
+            self._deadline_s,
         )
+        reply = yield Call(message, self._steps(kind, turn), watch.steps, watch.trouble)
         if isinstance(reply, Lost):
             raise FedsplitError(reply.reason)
         assert reply is not None

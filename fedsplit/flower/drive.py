@@ -86,7 +86,7 @@ def drive(
     branches : sequence of Turns
         What to run.
     deadline_s : float
-        Longest wait for anything that a branch yields; it is then sent `Lost`.
+        Longest wait for an `Await`; the branch is then sent `Lost`. A `Call` has its own patience.
     tick : callable
         Called over and over meanwhile.
     on_progress : callable, optional
@@ -163,6 +163,6 @@ def _answer(
         item.broken_since = item.broken_since or now
         if now > item.broken_since + _LAST_WORDS_S:
             return True, Lost(reason)
-    if now > item.deadline:
+    if isinstance(item.what, Await) and now > item.deadline:
         return True, Lost(f"no answer within {deadline_s:.0f} s")
     return False, None

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import Stage
 from fedsplit.execution.turn import DONE, FAILED, WAITING
+from fedsplit.flower.clock import StartClock
 from fedsplit.flower.host import StageHost
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import (
@@ -32,7 +33,7 @@ from fedsplit.flower.models import cached_model
 from fedsplit.flower.roster import EdgeNode
 from fedsplit.flower.session import at_work
 from fedsplit.plan import EDGE as EDGE_TIER
-from fedsplit.plan import CodecPlan, Route
+from fedsplit.plan import CodecPlan, Failure, Route
 from fedsplit.transport import GrpcLink, GrpcServer, OpenRequest
 from fedsplit.transport.presence import BROKEN, EXPECTED
 
@@ -175,8 +176,12 @@ class RemoteEdges:
         What all turns share.
     nodes : mapping of int to EdgeNode
         The edges, by index.
+    clock : StartClock
+        When an edge that was sent a message has to come.
     start_s, deadline_s : float
         How long an edge is told to wait for a device to come, and for a turn to be over.
+    on_failure : callable
+        Called with each edge that fails, when that is noticed.
     """
 
     def __init__(
@@ -185,15 +190,19 @@ class RemoteEdges:
         host: StageHost,
         job: Job,
         nodes: Mapping[int, EdgeNode],
+        clock: StartClock,
         start_s: float,
         deadline_s: float,
+        on_failure: Callable[[Failure], None],
     ) -> None:
         self._grid = grid
         self._host = host
         self._job = job
         self.nodes = nodes
+        self._clock = clock
         self._start_s = start_s
         self._deadline_s = deadline_s
+        self._on_failure = on_failure
         self._pending: dict[int, list[EdgeTicket]] = {}
         self._serving: dict[str, _Served] = {}
         self._over_since: dict[str, float] = {}
@@ -219,8 +228,11 @@ class RemoteEdges:
         """Collect answers, and send what waits to every edge that is free."""
         for reply in self._grid.pull_messages(list(self._serving)):
             served = self._serving[reply.metadata.reply_to_message_id]
-            self._collect(served.tickets, reply)
             self._end(reply.metadata.reply_to_message_id)
+            if reply.has_error():
+                self._fail(served.tickets, str(reply.error.reason))
+            else:
+                self._collect(served.tickets, reply)
         self._give_up()
         busy = {served.tickets[0].edge for served in self._serving.values()}
         for edge in [edge for edge in self._pending if edge not in busy]:
@@ -234,20 +246,26 @@ class RemoteEdges:
         """Wait no longer for an edge that is gone, or has long had nothing to do but answer."""
         for message_id, served in list(self._serving.items()):
             if (reason := self._trouble(message_id, served)) is not None:
-                for ticket in served.tickets:
-                    ticket.failure = f"edge {ticket.edge}: {reason}"
                 self._end(message_id)
+                self._fail(served.tickets, reason)
+
+    def _fail(self, tickets: list[EdgeTicket], reason: str) -> None:
+        """Give up an edge, and the turns that it had."""
+        edge, phase = tickets[0].edge, "train" if tickets[0].train else "evaluate"
+        for ticket in tickets:
+            ticket.failure = f"edge {edge}: {reason}"
+        self._on_failure(Failure(EDGE_TIER, edge, phase, reason, time.time()))
 
     def _trouble(self, message_id: str, served: "_Served") -> str | None:
         attention = self._host.attendance.look(served.presence)
         if attention.state == BROKEN:
             return attention.reason
-        now = time.monotonic()
         if attention.state == EXPECTED:
-            late = now > attention.since_s + self._start_s
+            late = self._clock.is_late(attention.since_s)
             return f"did not come within {self._start_s:.0f} s" if late else None
         if not all(ticket.is_over() for ticket in served.tickets):
             return None
+        now = time.monotonic()
         late = now > self._over_since.setdefault(message_id, now) + self._start_s
         return "no answer after its last step" if late else None
 
@@ -268,10 +286,6 @@ class RemoteEdges:
 
     @staticmethod
     def _collect(tickets: list[EdgeTicket], reply: Message) -> None:
-        if reply.has_error():
-            for ticket in tickets:
-                ticket.failure = f"edge {ticket.edge}: {reply.error.reason}"
-            return
         arrays, reasons, metrics = read_arrays(reply), read_info(reply), read_metrics(reply)
         for index, ticket in enumerate(tickets):
             prefix = f"{index}/"

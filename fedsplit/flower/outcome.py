@@ -1,7 +1,7 @@
 """What came out of a round, before anybody aggregates or reports it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -46,25 +46,22 @@ class BranchOutcome:
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """A whole round: its plan, its branches, and the wall-clock seconds it took."""
+    """A whole round: its plan, its branches, who failed, and the wall-clock seconds it took.
+
+    `failures` are those of devices and edges, in training and evaluation, as they were noticed.
+    """
 
     server_round: int
     plan: RoundPlan
     branches: tuple[BranchOutcome, ...]
     wall_s: float
     evaluation: tuple[TurnOutcome, ...] = ()
-    evaluation_failures: tuple[Failure, ...] = field(default=())
+    failures: tuple[Failure, ...] = ()
 
     @property
     def turns(self) -> tuple[TurnOutcome, ...]:
         """Every completed training turn, by branch."""
         return tuple(turn for branch in self.branches for turn in branch.turns)
-
-    @property
-    def failures(self) -> tuple[Failure, ...]:
-        """Every failure, training first."""
-        training = tuple(failure for branch in self.branches for failure in branch.failures)
-        return training + self.evaluation_failures
 
 
 def mean_loss(turns: tuple[TurnOutcome, ...]) -> float | None:

@@ -209,18 +209,14 @@ class SplitStrategy(Strategy):
         devices = DeviceGrid(grid, run.coordinator.roster)
         messages = list(self.configure_train(server_round, arrays, config, devices))
         plan = self.plan_round(run.scene(server_round, self._samples(messages)))
-        branches = run.coordinator.train(
+        branches, failures = run.coordinator.train(
             server_round, plan.branches, dict(arrays.to_torch_state_dict())
         )
         by_node = {message.metadata.dst_node_id: message for message in messages}
         replies = [self._reply(outcome, by_node) for outcome in branches]
         survivors = sum(outcome.survived for outcome in branches)
         if survivors < min(run.quorum, len(branches)):
-            reasons = "; ".join(
-                f"device {failure.device}: {failure.reason}"
-                for outcome in branches
-                for failure in outcome.failures
-            )
+            reasons = "; ".join(f"{failure.who}: {failure.reason}" for failure in failures)
             count = f"{survivors} of {len(branches)} branches" if survivors else "no device"
             raise FedsplitError(f"round {server_round}: {count} finished ({reasons})")
         aggregated, metrics = self.aggregate_train(server_round, replies)
@@ -228,7 +224,8 @@ class SplitStrategy(Strategy):
             log(WARNING, "round %s: nothing aggregated, adapters stay", server_round)
             aggregated = arrays
         _refuse_non_finite(aggregated, server_round)
-        outcome = RoundOutcome(server_round, plan, branches, time.monotonic() - started)
+        wall_s = time.monotonic() - started
+        outcome = RoundOutcome(server_round, plan, branches, wall_s, failures=failures)
         log(INFO, "\t└──> train loss %s", mean_loss(outcome.turns))
         return outcome, aggregated, metrics
 
@@ -275,7 +272,7 @@ class SplitStrategy(Strategy):
                 trained.branches,
                 trained.wall_s + time.monotonic() - started,
                 done,
-                failures,
+                trained.failures + failures,
             ),
             arrays,
             metrics,

@@ -34,7 +34,7 @@ class RoundRecord:
     participants : tuple of int
         Devices that completed their training.
     failures : tuple of Failure
-        Devices that did not.
+        Devices that did not, and edges that failed, in training or evaluation.
     modelled : mapping or None
         What the round costs on the modelled system (``delay_s``, ``energy_j``, ...): never mixed
         with what was measured.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import yaml
 from rich.console import Console
 
 from fedsplit.errors import FedsplitError, require
+from fedsplit.plan import Failure
 from fedsplit.report.files import csv_text, json_text, write_atomically
 from fedsplit.report.plots import plot_loss
 from fedsplit.report.records import RoundRecord
@@ -66,6 +68,7 @@ class RunReport:
         self.folder = folder
         self.n_rounds = n_rounds
         self._records = records
+        self._failures: list[Failure] = []
         self._console = console if console is not None else make_console()
         self._scalars: SummaryWriter | None = None
 
@@ -106,9 +109,15 @@ class RunReport:
             due = self._records[-1].round + 1
             require(record.round == due, "record.round", record.round, f"{due}, the round due")
         self._records.append(record)
+        self._failures = []
         self._write(None)
         self._add_scalars(record)
         self._console.print(round_line(record, self.n_rounds), soft_wrap=True, highlight=True)
+
+    def add_failure(self, failure: Failure) -> None:
+        """Show a failure of the round under way, under `running` until the round is kept."""
+        self._failures.append(failure)
+        self._write(None)
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
         """Close the report: `summary` into results.json, the plot, and the table on the console."""
@@ -120,6 +129,8 @@ class RunReport:
 
     def _write(self, summary: Mapping[str, Any] | None) -> None:
         results: dict[str, Any] = {"rounds": [record.to_json() for record in self._records]}
+        if self._failures:
+            results["running"] = {"failures": [asdict(failure) for failure in self._failures]}
         if summary is not None:
             results["summary"] = summary
         write_atomically(self.folder / RESULTS, json_text(results))

@@ -35,8 +35,8 @@ def round_line(record: RoundRecord, n_rounds: int) -> str:
         parts.append(f"up {megabytes(up)} down {megabytes(down)}")
     parts.append(f"{record.wall_s:.1f} s")
     if record.failures:
-        devices = ", ".join(str(failure.device) for failure in record.failures)
-        parts.append(f"failed: device {devices}")
+        failed = ", ".join(failure.who for failure in record.failures)
+        parts.append(f"failed: {failed}")
     return "  ".join(parts)
 
 

@@ -79,6 +79,12 @@ class Attendance:
         """
         return self._find(bytes.fromhex(token)).attention
 
+    def present(self) -> list[Attention]:
+        """Return those who are there, in the order of their tokens' making."""
+        with self._mutex:
+            found = [seat.attention for seat in self._seats.values()]
+        return [attention for attention in found if attention.state == PRESENT]
+
     def tell(self, token: str, words: Mapping[str, Any]) -> None:
         """Send `words`, a small JSON mapping, to the bearer of `token`, present or yet to come.
 

@@ -27,6 +27,7 @@ from fedsplit.flower.messages import to_record
 from fedsplit.flower.source import source_hash
 from fedsplit.models import ModelSpec
 from fedsplit.models.profile import profile_model
+from fedsplit.plan import Failure
 from fedsplit.wireless import Channel, ChannelSpec
 from tests.flower.federation import N_EDGES, ThreadGrid
 
@@ -66,6 +67,8 @@ class Federation:
         adapters: dict[str, Tensor] | None = None,
         first_round: int = 1,
         edge_folder: Path | None = None,
+        places: int | None = None,
+        on_failure: Callable[[Failure], None] = lambda failure: None,
     ) -> tuple[dict[str, Tensor], list[RoundOutcome]]:
         """Return the final adapters and what came out of each round (round 0 first)."""
         outcomes: list[RoundOutcome] = []
@@ -73,7 +76,9 @@ class Federation:
         with StageHost(self.job.model, self.job.optimizer, "cpu") as host:
             n_edges = N_EDGES if edge_folder is not None else 0
             roster = discover(grid, self.job, 30, n_edges)
-            coordinator = Coordinator(grid, host, self.job, roster, deadline_s)
+            coordinator = Coordinator(
+                grid, host, self.job, roster, deadline_s, places=places, on_failure=on_failure
+            )
 
             def scene(server_round: int, samples: dict[int, int]) -> Scene:
                 work = LocalWork(batch_size=self.job.batch_size, steps=steps)

@@ -1,6 +1,7 @@
 """A scheme's rounds compute what the unsplit model would, whoever finishes first."""
 
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -237,7 +238,7 @@ def test_a_failing_device_loses_its_turn_and_nothing_else(
         adapters = train_unsplit(federation, device, adapters, 2)
     assert_equal(found, adapters, tolerance=0)
     (failure,) = outcomes[1].failures
-    assert (failure.device, failure.phase) == (2, "train")
+    assert (failure.who, failure.phase) == ("device 2", "train")
     assert "battery empty" in failure.reason
 
 
@@ -253,8 +254,65 @@ def test_a_silent_device_is_given_up_at_the_deadline(
         SplitFed(cut=2, inner=fedavg), disturb=disturb, deadline_s=3, steps=1
     )
     assert time.monotonic() - started < 30
-    assert [failure.device for failure in outcomes[1].failures] == [1]
+    assert [failure.index for failure in outcomes[1].failures] == [1]
     assert {turn.turn.device for turn in outcomes[1].turns} == {0, 2, 3}
+
+
+def test_devices_that_wait_for_a_place_are_not_late(
+    federation: Federation, fedavg: Strategy
+) -> None:
+    def disturb(message: Message, device: int) -> None:
+        if message.metadata.message_type.startswith("train"):
+            time.sleep(1)
+
+    started = time.monotonic()
+    _, outcomes = federation.run(
+        SplitFed(cut=2, inner=fedavg), disturb=disturb, concurrency=1, places=1, deadline_s=3
+    )
+    assert time.monotonic() - started > 4, "the last one had to wait for longer than the deadline"
+    assert not outcomes[1].failures
+
+
+def test_a_place_that_never_gets_free_does_not_hang_the_run(
+    federation: Federation, fedavg: Strategy
+) -> None:
+    over = threading.Event()
+
+    def disturb(message: Message, device: int) -> None:
+        if message.metadata.message_type.startswith("train"):
+            over.wait(60)
+
+    started = time.monotonic()
+    with pytest.raises(FedsplitError, match="device 3: did not come within 1 s"):
+        federation.run(
+            SplitFed(cut=2, inner=fedavg), disturb=disturb, concurrency=1, places=1, deadline_s=1
+        )
+    over.set()
+    assert time.monotonic() - started < 20
+
+
+def test_a_failure_is_reported_when_it_is_noticed_not_at_the_end_of_the_round(
+    federation: Federation, fedavg: Strategy
+) -> None:
+    noticed: list[tuple[str, float]] = []
+    struck: list[float] = []
+
+    def disturb(message: Message, device: int) -> None:
+        if message.metadata.message_type.startswith("train"):
+            if device == 2:
+                struck.append(time.time())
+                raise RuntimeError("battery empty")
+            time.sleep(3)
+
+    _, outcomes = federation.run(
+        SplitFed(cut=2, inner=fedavg),
+        disturb=disturb,
+        on_failure=lambda failure: noticed.append((failure.who, time.time())),
+    )
+    ((who, when),) = noticed
+    assert who == "device 2"
+    assert when - struck[0] < 2
+    assert [failure.unix_s for failure in outcomes[1].failures] == [pytest.approx(when, abs=0.5)]
 
 
 def test_a_round_without_survivors_stops_the_run_and_says_why(

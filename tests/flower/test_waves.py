@@ -160,7 +160,7 @@ def test_a_device_lost_in_one_wave_leaves_the_others_exact(
 ) -> None:
     found, outcomes = federation.run(EdgeRounds(EVERYBODY, 2, fedavg), disturb=lose(1, at))
     assert_equal(found, edge_rounds(federation, waves))
-    assert [failure.device for failure in outcomes[1].failures] == [1]
+    assert [failure.index for failure in outcomes[1].failures] == [1]
     assert len(outcomes[1].turns) == 7
 
 
@@ -168,7 +168,7 @@ def test_a_wave_nobody_finishes_leaves_the_adapters_of_the_one_before(
     federation: Federation, fedavg: Strategy
 ) -> None:
     found, outcomes = federation.run(EdgeRounds([[1], [0, 2]], 2, fedavg), disturb=lose(1, 2))
-    assert [failure.device for failure in outcomes[1].failures] == [1]
+    assert [failure.index for failure in outcomes[1].failures] == [1]
     left = {1: edge_rounds(federation, [[1]])}
     both = edge_rounds(federation, [[0, 2]] * 2)
     sizes = [len(_data(federation.job).train(device)) for device in range(3)]

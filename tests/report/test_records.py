@@ -24,7 +24,13 @@ records = st.builds(
     wall_s=st.floats(0, 1e6),
     participants=st.lists(st.integers(0, 9)).map(tuple),
     failures=st.lists(
-        st.builds(Failure, st.integers(0, 9), st.sampled_from(["train", "evaluate"]), st.text())
+        st.builds(
+            Failure,
+            st.sampled_from(["device", "edge"]),
+            st.integers(0, 9),
+            st.sampled_from(["train", "evaluate"]),
+            st.text(),
+        )
     ).map(tuple),
     modelled=st.none() | st.dictionaries(st.text(min_size=1), st.floats(0, 1e9)),
 )
@@ -49,7 +55,7 @@ def test_a_row_keeps_measured_and_modelled_columns_apart():
         wall_s=1.5,
         bytes_up={"device": 10, "edge": 4},
         participants=(0, 3),
-        failures=(Failure(1, "train", "link closed"),),
+        failures=(Failure("device", 1, "train", "link closed"),),
         modelled={"delay_s": 9.0, "energy": {"device_j": 2.0}, "per_device": [1, 2]},
     )
     row = record.flat()

@@ -124,11 +124,36 @@ def test_a_log_gets_one_plain_line_per_round(tmp_path):
     log = Console(file=io.StringIO(), width=40)
     report = _report(tmp_path, log)
     report.add_round(_record(0))
-    report.add_round(RoundRecord(1, accuracy=0.5, failures=(Failure(2, "train", "gone"),)))
+    report.add_round(
+        RoundRecord(1, accuracy=0.5, failures=(Failure("device", 2, "train", "gone"),))
+    )
     assert log.file.getvalue().splitlines() == [
         "round 0/3  train 3.0000  eval 4.0000  perplexity 2.50  up 2.00 MB down 1.00 MB  0.5 s",
         "round 1/3  accuracy 50.0%  0.0 s  failed: device 2",
     ]
+
+
+def test_a_failure_shows_at_once_and_stays_with_its_round(tmp_path, log):
+    def shown() -> dict[str, object]:
+        return json.loads((tmp_path / "results.json").read_text())
+
+    report = _report(tmp_path, log)
+    report.add_round(_record(0))
+    lost = Failure("edge", 1, "train", "cut off", 12.5), Failure("device", 3, "train", "edge 1")
+    for failure in lost:
+        report.add_failure(failure)
+    assert [item["role"] for item in shown()["running"]["failures"]] == ["edge", "device"]
+    assert shown()["running"]["failures"][0] == {
+        "role": "edge",
+        "index": 1,
+        "phase": "train",
+        "reason": "cut off",
+        "unix_s": 12.5,
+    }
+    assert len(read_records(tmp_path)) == 1, "the round under way is none yet"
+    report.add_round(RoundRecord(1, failures=lost))
+    assert "running" not in shown()
+    assert read_records(tmp_path)[1].failures == lost
 
 
 def test_of_a_long_run_the_table_shows_the_first_and_the_last_rounds(tmp_path, log):

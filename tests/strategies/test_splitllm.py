@@ -91,7 +91,7 @@ def test_a_user_that_fails_leaves_the_round_to_the_others(
             raise RuntimeError("battery empty")
 
     found, outcomes = federation.run(SplitLlm(1, 2, inner=fedavg), disturb=disturb)
-    assert [failure.device for failure in outcomes[1].failures] == [lost]
+    assert [failure.index for failure in outcomes[1].failures] == [lost]
     assert_equal(found, trained_alone(federation, [left]))  # type: ignore[arg-type]
 
 

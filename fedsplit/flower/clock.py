@@ -1,0 +1,43 @@
+"""When a node that was sent a task has to come."""
+
+import time
+
+from fedsplit.transport import Attendance
+
+
+class StartClock:
+    """Says which of the nodes that were sent a task should have come by now.
+
+    The clock of a node stands still while there is no room for it: in a simulation, while as many
+    nodes are present as there are places, and it starts again whenever one comes. Between machines
+    there is always room.
+
+    Parameters
+    ----------
+    attendance : Attendance
+        Who is there.
+    start_s : float
+        How long a node may take to come.
+    places : int or None
+        Nodes that can work at once; None if each has a machine of its own.
+    """
+
+    def __init__(self, attendance: Attendance, start_s: float, places: int | None) -> None:
+        self._attendance = attendance
+        self._start_s = start_s
+        self._places = places
+        self._full_until = 0.0
+
+    def tick(self) -> None:
+        """Look who is there; to be called over and over."""
+        if self._places is None:
+            return
+        here = self._attendance.present()
+        if len(here) >= self._places:
+            self._full_until = time.monotonic()
+        elif here:
+            self._full_until = max(self._full_until, *(item.since_s for item in here))
+
+    def is_late(self, sent_s: float) -> bool:
+        """Return whether a node that was sent its task then should be there."""
+        return time.monotonic() > max(sent_s, self._full_until) + self._start_s

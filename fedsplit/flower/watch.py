@@ -1,0 +1,67 @@
+"""One turn under way: for how long it is waited for, and why it is given up."""
+
+import time
+from dataclasses import dataclass, field
+
+from fedsplit.flower.clock import StartClock
+from fedsplit.flower.edges import EdgeTicket
+from fedsplit.flower.host import OpenTurn, StageHost
+from fedsplit.transport.presence import BROKEN, EXPECTED, LEFT
+
+
+@dataclass
+class TurnWatch:
+    """One turn under way, and when it is lost.
+
+    Parameters
+    ----------
+    host : StageHost
+        The servers' side.
+    clock : StartClock
+        When its device has to come.
+    presence : str
+        Token of the device's presence.
+    opened : OpenTurn or None
+        The turn on the servers; None on a route that never leaves the device.
+    ticket : EdgeTicket or None
+        The turn on an edge that is a node of its own.
+    start_s, deadline_s : float
+        How long a device that is present may take for what it does without its link; and for the
+        whole turn.
+    """
+
+    host: StageHost
+    clock: StartClock
+    presence: str
+    opened: OpenTurn | None
+    ticket: EdgeTicket | None
+    start_s: float
+    deadline_s: float
+    _since: dict[str, float] = field(default_factory=dict)
+
+    def trouble(self) -> str | None:
+        """Return why no answer is to be expected any more, or None."""
+        if self.ticket is not None and self.ticket.failure is not None:
+            return self.ticket.failure
+        attention = self.host.attendance.look(self.presence)
+        if attention.state == BROKEN:
+            return attention.reason
+        if attention.state == EXPECTED:
+            late = self.clock.is_late(attention.since_s)
+            return f"did not come within {self.start_s:.0f} s" if late else None
+        if self._lasts("turn", self.deadline_s):
+            return f"no answer within {self.deadline_s:.0f} s"
+        awaited = self.host.awaits(self.opened) if self.opened is not None else None
+        if attention.state == LEFT:
+            awaited = "answer after it left"
+        if awaited is not None and self._lasts(awaited, self.start_s):
+            return f"did not {awaited} within {self.start_s:.0f} s"
+        return self.host.failure(self.opened) if self.opened is not None else None
+
+    def steps(self) -> int:
+        """Return how many mini-batches the turn has been through, as far as the servers know."""
+        return self.host.steps(self.opened) if self.opened is not None else 0
+
+    def _lasts(self, what: str, limit_s: float) -> bool:
+        now = time.monotonic()
+        return now > self._since.setdefault(what, now) + limit_s
