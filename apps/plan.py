@@ -15,9 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from apps.config import config_dir, load_config
+from apps.config import config_dir, load_config, model_spec
 from apps.plan_report import RoundRow, comparison_table, round_row, write_results
-from apps.scenario import System, build_system
+from apps.scenario import System, build_system, refuse_impossible
 from apps.server_app import build_strategy
 from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet import Timeline, write_chrome_trace, write_gantt, write_json
@@ -127,6 +127,7 @@ def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
         output = output or config.output
         with _named_files(chosen):
             scenario = build_scenario(config)
+            refuse_impossible(scenario.strategy, scenario.system, model_spec(config))
             results[name] = [scenario.row(r) for r in range(1, config.rounds + 1)]
             first = first or scenario.timeline(1)
     folder = Path(output or f"outputs/plan_{time.strftime('%Y-%m-%d_%H-%M-%S')}")

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from apps.config import job, load_config, output_folder, run_settings
 from apps.local_flower import LocalFlower
-from apps.scenario import build_system
+from apps.scenario import build_system, refuse_impossible
 from apps.server_app import ERROR_FILE, PROGRESS, build_strategy
 from fedsplit.errors import FedsplitError, require
 from fedsplit.flower.checkpoint import load_checkpoint
@@ -63,9 +63,7 @@ def check(config: DictConfig, folder: Path) -> None:
         Naming the field.
     """
     run_settings(config)
-    job(config)
-    build_system(config)
-    build_strategy(config)
+    refuse_impossible(build_strategy(config), build_system(config), job(config).model)
     if config.resume is not None:
         reached = load_checkpoint(folder).server_round
         require(config.rounds > reached, "rounds", config.rounds, f"above {reached}, already done")

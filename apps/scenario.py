@@ -19,9 +19,9 @@ from fedsplit.fleet import (
     build_fleet,
     timeline,
 )
-from fedsplit.flower import LocalWork, Scene
+from fedsplit.flower import LocalWork, Scene, SplitStrategy
 from fedsplit.mapping import from_mapping, to_mapping
-from fedsplit.models import ModelSpec, possible_cuts
+from fedsplit.models import ModelSpec, check_route, possible_cuts
 from fedsplit.models.profile import profile_model
 from fedsplit.plan import CodecPlan, RoundPlan
 from fedsplit.profiles import ModelProfile
@@ -107,6 +107,19 @@ def build_system(config: DictConfig) -> System:
         config.seed,
         cache(partial(possible_cuts, spec)),
     )
+
+
+def refuse_impossible(strategy: SplitStrategy, system: System, spec: ModelSpec) -> None:
+    """Refuse a scheme whose first round has a route on which the model cannot be trained.
+
+    Raises
+    ------
+    FedsplitError
+        Naming the route and the cuts that are possible.
+    """
+    scene = system.scene(1, dict.fromkeys(range(system.fleet.n_devices), 1))
+    for route in {turn.route for turn in strategy.plan_evaluation(scene)}:
+        check_route(spec, route)
 
 
 @cache

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from apps.config import job, link_settings, load_config, output_folder, plain, run_settings
 from apps.plan_report import round_row
 from apps.records import record_of, sent_bytes
-from apps.scenario import build_system
+from apps.scenario import build_system, refuse_impossible
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import write_chrome_trace
 from fedsplit.flower import (
@@ -39,7 +39,6 @@ from fedsplit.flower.checkpoint import (
 )
 from fedsplit.flower.messages import to_record
 from fedsplit.flower.source import source_hash
-from fedsplit.models import check_route
 from fedsplit.models.adapters import lora_config
 from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
@@ -101,9 +100,7 @@ class Run:
         torch.set_num_threads(settings.server_threads)
         with StageHost(job.model, job.optimizer, job.accelerator, self._link) as host:
             self._host = host
-            scene = self._system.scene(1, dict.fromkeys(range(job.n_devices), 1))
-            for turn in self._strategy.plan_evaluation(scene):
-                check_route(job.model, turn.route)
+            refuse_impossible(self._strategy, self._system, job.model)
             n_edges = self._system.fleet.n_edges if settings.edge_nodes else 0
             roster = discover(grid, job, settings.connect_s, n_edges)
             coordinator = Coordinator(

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from apps.config import codec_plan, config_dir, job, load_config, local_work, run_settings
+from apps.plan import build_scenario
 from apps.server_app import build_strategy
 from fedsplit.errors import FedsplitError
 from strategies.vanilla import Vanilla
@@ -52,9 +53,10 @@ def test_a_model_can_be_any_name_or_path() -> None:
 
 
 def test_a_scheme_is_chosen_by_name_with_its_settings() -> None:
-    scheme = build_strategy(load_config(["strategy=vanilla", "strategy.cut=3"]))
-    assert isinstance(scheme, Vanilla)
-    assert scheme.cut == 3
+    scenario = build_scenario(load_config(["strategy=vanilla", "strategy.cut=3"]))
+    assert isinstance(scenario.strategy, Vanilla)
+    (branch,) = scenario.plan_round(1).branches
+    assert {str(turn.route) for turn in branch.turns} == {"device[0:3] -> server[3:6]"}
 
 
 def build_all(overrides: list[str]) -> None:

@@ -7,6 +7,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from apps.cli import main
 from apps.config import load_config
 from apps.plan import build_scenario, expand_sweeps, plan
 from fedsplit.errors import FedsplitError
@@ -110,3 +111,14 @@ def test_a_machine_that_is_too_small_is_counted(tmp_path):
 def test_mistakes_name_file_field_and_range(overrides, named):
     with pytest.raises(FedsplitError, match=named):
         plan(overrides, False, Console(file=StringIO()))
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_cut_that_the_model_forbids_is_refused_before_anything_starts(command, capsys):
+    """With tied embeddings, which are trained here, head and embeddings need one tier."""
+    tied = ["model.train=full", "+model.config.tie_word_embeddings=true"]
+    assert main([command, *tied, "strategy.cut=2"]) == 2
+    assert "route=device[0:2] -> server[2:6]" in (error := capsys.readouterr().err)
+    assert "possible two-tier cuts: none" in " ".join(error.split())
+    assert main([command, "strategy.cut=6"]) == 2
+    assert "the last cut must be at most 5" in " ".join(capsys.readouterr().err.split())
