@@ -1,5 +1,6 @@
 """The link between tiers: frames, codecs, in-process and gRPC connections; presence of nodes."""
 
+from fedsplit.transport.admission import ServerLimits
 from fedsplit.transport.connection import Tls
 from fedsplit.transport.frames import FrameError, Limits
 from fedsplit.transport.grpc_link import GrpcLink
@@ -37,6 +38,7 @@ __all__ = [
     "LinkStats",
     "OpenRequest",
     "Presence",
+    "ServerLimits",
     "StepReply",
     "Steps",
     "Tls",

@@ -1,19 +1,26 @@
 """What both ends of a gRPC connection agree on: methods, options, certificates; how to dial."""
 
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from fedsplit.errors import FedsplitError
-from fedsplit.transport.frames import Limits
+from fedsplit.transport.admission import NoRoomError, ServerLimits
+from fedsplit.transport.chunks import CHUNK_BYTES, announced_bytes, join
 from fedsplit.transport.link import LinkError
 
 SERVICE, METHOD, PRESENCE = "fedsplit.Link", "Turn", "Presence"
 PING_S = 1.0
 # Patience for the answer to a ping, in pings: a busy machine may be late with it.
 _PATIENCE = 2
+# A link has a connection of its own, as has a node's presence.
+_STREAMS_PER_CONNECTION = 8
+_RETRY_S = 0.2
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -46,15 +53,19 @@ class Tls:
         return grpc.ssl_channel_credentials(self.root, self.key, self.certificate)
 
 
-def options(limits: Limits, ping_s: float = PING_S) -> list[tuple[str, int]]:
-    """Return gRPC options: frame size, and pings that tell a dead peer from a slow one.
+def options(ping_s: float = PING_S) -> list[tuple[str, int]]:
+    """Return gRPC options of both ends: message size, pings to tell dead peers from slow ones.
 
     A peer that hangs or is cut off answers no ping: it is given up within three times `ping_s`.
     """
     ping_ms = round(1000 * ping_s)
     return [
-        ("grpc.max_receive_message_length", limits.frame_bytes),
-        ("grpc.max_send_message_length", limits.frame_bytes),
+        ("grpc.max_receive_message_length", CHUNK_BYTES),
+        ("grpc.max_send_message_length", CHUNK_BYTES),
+        # What may come of a stream before it is asked for: enough for 80 Mbit/s over 100 ms. gRPC
+        # would let it grow with the network.
+        ("grpc.http2.lookahead_bytes", 2 * CHUNK_BYTES),
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.keepalive_time_ms", ping_ms),
         ("grpc.keepalive_timeout_ms", _PATIENCE * ping_ms),
         # Newer gRPC waits this long for the answer to a ping, a minute unless told.
@@ -69,19 +80,54 @@ def options(limits: Limits, ping_s: float = PING_S) -> list[tuple[str, int]]:
     ]
 
 
-def dial(target: str, tls: Tls | None, limits: Limits, ping_s: float) -> grpc.Channel:
+def server_options(limits: ServerLimits, ping_s: float) -> list[tuple[str, int]]:
+    """Return gRPC options of a server: those of both ends, and what a connection may do."""
+    patience_ms = round(1000 * limits.open_timeout_s)
+    return [
+        *options(ping_s),
+        ("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION),
+        ("grpc.max_allowed_incoming_connections", 2 * limits.streams),
+        ("grpc.server_handshake_timeout_ms", patience_ms),
+        ("grpc.http2.settings_timeout", patience_ms),
+        ("grpc.max_connection_idle_ms", patience_ms),
+    ]
+
+
+def dial(target: str, tls: Tls | None, ping_s: float) -> grpc.Channel:
     """Return a connection to a `GrpcServer`; it comes up with its first call."""
-    settings = options(limits, ping_s)
+    settings = options(ping_s)
     if tls is None:
         return grpc.insecure_channel(target, settings)
     return grpc.secure_channel(target, tls.for_client(), settings)
 
 
-def receive(call: Any, patience_s: float, target: str) -> bytes:
+def let_in(attempt: Callable[[float], _T], patience_s: float) -> _T:
+    """Return what `attempt`, given the seconds left, returns once the server has room for it.
+
+    Raises
+    ------
+    NoRoomError
+        If it has none within `patience_s`.
+    """
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            return attempt(until - time.monotonic())
+        except NoRoomError:
+            if time.monotonic() + _RETRY_S > until:
+                raise
+        time.sleep(_RETRY_S)
+
+
+def receive(call: Any, limit_bytes: int, patience_s: float, target: str) -> bytes:
     """Return the next frame of a stream from `target`.
 
     Raises
     ------
+    FrameError
+        If it is larger than `limit_bytes`, or not as long as it says.
+    NoRoomError
+        If the stream was not let in for want of room.
     LinkError
         If the stream is closed or broken, or nothing comes within `patience_s`; it is then over.
     """
@@ -95,14 +141,16 @@ def receive(call: Any, patience_s: float, target: str) -> bytes:
     watchdog.daemon = True
     watchdog.start()
     try:
-        frame: bytes = next(call)
+        first: bytes = next(call)
+        return join(first, call, announced_bytes(first, limit_bytes))
     except StopIteration:
         raise LinkError(f"link to {target}: closed by the other end") from None
     except grpc.RpcError as error:
         problem = f"{error.code().name} {error.details()}"
         if silence.is_set():
             problem = f"no answer within {patience_s:g} s"
+        elif error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            raise NoRoomError(f"link to {target}: {problem}") from None
         raise LinkError(f"link to {target}: {problem}") from None
     finally:
         watchdog.cancel()
-    return frame

@@ -198,6 +198,12 @@ def claimed(data: bytes) -> tuple[int, bytes]:
     return number, token
 
 
+def frame_size(data: bytes) -> int:
+    """Return the bytes of the frame that `data` begins, as its prefix claims, unchecked."""
+    *_, header_bytes, payload_bytes, _, _ = _PREFIX.unpack_from(data)
+    return PREFIX_BYTES + int(header_bytes) + int(payload_bytes)
+
+
 def decode(
     data: bytes,
     limits: Limits,

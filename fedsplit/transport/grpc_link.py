@@ -1,11 +1,11 @@
 """A link over gRPC: one bidirectional stream of raw frames for each turn."""
 
 import queue
-from collections.abc import Iterator
 from typing import Any
 
+from fedsplit.transport.chunks import split
 from fedsplit.transport.client import FrameLink
-from fedsplit.transport.connection import METHOD, PING_S, SERVICE, Tls, dial, receive
+from fedsplit.transport.connection import METHOD, PING_S, SERVICE, Tls, dial, let_in, receive
 from fedsplit.transport.frames import Limits
 from fedsplit.transport.link import OpenRequest
 
@@ -52,24 +52,32 @@ class GrpcLink(FrameLink):
 
     def open(self, request: OpenRequest) -> None:
         """See `Link.open`."""
-        if self._call is None:
-            self._connect()
+        if self._channel is None:
+            self._channel = dial(self._target, self._tls, self._ping_s)
         super().open(request)
         self._patience_s = self._reply_timeout_s
 
-    def _connect(self) -> None:
-        self._channel = dial(self._target, self._tls, self._limits, self._ping_s)
+    def _exchange(self, frame: bytes) -> bytes:
+        if self._number > 0:
+            return self._ask_once(frame, self._patience_s)
+
+        def attempt(patience_s: float) -> bytes:
+            self._start_stream()
+            return self._ask_once(frame, patience_s)
+
+        return let_in(attempt, self._patience_s)
+
+    def _start_stream(self) -> None:
+        self._outgoing.put(None)  # ends the sender of the stream before
+        self._outgoing = outgoing = queue.SimpleQueue[bytes | None]()
         # Without serializers, gRPC hands the bytes through as they are.
         stream = self._channel.stream_stream(f"/{SERVICE}/{METHOD}")
-        self._call = stream(self._frames(), wait_for_ready=True)
+        self._call = stream(iter(outgoing.get, None), wait_for_ready=True)
 
-    def _frames(self) -> Iterator[bytes]:
-        while (frame := self._outgoing.get()) is not None:
-            yield frame
-
-    def _exchange(self, frame: bytes) -> bytes:
-        self._outgoing.put(frame)
-        return receive(self._call, self._patience_s, self._target)
+    def _ask_once(self, frame: bytes, patience_s: float) -> bytes:
+        for chunk in split(frame):
+            self._outgoing.put(chunk)
+        return receive(self._call, self._limits.frame_bytes, patience_s, self._target)
 
     def _hang_up(self) -> None:
         self._outgoing.put(None)

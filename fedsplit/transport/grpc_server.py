@@ -1,18 +1,23 @@
 """The server end of gRPC links: every stream is a session of its own."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
 
 from fedsplit.errors import FedsplitError
-from fedsplit.transport.connection import METHOD, PING_S, PRESENCE, SERVICE, Tls, options
-from fedsplit.transport.frames import Limits
+from fedsplit.transport.admission import Admission, NoRoomError, ServerLimits, peer_of
+from fedsplit.transport.chunks import announced_bytes, join, split
+from fedsplit.transport.connection import METHOD, PING_S, PRESENCE, SERVICE, Tls, server_options
+from fedsplit.transport.frames import FrameError
 from fedsplit.transport.link import Host
 from fedsplit.transport.presence import Attendance
 from fedsplit.transport.session import Session
+
+_Converse = Callable[[str, Iterator[bytes], Any], Iterator[bytes]]
 
 
 class GrpcServer:
@@ -26,17 +31,10 @@ class GrpcServer:
         ``unix:/path/of/socket``, or ``host:port`` with port 0 for any free one.
     tls : Tls or None
         Certificates; None for connections in the clear.
-    limits : Limits
-        Upper bounds of a frame.
-    max_streams : int
-        Links at a time; more are refused.
-    open_timeout_s : float
-        How long a stream may take to say which turn it is for.
-    backward_timeout_s : float
-        How long the device of a U-shaped route may take between forward and backward, while
-        other branches wait; its turn fails then.
+    limits : ServerLimits or None
+        What peers may ask for.
     attendance : Attendance or None
-        Also keeps the presence of nodes; as many as there may be links.
+        Also keeps the presence of nodes.
     ping_s : float
         Seconds between keep-alive pings.
 
@@ -52,27 +50,28 @@ class GrpcServer:
         address: str,
         *,
         tls: Tls | None = None,
-        limits: Limits | None = None,
-        max_streams: int = 256,
-        open_timeout_s: float = 30.0,
-        backward_timeout_s: float = 120.0,
+        limits: ServerLimits | None = None,
         attendance: Attendance | None = None,
         ping_s: float = PING_S,
     ) -> None:
         self._host = host
-        self._limits = limits or Limits()
-        self._open_timeout_s = open_timeout_s
-        self._backward_timeout_s = backward_timeout_s
-        handlers = {METHOD: grpc.stream_stream_rpc_method_handler(self._serve)}
+        self._limits = limits or ServerLimits()
+        self._admission = Admission(self._limits)
+        # Twice as many may knock, so that they are told apart by peer.
+        most = 2 * self._limits.streams
+        self._server = grpc.server(
+            ThreadPoolExecutor(most, "link"),
+            options=server_options(self._limits, ping_s),
+            maximum_concurrent_rpcs=most,
+        )
+        methods: dict[str, _Converse] = {METHOD: self._converse}
         if attendance is not None:
             self._attendance = attendance
-            handlers[PRESENCE] = grpc.stream_stream_rpc_method_handler(self._attend)
-        calls = max_streams * len(handlers)
-        self._server = grpc.server(
-            ThreadPoolExecutor(calls, "link"),
-            options=options(self._limits, ping_s),
-            maximum_concurrent_rpcs=calls,
-        )
+            methods[PRESENCE] = self._attend
+        handlers = {
+            name: grpc.stream_stream_rpc_method_handler(self._admitted(method))
+            for name, method in methods.items()
+        }
         self._server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(SERVICE, handlers)]
         )
@@ -97,38 +96,92 @@ class GrpcServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _serve(self, frames: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        session = Session(self._host, self._limits)
-        watchdog = self._watch(context, self._open_timeout_s)
-        try:
-            for frame in frames:
-                watchdog.cancel()
-                yield session.handle(frame)
-                session.settle()
-                if session.ended:
-                    return
-                if session.mid_step:
-                    watchdog = self._watch(context, self._backward_timeout_s)
-        except grpc.RpcError:
-            pass  # the peer is gone; the session hears of it below
-        finally:
-            watchdog.cancel()
-            session.hang_up("the device's end of the link is gone")
+    def _admitted(self, method: _Converse) -> Callable[[Iterator[bytes], Any], Iterator[bytes]]:
+        def serve(chunks: Iterator[bytes], context: Any) -> Iterator[bytes]:
+            peer = peer_of(context)
+            try:
+                with self._admission.stream(peer):
+                    yield from method(peer, chunks, context)
+            except NoRoomError as error:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
-    def _attend(self, frames: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        watchdog = self._watch(context, self._open_timeout_s)
-        try:
-            first = next(frames)
-        except (StopIteration, grpc.RpcError):
-            return
-        finally:
-            watchdog.cancel()
-        yield from self._attendance.serve(first, context)
+        return serve
 
-    @staticmethod
-    def _watch(context: Any, patience_s: float) -> threading.Timer:
-        """Cancel a stream unless the timer is cancelled before."""
-        watchdog = threading.Timer(patience_s, context.cancel)
-        watchdog.daemon = True
-        watchdog.start()
-        return watchdog
+    def _converse(self, peer: str, chunks: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        session = Session(self._host, self._limits.frames)
+        with _Watchdog(context) as watchdog:
+            try:
+                watchdog.allow(self._limits.open_timeout_s)
+                for first in chunks:
+                    with ExitStack() as held:
+                        reply = self._reply(session, peer, first, chunks, context, held)
+                        watchdog.allow(self._patience_s(session))
+                        yield from split(reply)
+                    session.settle()
+                    if session.ended:
+                        return
+            except grpc.RpcError:
+                pass  # the peer is gone; the session hears of it below
+            finally:
+                session.hang_up("the device's end of the link is gone")
+
+    def _reply(
+        self,
+        session: Session,
+        peer: str,
+        first: bytes,
+        rest: Iterator[bytes],
+        context: Any,
+        held: ExitStack,
+    ) -> bytes:
+        """Return the answer to the frame that begins with `first`; its memory goes to `held`."""
+        frames, opening_bytes = self._limits.frames, self._limits.opening_bytes
+        try:
+            limit = frames.frame_bytes if session.opened else min(opening_bytes, frames.frame_bytes)
+            size = announced_bytes(first, limit)
+            urgent, wanted = session.mid_step, context.is_active
+            held.enter_context(self._admission.memory(peer, size, urgent=urgent, wanted=wanted))
+            return session.handle(join(first, rest, size))
+        except FrameError as error:
+            return session.refuse(first, str(error))
+
+    def _patience_s(self, session: Session) -> float | None:
+        """Return how long the peer may take to read the answer and say what must follow."""
+        if session.ended:
+            return self._limits.open_timeout_s
+        return self._limits.backward_timeout_s if session.mid_step else None
+
+    def _attend(self, peer: str, chunks: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        with _Watchdog(context) as watchdog:
+            watchdog.allow(self._limits.open_timeout_s)
+            try:
+                first = next(chunks)
+            except (StopIteration, grpc.RpcError):
+                return
+            for words in self._attendance.serve(first, context):
+                yield words
+                watchdog.allow(None)
+
+
+class _Watchdog:
+    """Cancels a stream that does not get on in time."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> "_Watchdog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.allow(None)
+
+    def allow(self, patience_s: float | None) -> None:
+        """Begin to wait anew, for so long; None for as long as it takes."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if patience_s is not None:
+            self._timer = threading.Timer(patience_s, self._context.cancel)
+            self._timer.daemon = True
+            self._timer.start()

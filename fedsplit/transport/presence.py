@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from fedsplit.errors import FedsplitError
-from fedsplit.transport.connection import PING_S, PRESENCE, SERVICE, Tls, dial, receive
+from fedsplit.transport.connection import PING_S, PRESENCE, SERVICE, Tls, dial, let_in, receive
 from fedsplit.transport.frames import Frame, FrameError, Kind, Limits, claimed, decode, encode
 from fedsplit.transport.link import LinkError, new_token
 
@@ -199,10 +199,14 @@ class Presence:
         self._token = bytes.fromhex(token)
         self._told = 0
         self._parting = False
-        self._channel = dial(target, tls, _FRAMES, ping_s)
-        self._call = self._stream(Kind.PRESENT, {"who": who})
+        self._channel = dial(target, tls, ping_s)
+
+        def attempt(patience_s: float) -> None:
+            self._call = self._stream(Kind.PRESENT, {"who": who})
+            self._read(self._call, Kind.WELCOME, 0, patience_s)
+
         try:
-            self._read(self._call, Kind.WELCOME, 0, connect_timeout_s)
+            let_in(attempt, connect_timeout_s)
         except FedsplitError:
             self._close()
             raise
@@ -250,7 +254,7 @@ class Presence:
         return stream(iter([encode(Frame(kind, 0, self._token, fields))]), wait_for_ready=True)
 
     def _read(self, call: Any, kind: Kind, number: int, patience_s: float) -> Frame:
-        data = receive(call, patience_s, self._target)
+        data = receive(call, _FRAMES.frame_bytes, patience_s, self._target)
         frame = decode(data, _FRAMES, kinds=(kind, Kind.ERROR), number=number, token=self._token)
         if frame.kind is Kind.ERROR:
             raise LinkError(f"the server refused: {frame.fields['reason']}")

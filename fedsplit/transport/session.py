@@ -61,6 +61,11 @@ class Session:
         """Whether a forward pass waits for its backward pass, which keeps other turns waiting."""
         return self._due == (Kind.BACKWARD,)
 
+    @property
+    def opened(self) -> bool:
+        """Whether a turn was entered."""
+        return self._visit is not None
+
     def handle(self, data: bytes) -> bytes:
         """Return the answer to a frame: the reply, or an error frame after which nothing follows.
 
@@ -74,9 +79,9 @@ class Session:
             )
             reply = _ANSWERS[frame.kind](self, frame)
         except FedsplitError as error:
-            return self._refuse(data, str(error))
+            return self.refuse(data, str(error))
         except Exception as error:  # e.g. tensors that the model cannot take
-            return self._refuse(data, f"{type(error).__name__}: {error}")
+            return self.refuse(data, f"{type(error).__name__}: {error}")
         self._number += 1
         return encode(reply)
 
@@ -96,7 +101,8 @@ class Session:
         if self._visit is not None:
             self._visit.fail(reason)
 
-    def _refuse(self, data: bytes, reason: str) -> bytes:
+    def refuse(self, data: bytes, reason: str) -> bytes:
+        """End the session; return the error frame that answers `data`, or the beginning of it."""
         self.hang_up(reason)
         return encode(Frame(Kind.ERROR, *claimed(data), {"reason": reason[:2000]}))
 

@@ -28,6 +28,7 @@ from fedsplit.transport import (
     Link,
     LinkError,
     OpenRequest,
+    ServerLimits,
     Tls,
     new_token,
 )
@@ -284,7 +285,8 @@ def test_a_frame_over_the_limit_is_refused(device: SplitModel, tmp_path: Path) -
         for kind in ("in-process", "grpc"):
             token = cluster.open(ROUTE, initial(SPEC))["server"]
             small = Limits(frame_bytes=1500)
-            with GrpcServer(stage, f"unix:{tmp_path}/{kind}", limits=small) as server:
+            limits = ServerLimits(frames=small)
+            with GrpcServer(stage, f"unix:{tmp_path}/{kind}", limits=limits) as server:
                 link: Link = GrpcLink(server.address)
                 if kind == "in-process":
                     link = InProcessLink(stage, small)
@@ -323,9 +325,8 @@ def test_a_device_that_never_sends_its_gradients_is_given_up(
     inputs, boundary = _sample(device, HOME)
     with Cluster(SPEC) as cluster:
         token = cluster.open(HOME, initial(SPEC))["server"]
-        with GrpcServer(
-            cluster.stage("server"), f"unix:{tmp_path}/s", backward_timeout_s=0.2
-        ) as server:
+        limits = ServerLimits(backward_timeout_s=0.2)
+        with GrpcServer(cluster.stage("server"), f"unix:{tmp_path}/s", limits=limits) as server:
             link = GrpcLink(server.address)
             link.open(OpenRequest(token, HOME, 1))
             link.forward(inputs, boundary, (0, 1))
