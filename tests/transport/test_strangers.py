@@ -17,17 +17,19 @@ from fedsplit.data import Batch
 from fedsplit.models import SplitModel, load
 from fedsplit.plan import DEVICE, Route
 from fedsplit.transport import (
+    Attendance,
     GrpcLink,
     GrpcServer,
     Limits,
     LinkError,
     OpenRequest,
+    Presence,
     ServerLimits,
     Tls,
     new_token,
 )
 from fedsplit.transport.chunks import CHUNK_BYTES
-from fedsplit.transport.connection import METHOD, SERVICE, options
+from fedsplit.transport.connection import METHOD, PRESENCE, SERVICE, options
 from fedsplit.transport.frames import PREFIX_BYTES, Frame, Kind, decode, encode
 from tests.certificates import Authority
 from tests.tiny_split import BLOCKS, Cluster, batches, differing, gpt2, initial
@@ -37,6 +39,8 @@ from tests.transport.test_links import _train
 ROUTE = Route.two_tier(BLOCKS, 2)
 SPEC = gpt2()
 STEPS = 6
+WHO = "device 0"
+METHODS = [f"/{SERVICE}/{name}" for name in (METHOD, PRESENCE)]
 ELSEWHERE = "127.0.0.2"  # another peer than the device of the turn
 GIGABYTES = (2 << 30) - 1
 MEMORY_BYTES = 64 << 20
@@ -71,7 +75,14 @@ class Siege:
         """Call ``attack(address, token under way)`` while a turn trains at a server."""
         token, waiting = self.open(), self.open()
         problems: list[BaseException] = []
-        with GrpcServer(self.stage, "127.0.0.1:0", tls=server_side, limits=limits) as server:
+        attendance = Attendance()
+        self.seat = attendance.expect(WHO)
+        with (
+            GrpcServer(
+                self.stage, "127.0.0.1:0", tls=server_side, limits=limits, attendance=attendance
+            ) as server,
+            Presence(server.address, self.seat, WHO, tls=client_side) as presence,
+        ):
 
             def try_it() -> None:
                 try:
@@ -96,6 +107,8 @@ class Siege:
 
             link = GrpcLink(server.address, tls=client_side)
             result = _train(self._device, link, token, meanwhile())
+            assert attendance.look(self.seat).state == "present"
+            presence.leave()
         if problems:
             raise problems[0]
         self.check(token, result.adapters)
@@ -123,6 +136,11 @@ def announcing(payload_bytes: int, token: str) -> bytes:
     """Return an opening frame that claims to be followed by so many bytes."""
     frame = opening(token)
     return frame[:16] + struct.pack("<Q", payload_bytes) + frame[24:]
+
+
+def present(token: str, who: str = WHO) -> bytes:
+    """Return a proper greeting of a node."""
+    return encode(Frame(Kind.PRESENT, 0, bytes.fromhex(token), {"who": who}))
 
 
 class Caller:
@@ -177,6 +195,12 @@ def test_who_has_no_token_of_a_waiting_turn_is_refused(siege: Siege) -> None:
             stolen = encode(Frame(Kind.CLOSE, 1, bytes.fromhex(other)))
             assert "token" in caller.refusal(opening(mine), stolen), "another branch's"
             assert "not found" in caller.refusal(opening(other), method="Other")
+            assert "nobody is expected" in caller.refusal(present(new_token()), method=PRESENCE)
+            assert "opens only once" in caller.refusal(present(siege.seat), method=PRESENCE)
+            assert "must be 'device 0'" in caller.refusal(
+                present(siege.seat, "device 1"), method=PRESENCE
+            )
+            assert "kind" in caller.refusal(opening(under_way), method=PRESENCE)
 
     siege.withstand(attack)
     assert siege.stage.status(mine).state == "failed"
@@ -229,7 +253,7 @@ def test_ten_thousand_random_frames_are_refused(siege: Siege) -> None:
                     assert stranger.is_over(stream, 10)
                 stranger = strangers[len(taken) % len(strangers)]
                 stream, data = next(streams), noise(under_way)
-                stranger.call(stream)
+                stranger.call(stream, rng.choice(METHODS))
                 if stranger.say(stream, message_prefix(len(data)) + data, and_no_more=True):
                     taken.append((stranger, stream))
 
@@ -275,34 +299,39 @@ def test_whoever_dribbles_is_out_in_time(siege: Siege) -> None:
         data = message_prefix(len(frame)) + frame
         header = struct.pack(">I", 1 << 14)[1:] + struct.pack(">BBI", 1, 4, 1) + bytes(100)
         with ExitStack() as stack:
-            raw, headers, body, silent, mute, deaf = (
-                stack.enter_context(Stranger(address, ELSEWHERE)) for _ in range(6)
-            )
-            for stranger in (headers, body, silent):
-                stranger.greet()
-            deaf.greet(listens=False)
-            deaf.call(1)
-            deaf.say(1, message_prefix(len(frame)) + frame)
-            body.call(1)
-            silent.call(1)
+
+            def come(greets: bool = True, listens: bool = True) -> Stranger:
+                stranger = stack.enter_context(Stranger(address, ELSEWHERE))
+                if greets:
+                    stranger.greet(listens)
+                return stranger
+
+            mute, silent, deaf, body = come(greets=False), come(), come(listens=False), come()
+            for stream, method in zip((1, 3), METHODS, strict=True):
+                for stranger in (silent, deaf, body):
+                    stranger.call(stream, method)
+                deaf.say(stream, data)
+            says: list[tuple[Callable[[bytes], bool], bytes]] = [
+                (come(greets=False).send, 3 * PREFACE),
+                (come().send, header),
+                (lambda byte: body.say(1, byte) > 0, data),
+                (lambda byte: body.say(3, byte) > 0, data),
+            ]
             taken: list[float] = []
             talks = [
-                threading.Thread(target=lambda say=say, data=data: taken.append(dribble(say, data)))
-                for say, data in (
-                    (raw.send, 3 * PREFACE),
-                    (headers.send, header),
-                    (lambda byte: body.say(1, byte) > 0, data),
-                )
+                threading.Thread(target=lambda pair=pair: taken.append(dribble(*pair)))
+                for pair in says
             ]
             for talk in talks:
                 talk.start()
             for talk in talks:
                 talk.join()
-            assert len(taken) == 3
+            assert len(taken) == len(says)
             assert max(taken) < 3 * LIMITS.open_timeout_s
             assert mute.is_over(1, 1), "a connection without a word"
-            assert silent.is_over(1, 1), "a stream without a frame"
-            assert deaf.is_over(1, 1), "a stream that does not take its refusal"
+            for stream in (1, 3):
+                assert silent.is_over(stream, 1), "a stream without a frame"
+                assert deaf.is_over(stream, 1), "a stream that does not take its refusal"
 
     siege.withstand(attack)
 
@@ -324,7 +353,7 @@ def test_a_flood_from_one_peer_leaves_room_for_another(siege: Siege) -> None:
                     for stranger in strangers:
                         stranger.greet()
                         for stream in range(1, 17, 2):
-                            stranger.call(stream)
+                            stranger.call(stream, METHODS[stream % 4 // 2])
                     over.wait(0.3)
                     refused += sum(len(stranger.ended) for stranger in strangers)
 
