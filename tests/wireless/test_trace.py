@@ -37,6 +37,14 @@ def test_channel_replays_the_measured_rates_in_a_circle(trace_file):
         assert downlink_bps(state, 10e6) == pytest.approx(down, rel=1e-12)
 
 
+def test_a_trace_knows_no_links_to_other_stations(trace_file):
+    spec = ChannelSpec(path_loss="trace", trace_file=trace_file(GOOD), bandwidth_hz=10e6)
+    state = Channel(spec, np.zeros((2, 2)), np.zeros((2, 2)), home=[0, 1]).realise(0)
+    assert state.over([0, 1]) is state
+    with pytest.raises(FedsplitError, match="edge=0 of device 1: must be 1, the only station"):
+        state.over([0, 0])
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
