@@ -57,36 +57,29 @@ def test_no_other_cut_is_planned(name: str, cuts: list[int], seed: int) -> None:
         assert found == free
 
 
+def assert_fastest(plan: RoundPlan, scene: Scene, cuts: Sequence[int]) -> None:
+    """Every device's turn takes least time, alone, of all with one of `cuts`, or the whole."""
+    for branch in plan.branches:
+        for turn in branch.turns:
+            routes = {cut: Route.at_cut(N_BLOCKS, cut) for cut in (*cuts, N_BLOCKS)}
+            delays = {
+                cut: cost(RoundPlan.parallel([scene.turn(turn.device, route)]), scene).delay_s
+                for cut, route in routes.items()
+            }
+            chosen = turn.route.segments[0].stop
+            assert delays[chosen] == pytest.approx(min(delays.values()), rel=1e-9)
+
+
 @settings(max_examples=20, deadline=None)
 @given(cuts=possible, seed=st.integers(0, 20), floor=st.integers(0, 2))
 def test_fast_finds_the_best_of_the_possible_cuts(cuts: list[int], seed: int, floor: int) -> None:
     scene = wide_scene(cuts, seed)
-    for branch in Fast(min_blocks=floor).plan_round(scene).branches:
-        for turn in branch.turns:
-            delays = {
-                cut: cost(
-                    RoundPlan.parallel([scene.turn(turn.device, Route.at_cut(N_BLOCKS, cut))]),
-                    scene,
-                ).delay_s
-                for cut in (*cuts, N_BLOCKS)
-                if cut >= floor
-            }
-            chosen = turn.route.segments[0].stop
-            assert delays[chosen] == pytest.approx(min(delays.values()), rel=1e-9)
+    plan = Fast(min_blocks=floor).plan_round(scene)
+    assert_fastest(plan, scene, [cut for cut in cuts if cut >= floor])
 
 
 @settings(max_examples=20, deadline=None)
 @given(cuts=possible, seed=st.integers(0, 20))
 def test_card_finds_the_fastest_of_the_possible_cuts(cuts: list[int], seed: int) -> None:
     scene = wide_scene(cuts, seed)
-    for branch in Card(delay_weight=1.0, min_cut=0).plan_round(scene).branches:
-        for turn in branch.turns:
-            delays = {
-                cut: cost(
-                    RoundPlan.parallel([scene.turn(turn.device, Route.at_cut(N_BLOCKS, cut))]),
-                    scene,
-                ).delay_s
-                for cut in (*cuts, N_BLOCKS)
-            }
-            chosen = turn.route.segments[0].stop
-            assert delays[chosen] == pytest.approx(min(delays.values()), rel=1e-9)
+    assert_fastest(Card(delay_weight=1.0, min_cut=0).plan_round(scene), scene, cuts)
