@@ -51,6 +51,9 @@ class RunSettings:
         `deadline_s`.
     quorum : int
         Branches of a round that must survive, or the run stops.
+    start_ahead : bool or None
+        Whether the next device of a branch gets ready while the present one trains; None: between
+        machines only, as it takes a place in a simulation.
     """
 
     rounds: int
@@ -64,6 +67,7 @@ class RunSettings:
     deadline_s: float
     start_s: float | None = None
     quorum: int = 1
+    start_ahead: bool | None = None
 
     def __post_init__(self) -> None:
         counts = ("rounds", "evaluate_every", "concurrency", "threads", "server_threads", "quorum")

@@ -103,6 +103,7 @@ class Run:
             refuse_impossible(self._strategy, self._system, job.model)
             n_edges = self._system.fleet.n_edges if settings.edge_nodes else 0
             roster = discover(grid, job, settings.connect_s, n_edges)
+            between_machines = self._link.bind is not None
             coordinator = Coordinator(
                 grid,
                 host,
@@ -111,8 +112,9 @@ class Run:
                 settings.deadline_s,
                 self._on_progress,
                 settings.start_s,
-                settings.concurrency if self._link.bind is None else None,
+                None if between_machines else settings.concurrency,
                 self._report.add_failure,
+                between_machines if settings.start_ahead is None else settings.start_ahead,
             )
             done = self._checkpoint.server_round if self._checkpoint else 0
             self._strategy.bind(

@@ -3,6 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from logging import WARNING
 
 from flwr.app import Message
@@ -26,7 +28,7 @@ from fedsplit.flower.messages import (
     read_metrics,
     task_message,
 )
-from fedsplit.flower.outcome import BranchOutcome, TurnOutcome
+from fedsplit.flower.outcome import BranchOutcome, TurnOutcome, check_complete, turn_outcome
 from fedsplit.flower.roster import Roster, rediscover
 from fedsplit.flower.watch import TurnWatch
 from fedsplit.models import check_route
@@ -35,6 +37,22 @@ from fedsplit.seeds import derive_seed
 from fedsplit.transport import new_token
 
 _Done = tuple[dict[str, Tensor], TurnOutcome]  # complete adapters, and what the turn did
+
+
+@dataclass(eq=False)
+class _Errand:
+    """A turn and what came of it; without `adapters` its device is to get ready and wait."""
+
+    turn: Turn
+    adapters_on_link: bool
+    adapters: Mapping[str, Tensor] | None = None
+    watch: TurnWatch | None = None
+    result: _Done | Failure | None = None
+
+
+def _all_ended(errands: Sequence[_Errand]) -> bool:
+    return all(errand.result is not None for errand in errands)
+
 
 _PHASES = {TRAIN: "train", EVALUATE: "evaluate"}
 
@@ -65,6 +83,8 @@ class Coordinator:
         Nodes that can work at once, in a simulation; the others wait, and are not late meanwhile.
     on_failure : callable, optional
         Called with each failure of a device or edge, when it is noticed.
+    start_ahead : bool
+        Whether the next devices of a branch are started while the present ones train.
     """
 
     def __init__(
@@ -78,6 +98,7 @@ class Coordinator:
         start_s: float | None = None,
         places: int | None = None,
         on_failure: Callable[[Failure], None] = lambda failure: None,
+        start_ahead: bool = False,
     ) -> None:
         self.job = job
         self.roster = roster
@@ -88,6 +109,7 @@ class Coordinator:
         self._on_progress = on_progress
         self._possible: set[Route] = set()
         self._on_failure = on_failure
+        self._start_ahead = start_ahead
         self._failures: list[Failure] = []
         self._clock = StartClock(host.attendance, self._start_s, places)
         self._edges: RemoteEdges | None = None
@@ -138,7 +160,6 @@ class Coordinator:
                 self._branch(server_round, index, branch, arrays, kind, outcomes)
                 for index, branch in enumerate(branches)
             ],
-            self._deadline_s,
             self._tick,
             (lambda done: report(_PHASES[kind], done, planned)) if report else None,
         )
@@ -182,106 +203,123 @@ class Coordinator:
         adapters = dict(arrays)
         turns: list[TurnOutcome] = []
         failures: list[Failure] = []
-        for wave in branch.waves:
-            ended: dict[int, _Done | Failure] = {}
-            yield Fork(
-                [self._attempt(server_round, turn, adapters, kind, branch, ended) for turn in wave]
-            )
+        ahead: list[_Errand] = []
+        for wave, following in zip(branch.waves, (*branch.waves[1:], ()), strict=True):
+            for errand in ahead:
+                self._let_begin(server_round, errand, adapters, kind)
+            fresh = [] if ahead else [_Errand(turn, branch.adapters_on_link) for turn in wave]
+            for errand in fresh:
+                errand.adapters = adapters
+            errands = ahead or fresh
+            ahead = [_Errand(turn, True) for turn in self._startable(wave, following)]
+            yield Fork([self._attempt(server_round, errand, kind) for errand in [*fresh, *ahead]])
+            yield Await(partial(_all_ended, errands))
             # In the plan's order, whoever came in first.
-            results = [ended[turn.device] for turn in wave]
+            results = [errand.result for errand in errands]
             failures += [result for result in results if isinstance(result, Failure)]
-            finished = [result for result in results if not isinstance(result, Failure)]
+            finished = [result for result in results if isinstance(result, tuple)]
             if finished:
                 adapters |= self._mean(finished)
                 turns += [outcome for _, outcome in finished]
         outcomes[index] = BranchOutcome(index, branch, adapters, tuple(turns), tuple(failures))
+
+    def _startable(self, wave: Sequence[Turn], following: Sequence[Turn]) -> Sequence[Turn]:
+        """Return the turns of the `following` wave, if their devices can get ready during `wave`.
+
+        They get their adapters over the link from the server, and have nothing else to do.
+        """
+        busy = {turn.device for turn in wave}
+        if self._start_ahead and all(
+            turn.device not in busy
+            and len(turn.route.segments) > 1
+            and (self._edges is None or not turn.route.on(EDGE))
+            for turn in following
+        ):
+            return following
+        return ()
 
     def _mean(self, finished: Sequence[_Done]) -> dict[str, Tensor]:
         """Return the mean of what turns trained, weighted by their devices' training samples."""
         weights = [self.roster.by_index(outcome.turn.device).n_train for _, outcome in finished]
         return weighted_mean([trained for trained, _ in finished], weights)
 
-    def _attempt(
-        self,
-        server_round: int,
-        turn: Turn,
-        adapters: Mapping[str, Tensor],
-        kind: str,
-        branch: Branch,
-        ended: dict[int, _Done | Failure],
-    ) -> Turns:
-        """Run one turn of a wave; put what comes of it into `ended`, by device."""
-        phase = _PHASES[kind]
-        opened = None
+    def _attempt(self, server_round: int, errand: _Errand, kind: str) -> Turns:
+        """Run one turn; its errand holds what came of it."""
         try:
-            opened = self._open(server_round, turn, kind, branch.adapters_on_link)
-            if opened is not None:
-                self._host.supply(opened, adapters)
-            ended[turn.device] = yield from self._turn(server_round, turn, adapters, kind, opened)
+            errand.result = yield from self._turn(server_round, errand, kind)
         except FedsplitError as error:
-            failure = Failure(DEVICE, turn.device, phase, str(error), time.time())
+            reason, phase = str(error), _PHASES[kind]
+            failure = Failure(DEVICE, errand.turn.device, phase, reason, time.time())
             self._fail(failure)
-            ended[turn.device] = failure
+            errand.result = failure
         finally:
-            if opened is not None:
-                self._host.discard(opened)
+            if errand.watch is not None:
+                self._host.attendance.forget(errand.watch.presence)
+                if errand.watch.opened is not None:
+                    self._host.discard(errand.watch.opened)
 
     def _turn(
-        self,
-        server_round: int,
-        turn: Turn,
-        adapters: Mapping[str, Tensor],
-        kind: str,
-        opened: OpenTurn | None,
-    ) -> Generator[Call | Await, Message | Lost | None, tuple[dict[str, Tensor], TurnOutcome]]:
+        self, server_round: int, errand: _Errand, kind: str
+    ) -> Generator[Call | Await | Fork, Message | Lost | None, _Done]:
         """Run one turn; return its complete adapters (none in evaluation) and what it did."""
-        started = time.monotonic()
-        ticket = self._hand_to_edge(server_round, turn, adapters, kind, opened)
+        turn = errand.turn
         contact = self._host.expect(f"device {turn.device}")
-        message = self._task(server_round, turn, adapters, kind, opened, ticket, contact)
-        try:
-            reply = yield from self._answer(message, turn, kind, opened, ticket, contact)
-        finally:
-            self._host.attendance.forget(contact.token)
-        link_bytes = opened.link_bytes() if opened is not None else {}
-        trained = read_arrays(reply)
-        if ticket is not None:
-            late = yield Await(lambda: ticket.trained is not None or ticket.failure is not None)
-            if isinstance(late, Lost) or ticket.trained is None:
-                raise FedsplitError(ticket.failure or f"edge {ticket.edge}: no answer")
-            trained |= ticket.trained
-            link_bytes |= ticket.link_bytes
-        if kind == TRAIN:
-            trained |= self._host.finish(opened) if opened is not None else {}
-            _check_complete(trained, adapters)
-        return trained, _turn_outcome(turn, read_metrics(reply), link_bytes, started)
-
-    def _answer(
-        self,
-        message: Message,
-        turn: Turn,
-        kind: str,
-        opened: OpenTurn | None,
-        ticket: EdgeTicket | None,
-        contact: Contact,
-    ) -> Generator[Call | Await, Message | Lost | None, Message]:
-        """Send a turn's task and return its answer; raise if there is or will be none."""
-        watch = TurnWatch(
+        errand.watch = watch = TurnWatch(
             self._host,
             self._clock,
             contact.token,
-            opened,
-            ticket,
+            self._open(server_round, turn, kind, errand.adapters_on_link),
             self._start_s,
             self._deadline_s,
         )
+        if errand.adapters is not None:
+            self._let_begin(server_round, errand, errand.adapters, kind)
+        message = self._task(server_round, errand, watch, kind, contact)
         reply = yield Call(message, self._steps(kind, turn), watch.steps, watch.trouble)
         if isinstance(reply, Lost):
             raise FedsplitError(reply.reason)
         assert reply is not None
         if reply.has_error():
             raise FedsplitError(str(reply.error.reason))
-        return reply
+        if watch.begun_s is None:
+            raise FedsplitError("answered before its turn began")
+        opened, ticket = watch.opened, watch.ticket
+        link_bytes = opened.link_bytes() if opened is not None else {}
+        trained = read_arrays(reply)
+        if ticket is not None:
+            late = yield Await(
+                lambda: ticket.trained is not None or ticket.failure is not None, self._deadline_s
+            )
+            if isinstance(late, Lost) or ticket.trained is None:
+                raise FedsplitError(ticket.failure or f"edge {ticket.edge}: no answer")
+            trained |= ticket.trained
+            link_bytes |= ticket.link_bytes
+        if kind == TRAIN:
+            trained |= self._host.finish(opened) if opened is not None else {}
+            check_complete(trained, errand.adapters or {})
+        return trained, turn_outcome(turn, read_metrics(reply), link_bytes, watch.begun_s)
+
+    def _let_begin(
+        self, server_round: int, errand: _Errand, adapters: Mapping[str, Tensor], kind: str
+    ) -> None:
+        """Give a turn its adapters; its device, if it was started ahead, is told to begin."""
+        watch, ahead = errand.watch, errand.adapters is None
+        if watch is None or errand.result is not None:
+            return
+        errand.adapters = adapters
+        if watch.opened is not None:
+            self._host.supply(watch.opened, adapters)
+        watch.ticket = self._hand_to_edge(server_round, errand.turn, adapters, kind, watch.opened)
+        watch.begin()
+        if ahead:
+            address, token = self._entrance(watch)
+            self._host.attendance.tell(watch.presence, {"address": address, "token": token})
+
+    def _entrance(self, watch: TurnWatch) -> tuple[str, str]:
+        """Return where the device of a turn enters the first server of its route, and with what."""
+        if watch.ticket is not None and self._edges is not None:
+            return self._edges.address(watch.ticket.edge), watch.ticket.turn.token
+        return (watch.opened.address, watch.opened.token) if watch.opened is not None else ("", "")
 
     def _open(
         self,
@@ -314,6 +352,7 @@ class Coordinator:
             return None
         if turn.edge is None:
             raise FedsplitError(f"device {turn.device}: its plan names no edge for {turn.route}")
+        self._edges.address(turn.edge)  # raises if there is no such edge
         names = self._host.adapter_names(turn.route, EDGE)
         ticket = EdgeTicket(
             edge=turn.edge,
@@ -338,18 +377,10 @@ class Coordinator:
         return derive_seed(self.job.seed, "turn", server_round, turn.device, *again)
 
     def _task(
-        self,
-        server_round: int,
-        turn: Turn,
-        adapters: Mapping[str, Tensor],
-        kind: str,
-        opened: OpenTurn | None,
-        ticket: EdgeTicket | None,
-        contact: Contact,
+        self, server_round: int, errand: _Errand, watch: TurnWatch, kind: str, contact: Contact
     ) -> Message:
-        address, token = (opened.address, opened.token) if opened is not None else ("", "")
-        if ticket is not None and self._edges is not None:
-            address, token = self._edges.address(ticket.edge), ticket.turn.token
+        turn, adapters = errand.turn, errand.adapters
+        address, token = self._entrance(watch) if adapters is not None else ("", "")
         task = TurnTask(
             job=self.job,
             contact=contact,
@@ -362,35 +393,12 @@ class Coordinator:
             address=address,
             token=token,
             seed=self._seed(server_round, turn),
-            adapters_on_link=opened is not None and opened.adapters_on_link,
+            adapters_on_link=watch.opened is not None and watch.opened.adapters_on_link,
             repeat=turn.repeat,
+            ahead=adapters is None,
         )
-        names = self._host.adapter_names(turn.route, DEVICE)
-        sent = {} if task.adapters_on_link else {name: adapters[name] for name in names}
+        sent: dict[str, Tensor] = {}
+        if adapters is not None and not task.adapters_on_link:
+            names = self._host.adapter_names(turn.route, DEVICE)
+            sent = {name: adapters[name] for name in names}
         return task_message(self.roster.by_index(turn.device).node_id, kind, task, sent)
-
-
-def _check_complete(trained: Mapping[str, Tensor], handed_out: Mapping[str, Tensor]) -> None:
-    if trained.keys() != handed_out.keys():
-        raise FedsplitError(f"adapters: {len(trained)} came back of {len(handed_out)} handed out")
-    for name, tensor in trained.items():
-        if tensor.shape != handed_out[name].shape or not tensor.isfinite().all():
-            raise FedsplitError(f"adapter {name!r} came back misshapen or not finite")
-
-
-def _turn_outcome(
-    turn: Turn, metrics: Mapping[str, float], backhaul: Mapping[str, int], started: float
-) -> TurnOutcome:
-    radio = {"up": int(metrics["bytes-up"]), "down": int(metrics["bytes-down"])}
-    if metrics["adapters-down"]:
-        radio |= {name: int(metrics[name]) for name in ("adapters-up", "adapters-down")}
-    return TurnOutcome(
-        turn=turn,
-        loss_sum=metrics["loss-sum"],
-        n_targets=int(metrics["n-targets"]),
-        n_correct=int(metrics["n-correct"]) if metrics["n-correct"] >= 0 else None,
-        n_samples=int(metrics["n-samples"]),
-        steps=int(metrics["steps"]),
-        link_bytes={**radio, **backhaul},
-        wall_s=time.monotonic() - started,
-    )

@@ -38,9 +38,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Await:
-    """Something that happens without a message of the branch's own; `ready` says when."""
+    """Something that happens without a message of the branch's own; `ready` says when.
+
+    After `deadline_s`, if there is one, the branch is sent `Lost` in its place.
+    """
 
     ready: Callable[[], bool]
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Lost:
 
 @dataclass(frozen=True, eq=False)
 class Fork:
-    """Branches to run side by side; who yields it goes on when the last of them has ended."""
+    """Branches to run side by side with the one that yields it, which goes on at once."""
 
     branches: "Sequence[Turns]"
 
@@ -65,7 +69,7 @@ Turns = Generator[Call | Await | Fork, Message | Lost | None, None]
 class _Waiting:
     branch: Turns
     what: Call | Await
-    deadline: float
+    since: float
     message_id: str = ""
     broken_since: float | None = None
 
@@ -73,7 +77,6 @@ class _Waiting:
 def drive(
     grid: Grid,
     branches: Sequence[Turns],
-    deadline_s: float,
     tick: Callable[[], None],
     on_progress: Callable[[int], None] | None = None,
 ) -> None:
@@ -85,16 +88,12 @@ def drive(
         Flower's grid.
     branches : sequence of Turns
         What to run.
-    deadline_s : float
-        Longest wait for an `Await`; the branch is then sent `Lost`. A `Call` has its own patience.
     tick : callable
         Called over and over meanwhile.
     on_progress : callable, optional
         Called about once a second with the mini-batches done.
     """
     waiting: list[_Waiting] = []
-    parents: dict[Turns, Turns] = {}
-    running: dict[Turns, int] = {}  # how many branches of its fork each parent waits for
     steps_done = 0
     report_due = time.monotonic()
 
@@ -105,18 +104,11 @@ def drive(
             try:
                 what = branch.send(answer)
             except StopIteration:
-                parent = parents.pop(branch, None)
-                if parent is not None:
-                    running[parent] -= 1
-                    if running[parent] == 0:
-                        ready.append((parent, None))
                 continue
             if isinstance(what, Fork):
-                running[branch] = len(what.branches)
-                parents.update(dict.fromkeys(what.branches, branch))
-                ready.extend((child, None) for child in what.branches)
+                ready.extend((child, None) for child in [*what.branches, branch])
                 continue
-            item = _Waiting(branch, what, time.monotonic() + deadline_s)
+            item = _Waiting(branch, what, time.monotonic())
             if isinstance(what, Call):
                 (item.message_id,) = grid.push_messages([what.message])
             waiting.append(item)
@@ -129,7 +121,7 @@ def drive(
         replies = {reply.metadata.reply_to_message_id: reply for reply in grid.pull_messages(asked)}
         still, due = [], []
         for item in waiting:
-            is_due, answer = _answer(item, replies, deadline_s)
+            is_due, answer = _answer(item, replies)
             if is_due:
                 due.append((item, answer))
             else:
@@ -149,20 +141,19 @@ def drive(
             time.sleep(_POLL_S)
 
 
-def _answer(
-    item: _Waiting, replies: dict[str, Message], deadline_s: float
-) -> tuple[bool, Message | Lost | None]:
+def _answer(item: _Waiting, replies: dict[str, Message]) -> tuple[bool, Message | Lost | None]:
     """Return whether the branch need not wait any longer, and what it is to be sent."""
     now = time.monotonic()
     if isinstance(item.what, Await):
         if item.what.ready():
             return True, None
+        limit_s = item.what.deadline_s
+        if limit_s is not None and now > item.since + limit_s:
+            return True, Lost(f"no answer within {limit_s:.0f} s")
     elif item.message_id in replies:
         return True, replies[item.message_id]
     elif (reason := item.what.broken()) is not None:
         item.broken_since = item.broken_since or now
         if now > item.broken_since + _LAST_WORDS_S:
             return True, Lost(reason)
-    if isinstance(item.what, Await) and now > item.deadline:
-        return True, Lost(f"no answer within {deadline_s:.0f} s")
     return False, None

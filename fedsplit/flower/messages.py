@@ -89,6 +89,8 @@ class TurnTask:
     `address` and `token` open the link to the first server of the route; both are empty on a
     route that never leaves the device. `seed` is the turn's, the same on every tier. With
     `adapters_on_link` the adapters go over the link, both ways, and not with Flower's messages.
+    A device that is started `ahead` of its turn gets ready and is told `address` and `token` over
+    its presence when the turn begins.
     `repeat` is the turn's: each draws mini-batches of its own.
     """
 
@@ -104,6 +106,7 @@ class TurnTask:
     token: str = ""
     seed: int = 0
     adapters_on_link: bool = False
+    ahead: bool = False
     repeat: int = 0
 
 

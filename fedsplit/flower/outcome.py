@@ -1,10 +1,12 @@
 """What came out of a round, before anybody aggregates or reports it."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedsplit.errors import FedsplitError
 from fedsplit.plan import Branch, Failure, RoundPlan, Turn
 
 
@@ -75,3 +77,34 @@ def accuracy(turns: tuple[TurnOutcome, ...]) -> float | None:
     counted = [turn for turn in turns if turn.n_correct is not None and turn.n_targets]
     targets = sum(turn.n_targets for turn in counted)
     return sum(turn.n_correct or 0 for turn in counted) / targets if targets else None
+
+
+def check_complete(trained: Mapping[str, Tensor], handed_out: Mapping[str, Tensor]) -> None:
+    """Raise a `FedsplitError` unless `trained` has the names and shapes of `handed_out`."""
+    if trained.keys() != handed_out.keys():
+        raise FedsplitError(f"adapters: {len(trained)} came back of {len(handed_out)} handed out")
+    for name, tensor in trained.items():
+        if tensor.shape != handed_out[name].shape or not tensor.isfinite().all():
+            raise FedsplitError(f"adapter {name!r} came back misshapen or not finite")
+
+
+def turn_outcome(
+    turn: Turn, metrics: Mapping[str, float], backhaul: Mapping[str, int], started_s: float
+) -> TurnOutcome:
+    """Return what a turn did, from its device's `metrics` and the bytes between the servers.
+
+    `started_s` is when it began, on `time.monotonic`'s clock.
+    """
+    radio = {"up": int(metrics["bytes-up"]), "down": int(metrics["bytes-down"])}
+    if metrics["adapters-down"]:
+        radio |= {name: int(metrics[name]) for name in ("adapters-up", "adapters-down")}
+    return TurnOutcome(
+        turn=turn,
+        loss_sum=metrics["loss-sum"],
+        n_targets=int(metrics["n-targets"]),
+        n_correct=int(metrics["n-correct"]) if metrics["n-correct"] >= 0 else None,
+        n_samples=int(metrics["n-samples"]),
+        steps=int(metrics["steps"]),
+        link_bytes={**radio, **backhaul},
+        wall_s=time.monotonic() - started_s,
+    )

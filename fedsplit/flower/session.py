@@ -1,6 +1,7 @@
 """A device's side of a run: what it answers to each Flower message."""
 
 import json
+import threading
 import time
 from functools import lru_cache
 from logging import INFO
@@ -63,25 +64,27 @@ def _hello_edge(message: Message, context: Context, job: Job) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train one turn and answer with the device's adapters."""
     task = _read(message, context)
-    with at_work(task.contact, context, task.job):
-        return _train(task, message, context)
+    with at_work(task.contact, context, task.job) as presence:
+        return _train(task, message, context, presence)
 
 
-def _train(task: TurnTask, message: Message, context: Context) -> Message:
-    route, model, link = _prepare(task, context)
+def _train(task: TurnTask, message: Message, context: Context, presence: Presence) -> Message:
+    route, model = _load(task)
     job = task.job
+    data = _data(job).train(task.device)
     again = [task.repeat] if task.repeat else []
     rng = generator(job.seed, "batches", task.server_round, task.device, *again)
+    link, token = _dial(task, context, presence)
     started = time.perf_counter()
     result = train_turn(
         model,
         route,
-        training_batches(_data(job).train(task.device), job.batch_size, rng, task.steps),
+        training_batches(data, job.batch_size, rng, task.steps),
         adapters=None if task.adapters_on_link else read_arrays(message),
         optimizer=job.optimizer,
         seed=task.seed,
         link=link,
-        token=task.token or None,
+        token=token,
         codec=task.codec,
     )
     wall_s = time.perf_counter() - started
@@ -93,22 +96,24 @@ def _train(task: TurnTask, message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the adapters on the device's test data."""
     task = _read(message, context)
-    with at_work(task.contact, context, task.job):
-        return _evaluate(task, message, context)
+    with at_work(task.contact, context, task.job) as presence:
+        return _evaluate(task, message, context, presence)
 
 
-def _evaluate(task: TurnTask, message: Message, context: Context) -> Message:
-    route, model, link = _prepare(task, context)
+def _evaluate(task: TurnTask, message: Message, context: Context, presence: Presence) -> Message:
+    route, model = _load(task)
     job = task.job
+    data = _data(job).test(task.device)
+    link, token = _dial(task, context, presence)
     started = time.perf_counter()
     result = evaluate_turn(
         model,
         route,
-        batches(_data(job).test(task.device), job.batch_size),
+        batches(data, job.batch_size),
         adapters=None if task.adapters_on_link else read_arrays(message),
         seed=task.seed,
         link=link,
-        token=task.token or None,
+        token=token,
         codec=task.codec,
     )
     return answer(message, _metrics(result, time.perf_counter() - started))
@@ -151,17 +156,25 @@ def _read(message: Message, context: Context) -> TurnTask:
     return task
 
 
-def _prepare(task: TurnTask, context: Context) -> tuple[Route, SplitModel, GrpcLink | None]:
+def _load(task: TurnTask) -> tuple[Route, SplitModel]:
     torch.set_num_threads(task.job.threads)
     route = Route.parse(task.route, task.n_blocks)
-    model = cached_model(task.job, route.on(DEVICE))
-    if not task.address:
-        return route, model, None
-    tls = LinkSettings.of_node(context.node_config).client_tls(task.job.security)
-    link = GrpcLink(
-        task.address, tls=tls, connect_timeout_s=task.job.connect_s, ping_s=task.job.ping_s
-    )
-    return route, model, link
+    return route, cached_model(task.job, route.on(DEVICE))
+
+
+def _dial(
+    task: TurnTask, context: Context, presence: Presence
+) -> tuple[GrpcLink | None, str | None]:
+    """Return the link of a turn and what opens it, once the turn begins; none if it needs none."""
+    address, token = task.address, task.token
+    if task.ahead:
+        words = presence.wait_for_words(threading.TIMEOUT_MAX)  # or until the server is gone
+        address, token = str(words["address"]), str(words["token"])
+    if not address:
+        return None, None
+    job = task.job
+    tls = LinkSettings.of_node(context.node_config).client_tls(job.security)
+    return GrpcLink(address, tls=tls, connect_timeout_s=job.connect_s, ping_s=job.ping_s), token
 
 
 def _key(value: ModelSpec | DataSpec) -> str:

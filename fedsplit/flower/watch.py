@@ -23,21 +23,29 @@ class TurnWatch:
         Token of the device's presence.
     opened : OpenTurn or None
         The turn on the servers; None on a route that never leaves the device.
-    ticket : EdgeTicket or None
-        The turn on an edge that is a node of its own.
     start_s, deadline_s : float
         How long a device that is present may take for what it does without its link; and for the
         whole turn.
+    begun_s : float or None
+        When the turn's time came (`begin`), on `time.monotonic`'s clock; a device that was started
+        ahead waits for it.
+    ticket : EdgeTicket or None
+        The turn on an edge that is a node of its own.
     """
 
     host: StageHost
     clock: StartClock
     presence: str
     opened: OpenTurn | None
-    ticket: EdgeTicket | None
     start_s: float
     deadline_s: float
+    begun_s: float | None = None
+    ticket: EdgeTicket | None = None
     _since: dict[str, float] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Say that the turn's time has come."""
+        self.begun_s = time.monotonic()
 
     def trouble(self) -> str | None:
         """Return why no answer is to be expected any more, or None."""
@@ -49,6 +57,9 @@ class TurnWatch:
         if attention.state == EXPECTED:
             late = self.clock.is_late(attention.since_s)
             return f"did not come within {self.start_s:.0f} s" if late else None
+        failed = self.host.failure(self.opened) if self.opened is not None else None
+        if failed is not None or self.begun_s is None:
+            return failed
         if self._lasts("turn", self.deadline_s):
             return f"no answer within {self.deadline_s:.0f} s"
         awaited = self.host.awaits(self.opened) if self.opened is not None else None
@@ -56,7 +67,7 @@ class TurnWatch:
             awaited = "answer after it left"
         if awaited is not None and self._lasts(awaited, self.start_s):
             return f"did not {awaited} within {self.start_s:.0f} s"
-        return self.host.failure(self.opened) if self.opened is not None else None
+        return None
 
     def steps(self) -> int:
         """Return how many mini-batches the turn has been through, as far as the servers know."""

@@ -69,6 +69,7 @@ class Federation:
         edge_folder: Path | None = None,
         places: int | None = None,
         on_failure: Callable[[Failure], None] = lambda failure: None,
+        start_ahead: bool = False,
     ) -> tuple[dict[str, Tensor], list[RoundOutcome]]:
         """Return the final adapters and what came out of each round (round 0 first)."""
         outcomes: list[RoundOutcome] = []
@@ -77,7 +78,14 @@ class Federation:
             n_edges = N_EDGES if edge_folder is not None else 0
             roster = discover(grid, self.job, 30, n_edges)
             coordinator = Coordinator(
-                grid, host, self.job, roster, deadline_s, places=places, on_failure=on_failure
+                grid,
+                host,
+                self.job,
+                roster,
+                deadline_s,
+                places=places,
+                on_failure=on_failure,
+                start_ahead=start_ahead,
             )
 
             def scene(server_round: int, samples: dict[int, int]) -> Scene:
