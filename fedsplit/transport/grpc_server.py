@@ -17,6 +17,9 @@ from fedsplit.transport.link import Host
 from fedsplit.transport.presence import Attendance
 from fedsplit.transport.session import Session
 
+# How long the answer to the last close may take to leave, where a server stops in good order.
+_GRACE_S = 2.0
+
 _Converse = Callable[[str, Iterator[bytes], Any], Iterator[bytes]]
 
 
@@ -86,15 +89,18 @@ class GrpcServer:
         self.address = f"{address.rpartition(':')[0]}:{port}" if is_tcp else address
         self._server.start()
 
-    def stop(self) -> None:
-        """Close all streams, which fails their turns, and stop listening."""
-        self._server.stop(grace=None).wait()
+    def stop(self, grace_s: float | None = None) -> None:
+        """Stop listening and close all streams, which fails their turns.
+
+        With `grace_s`, answers that are on their way have so long to leave.
+        """
+        self._server.stop(grace_s).wait()
 
     def __enter__(self) -> "GrpcServer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stop(_GRACE_S if kind is None else None)
 
     def _admitted(self, method: _Converse) -> Callable[[Iterator[bytes], Any], Iterator[bytes]]:
         def serve(chunks: Iterator[bytes], context: Any) -> Iterator[bytes]:
