@@ -88,7 +88,7 @@ class Trained:
         turns = [turn for branch in plan.branches for turn in branch.turns]
         cuts = ", ".join(str(turn.route.segments[0].stop) for turn in turns)
         return (
-            f"{_loss(self.rounds[-1]):.4f} (cuts {cuts}; {len(self.rounds) - 1} rounds of "
+            f"{_loss(self.rounds[-1]):.4f} (cuts {cuts} at first; {len(self.rounds) - 1} rounds of "
             f"{turns[0].steps} mini-batches a device, {self.bytes_up() / 1e6:.1f} MB up, "
             f"{self.modelled('delay_s'):.1f} s modelled)"
         )
@@ -125,7 +125,7 @@ def train(paper: str, folder: Path) -> Measured:
     losses = "; ".join(f"{name} {found}" for name, found in runs.items())
     note = (
         "Trained for real (shipped model, 4 devices, seed 0): evaluation loss "
-        f"{_loss(runs[baselines[0]].rounds[0]):.4f} nats, after it {losses}."
+        f"{_loss(runs[baselines[0]].rounds[0]):.4f} nats before, then {losses}."
     )
     figures = [
         Figure(

@@ -44,7 +44,8 @@ def test_a_run_says_what_it_took():
     ]
     text = str(Trained((*COMMON, "strategy=splitfed"), rounds))
     assert text == (
-        "3.2500 (cuts 2, 2, 2, 2; 2 rounds of 6 mini-batches a device, 3.0 MB up, 4.5 s modelled)"
+        "3.2500 (cuts 2, 2, 2, 2 at first; 2 rounds of 6 mini-batches a device, 3.0 MB up, "
+        "4.5 s modelled)"
     )
 
 
