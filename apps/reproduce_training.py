@@ -12,7 +12,6 @@ from apps.plan import build_scenario
 from apps.reproduce_accuracy import Accuracy, Array, measure_accuracy
 from apps.reproduce_common import Figure, change, paper_config
 from apps.reproduce_memory import measured_bytes
-from apps.reproduce_sft import fedsplit_point
 from apps.run import run
 from fedsplit.errors import FedsplitError
 from fedsplit.report import RoundRecord, read_records
@@ -143,7 +142,7 @@ def train(paper: str, folder: Path) -> Measured:
         sent = change(runs["sft"].bytes_up(), runs["splitfed"].bytes_up())
         name = "bytes up on the wire, small real run"
         figures.append(Figure(name, "none", "splitfed, uncompressed", sent))
-        found = measure_accuracy(_operating_point())
+        found = measure_accuracy()
         figures.append(accuracy_figure(found))
         note += (
             f" Test accuracy on digits, {len(found.uncompressed)} seeds: uncompressed "
@@ -183,11 +182,6 @@ def accuracy_figure(found: Accuracy) -> Figure:
         (-100.0, 1.0),
         unit="pt",
     )
-
-
-def _operating_point() -> dict[str, object]:
-    paper = paper_config("sft", ()).paper
-    return fedsplit_point(paper.keep, paper.bits)
 
 
 def _spread(values: Array) -> str:
