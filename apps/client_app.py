@@ -3,7 +3,7 @@
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsplit.flower import edges, session
+from fedsplit.flower import edge_node, session
 
 app = ClientApp()
 
@@ -29,4 +29,4 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.train("edge")
 def serve(message: Message, context: Context) -> Message:
     """Serve an edge's turns, in training and evaluation."""
-    return edges.serve(message, context)
+    return edge_node.serve(message, context)

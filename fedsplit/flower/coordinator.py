@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from logging import WARNING
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import weighted_mean
 from fedsplit.flower.clock import StartClock
-from fedsplit.flower.drive import Await, Call, Fork, Lost, Turns, drive
-from fedsplit.flower.edges import EdgeTicket, EdgeTurn, RemoteEdges
-from fedsplit.flower.host import OpenTurn, StageHost
+from fedsplit.flower.drive import Answer, Await, Call, Fork, Lost, Turns, Waited, drive
+from fedsplit.flower.edges import RemoteEdges
+from fedsplit.flower.host import StageHost
 from fedsplit.flower.messages import (
     EVALUATE,
     TRAIN,
@@ -30,11 +30,10 @@ from fedsplit.flower.messages import (
 )
 from fedsplit.flower.outcome import BranchOutcome, TurnOutcome, check_complete, turn_outcome
 from fedsplit.flower.roster import Roster, rediscover
+from fedsplit.flower.seats import Seat, Seating
 from fedsplit.flower.watch import TurnWatch
 from fedsplit.models import check_route
 from fedsplit.plan import DEVICE, EDGE, Branch, Failure, Route, Turn
-from fedsplit.seeds import derive_seed
-from fedsplit.transport import new_token
 
 _Done = tuple[dict[str, Tensor], TurnOutcome]  # complete adapters, and what the turn did
 
@@ -46,6 +45,7 @@ class _Errand:
     turn: Turn
     adapters_on_link: bool
     adapters: Mapping[str, Tensor] | None = None
+    seat: Seat | None = None
     watch: TurnWatch | None = None
     result: _Done | Failure | None = None
 
@@ -118,6 +118,7 @@ class Coordinator:
             self._edges = RemoteEdges(
                 grid, host, job, nodes, self._clock, self._start_s, deadline_s, self._fail
             )
+        self._seating = Seating(host, self._edges, job.seed)
 
     def welcome_back(self) -> None:
         """Take in devices and edges that were started again since; each has its old place."""
@@ -196,31 +197,56 @@ class Coordinator:
         kind: str,
         outcomes: dict[int, BranchOutcome],
     ) -> Turns:
-        if self._edges is not None and branch.at_edge:
-            raise FedsplitError(
-                "run.edge_nodes=true: must be false for a plan whose edges average adapters"
-            )
+        """Run the waves of a branch, each from what came of the one before.
+
+        At an edge that is a node, adapters stay there in between; if it fails, they are lost, and
+        with them all that the branch trained in this round.
+        """
         adapters = dict(arrays)
         turns: list[TurnOutcome] = []
         failures: list[Failure] = []
         ahead: list[_Errand] = []
-        for wave, following in zip(branch.waves, (*branch.waves[1:], ()), strict=True):
-            for errand in ahead:
-                self._let_begin(server_round, errand, adapters, kind)
-            fresh = [] if ahead else [_Errand(turn, branch.adapters_on_link) for turn in wave]
-            for errand in fresh:
-                errand.adapters = adapters
-            errands = ahead or fresh
-            ahead = [_Errand(turn, True) for turn in self._startable(wave, following)]
-            yield Fork([self._attempt(server_round, errand, kind) for errand in [*fresh, *ahead]])
-            yield Await(partial(_all_ended, errands))
-            # In the plan's order, whoever came in first.
-            results = [errand.result for errand in errands]
-            failures += [result for result in results if isinstance(result, Failure)]
-            finished = [result for result in results if isinstance(result, tuple)]
-            if finished:
-                adapters |= self._mean(finished)
-                turns += [outcome for _, outcome in finished]
+        seats: list[Seat] = []
+        try:
+            if self._edges is not None and branch.at_edge:
+                seats = self._take_seats(server_round, branch, adapters, kind, True)
+            for wave, following in zip(branch.waves, (*branch.waves[1:], ()), strict=True):
+                for errand in ahead:
+                    self._let_begin(errand, adapters)
+                fresh = [] if ahead else [_Errand(turn, branch.adapters_on_link) for turn in wave]
+                for errand in fresh:
+                    errand.adapters = adapters
+                    errand.seat = seats[branch.turns.index(errand.turn)] if seats else None
+                errands = ahead or fresh
+                ahead = [_Errand(turn, True) for turn in self._startable(wave, following)]
+                begun = [*fresh, *ahead]
+                yield Fork([self._attempt(server_round, errand, kind) for errand in begun])
+                yield Await(partial(_all_ended, errands))
+                # In the plan's order, whoever came in first.
+                results = [errand.result for errand in errands]
+                failures += [result for result in results if isinstance(result, Failure)]
+                finished = [result for result in results if isinstance(result, tuple)]
+                if finished:
+                    adapters |= self._mean(finished)
+                    turns += [outcome for _, outcome in finished]
+                if seats:
+                    seats[0].judge([branch.turns.index(outcome.turn) for _, outcome in finished])
+            if seats:
+                adapters |= yield from self._from_edge(seats[0])
+                check_complete(adapters, arrays)
+                places = [branch.turns.index(outcome.turn) for outcome in turns]
+                turns = [
+                    replace(turn, link_bytes={**turn.link_bytes, **seats[place].edge_bytes()})
+                    for turn, place in zip(turns, places, strict=True)
+                ]
+        except FedsplitError as error:
+            turns = []
+            known = {failure.index for failure in failures}
+            lost = [device for device in branch.devices if device not in known]
+            failures += [self._lose(device, kind, error) for device in lost]
+        finally:
+            for seat in seats:
+                seat.discard()
         outcomes[index] = BranchOutcome(index, branch, adapters, tuple(turns), tuple(failures))
 
     def _startable(self, wave: Sequence[Turn], following: Sequence[Turn]) -> Sequence[Turn]:
@@ -248,33 +274,55 @@ class Coordinator:
         try:
             errand.result = yield from self._turn(server_round, errand, kind)
         except FedsplitError as error:
-            reason, phase = str(error), _PHASES[kind]
-            failure = Failure(DEVICE, errand.turn.device, phase, reason, time.time())
-            self._fail(failure)
-            errand.result = failure
+            errand.result = self._lose(errand.turn.device, kind, error)
         finally:
+            if errand.seat is not None:
+                errand.seat.discard()
             if errand.watch is not None:
                 self._host.attendance.forget(errand.watch.presence)
-                if errand.watch.opened is not None:
-                    self._host.discard(errand.watch.opened)
+
+    def _lose(self, device: int, kind: str, error: FedsplitError) -> Failure:
+        failure = Failure(DEVICE, device, _PHASES[kind], str(error), time.time())
+        self._fail(failure)
+        return failure
+
+    def _take_seats(
+        self,
+        server_round: int,
+        branch: Branch,
+        adapters: Mapping[str, Tensor] | None,
+        kind: str,
+        adapters_on_link: bool,
+    ) -> list[Seat]:
+        return self._seating.take(
+            server_round,
+            branch,
+            adapters or {},
+            train=kind == TRAIN,
+            adapters_on_link=adapters_on_link,
+            weights=[self.roster.by_index(turn.device).n_train for turn in branch.turns],
+        )
 
     def _turn(
         self, server_round: int, errand: _Errand, kind: str
-    ) -> Generator[Call | Await | Fork, Message | Lost | None, _Done]:
-        """Run one turn; return its complete adapters (none in evaluation) and what it did."""
+    ) -> Generator[Waited, Answer, _Done]:
+        """Run one turn; return what it trained (nothing in evaluation) and what it did.
+
+        Its adapters are complete, but for those that stay at an edge.
+        """
         turn = errand.turn
+        if errand.seat is None:
+            (errand.seat,) = self._take_seats(
+                server_round, Branch((turn,)), errand.adapters, kind, errand.adapters_on_link
+            )
+        seat = errand.seat
         contact = self._host.expect(f"device {turn.device}")
         errand.watch = watch = TurnWatch(
-            self._host,
-            self._clock,
-            contact.token,
-            self._open(server_round, turn, kind, errand.adapters_on_link),
-            self._start_s,
-            self._deadline_s,
+            self._host, self._clock, contact.token, seat, self._start_s, self._deadline_s
         )
         if errand.adapters is not None:
-            self._let_begin(server_round, errand, errand.adapters, kind)
-        message = self._task(server_round, errand, watch, kind, contact)
+            self._let_begin(errand, errand.adapters)
+        message = self._task(server_round, errand, seat, contact, kind)
         reply = yield Call(message, self._steps(kind, turn), watch.steps, watch.trouble)
         if isinstance(reply, Lost):
             raise FedsplitError(reply.reason)
@@ -283,104 +331,43 @@ class Coordinator:
             raise FedsplitError(str(reply.error.reason))
         if watch.begun_s is None:
             raise FedsplitError("answered before its turn began")
-        opened, ticket = watch.opened, watch.ticket
-        link_bytes = opened.link_bytes() if opened is not None else {}
         trained = read_arrays(reply)
-        if ticket is not None:
-            late = yield Await(
-                lambda: ticket.trained is not None or ticket.failure is not None, self._deadline_s
-            )
-            if isinstance(late, Lost) or ticket.trained is None:
-                raise FedsplitError(ticket.failure or f"edge {ticket.edge}: no answer")
-            trained |= ticket.trained
-            link_bytes |= ticket.link_bytes
+        if seat.ticket is not None and not seat.stays:
+            trained |= yield from self._from_edge(seat)
         if kind == TRAIN:
-            trained |= self._host.finish(opened) if opened is not None else {}
-            check_complete(trained, errand.adapters or {})
-        return trained, turn_outcome(turn, read_metrics(reply), link_bytes, watch.begun_s)
+            trained |= seat.finish()
+            tiers = (DEVICE, EDGE) if seat.stays else ()
+            absent = {name for tier in tiers for name in self._host.adapter_names(turn.route, tier)}
+            given = errand.adapters or {}
+            check_complete(trained, {name: given[name] for name in given if name not in absent})
+        backhaul = seat.link_bytes() | seat.edge_bytes()
+        return trained, turn_outcome(turn, read_metrics(reply), backhaul, watch.begun_s)
 
-    def _let_begin(
-        self, server_round: int, errand: _Errand, adapters: Mapping[str, Tensor], kind: str
-    ) -> None:
+    def _from_edge(self, seat: Seat) -> Generator[Waited, Answer, dict[str, Tensor]]:
+        """Return what an edge that is a node answers."""
+        ticket = seat.ticket
+        assert ticket is not None
+        late = yield Await(ticket.is_settled, self._deadline_s)
+        if isinstance(late, Lost) or ticket.trained is None:
+            raise FedsplitError(ticket.failure or f"edge {ticket.edge}: no answer")
+        return ticket.trained
+
+    def _let_begin(self, errand: _Errand, adapters: Mapping[str, Tensor]) -> None:
         """Give a turn its adapters; its device, if it was started ahead, is told to begin."""
-        watch, ahead = errand.watch, errand.adapters is None
-        if watch is None or errand.result is not None:
+        watch, seat, ahead = errand.watch, errand.seat, errand.adapters is None
+        if watch is None or seat is None or errand.result is not None:
             return
         errand.adapters = adapters
-        if watch.opened is not None:
-            self._host.supply(watch.opened, adapters)
-        watch.ticket = self._hand_to_edge(server_round, errand.turn, adapters, kind, watch.opened)
+        seat.supply(adapters)
         watch.begin()
         if ahead:
-            address, token = self._entrance(watch)
-            self._host.attendance.tell(watch.presence, {"address": address, "token": token})
-
-    def _entrance(self, watch: TurnWatch) -> tuple[str, str]:
-        """Return where the device of a turn enters the first server of its route, and with what."""
-        if watch.ticket is not None and self._edges is not None:
-            return self._edges.address(watch.ticket.edge), watch.ticket.turn.token
-        return (watch.opened.address, watch.opened.token) if watch.opened is not None else ("", "")
-
-    def _open(
-        self,
-        server_round: int,
-        turn: Turn,
-        kind: str,
-        adapters_on_link: bool,
-    ) -> OpenTurn | None:
-        if len(turn.route.segments) == 1:
-            return None
-        seed = self._seed(server_round, turn)
-        elsewhere = EDGE if self._edges is not None else ""
-        return self._host.open(
-            turn,
-            seed=seed,
-            train=kind == TRAIN,
-            elsewhere=elsewhere,
-            adapters_on_link=adapters_on_link,
-        )
-
-    def _hand_to_edge(
-        self,
-        server_round: int,
-        turn: Turn,
-        adapters: Mapping[str, Tensor],
-        kind: str,
-        opened: OpenTurn | None,
-    ) -> EdgeTicket | None:
-        if self._edges is None or not turn.route.on(EDGE) or opened is None:
-            return None
-        if turn.edge is None:
-            raise FedsplitError(f"device {turn.device}: its plan names no edge for {turn.route}")
-        self._edges.address(turn.edge)  # raises if there is no such edge
-        names = self._host.adapter_names(turn.route, EDGE)
-        ticket = EdgeTicket(
-            edge=turn.edge,
-            turn=EdgeTurn(
-                token=new_token(),
-                route=str(turn.route),
-                n_blocks=turn.route.n_blocks,
-                codec=turn.codec,
-                seed=self._seed(server_round, turn),
-                onward_address=opened.address,
-                onward_token=opened.token,
-            ),
-            adapters={name: adapters[name] for name in names},
-            train=kind == TRAIN,
-            is_over=lambda: self._host.is_over(opened),
-        )
-        self._edges.hand_out(ticket)
-        return ticket
-
-    def _seed(self, server_round: int, turn: Turn) -> int:
-        again = [turn.repeat] if turn.repeat else []
-        return derive_seed(self.job.seed, "turn", server_round, turn.device, *again)
+            words = {"address": seat.address, "token": seat.token}
+            self._host.attendance.tell(watch.presence, words)
 
     def _task(
-        self, server_round: int, errand: _Errand, watch: TurnWatch, kind: str, contact: Contact
+        self, server_round: int, errand: _Errand, seat: Seat, contact: Contact, kind: str
     ) -> Message:
         turn, adapters = errand.turn, errand.adapters
-        address, token = self._entrance(watch) if adapters is not None else ("", "")
         task = TurnTask(
             job=self.job,
             contact=contact,
@@ -390,10 +377,10 @@ class Coordinator:
             n_blocks=turn.route.n_blocks,
             steps=turn.steps,
             codec=turn.codec,
-            address=address,
-            token=token,
-            seed=self._seed(server_round, turn),
-            adapters_on_link=watch.opened is not None and watch.opened.adapters_on_link,
+            address=seat.address if adapters is not None else "",
+            token=seat.token if adapters is not None else "",
+            seed=self._seating.seed(server_round, turn),
+            adapters_on_link=seat.adapters_on_link,
             repeat=turn.repeat,
             ahead=adapters is None,
         )

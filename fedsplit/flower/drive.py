@@ -61,7 +61,9 @@ class Fork:
     branches: "Sequence[Turns]"
 
 
-Turns = Generator[Call | Await | Fork, Message | Lost | None, None]
+Waited = Call | Await | Fork
+Answer = Message | Lost | None
+Turns = Generator[Waited, Answer, None]
 """A branch: yields what it waits for, is sent the answer (None to an `Await` and a `Fork`)."""
 
 

@@ -1,163 +1,87 @@
-"""Edge servers that are Flower nodes: what they are told, what they do, what they answer.
+"""Edge servers that are Flower nodes, as the cloud sees them: what they are given, what comes back.
 
-One message hands an edge all the turns that wait for it; it serves them from its own stage, with a
-link of its own to the cloud, and answers once for all.
+One message hands an edge all that waits for it, and has one answer; `edge_node` is the other side.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 
-from flwr.app import Context, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError
-from fedsplit.execution import Stage
-from fedsplit.execution.turn import DONE, FAILED, WAITING
 from fedsplit.flower.clock import StartClock
+from fedsplit.flower.edge_node import EdgeBranch, EdgeTask, Verdict
 from fedsplit.flower.host import StageHost
-from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import (
     EDGE,
     Contact,
     Job,
-    answer,
     read_arrays,
     read_info,
     read_metrics,
-    read_task,
     task_message,
 )
-from fedsplit.flower.models import cached_model
 from fedsplit.flower.roster import EdgeNode
-from fedsplit.flower.session import at_work
 from fedsplit.plan import EDGE as EDGE_TIER
-from fedsplit.plan import CodecPlan, Failure, Route
-from fedsplit.transport import GrpcLink, GrpcServer, OpenRequest
+from fedsplit.plan import Failure
 from fedsplit.transport.presence import BROKEN, EXPECTED
 
-_POLL_S = 0.02
 
-
-@dataclass(frozen=True)
-class EdgeTurn:
-    """One turn that an edge is to serve: who may enter it, and where it goes on."""
-
-    token: str
-    route: str
-    n_blocks: int
-    codec: CodecPlan
-    seed: int
-    onward_address: str
-    onward_token: str
-
-
-@dataclass(frozen=True)
-class EdgeTask:
-    """What an edge is told: the turns to serve, and when to give up waiting for them.
-
-    A device has `start_s` to come, and its turn `deadline_s` to be over.
-    """
-
-    job: Job
-    contact: Contact
-    turns: tuple[EdgeTurn, ...]
-    train: bool
-    start_s: float
-    deadline_s: float
-
-
-def serve(message: Message, context: Context) -> Message:
-    """Serve the turns of a task until each is done or failed; answer with their adapters.
-
-    Raises
-    ------
-    FedsplitError
-        If the node was started without an address to bind.
-    """
-    task = read_task(message, EdgeTask)
-    with at_work(task.contact, context, task.job):
-        return _serve(task, message, context)
-
-
-def _serve(task: EdgeTask, message: Message, context: Context) -> Message:
-    settings = LinkSettings.of_node(context.node_config)
-    if settings.bind is None:
-        raise FedsplitError('node-config: an edge must hold bind, such as bind="0.0.0.0:7000"')
-    tls = settings.client_tls(task.job.security)
-    requests = [_request(turn, task.train) for turn in task.turns]
-    segments = {request.route.segments[request.position] for request in requests}
-    model = cached_model(task.job, tuple(sorted(segments, key=str)))
-    stage = Stage(model)
-    values = read_arrays(message)
-    for index, (turn, request) in enumerate(zip(task.turns, requests, strict=True)):
-        prefix = f"{index}/"
-        adapters = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in values.items()
-            if name.startswith(prefix)
-        }
-        onward = None
-        if turn.onward_token:
-            link = GrpcLink(turn.onward_address, tls=tls, ping_s=task.job.ping_s)
-            onward = link, turn.onward_token
-        stage.open_turn(request, adapters, task.job.optimizer if task.train else None, onward)
-    server_tls = settings.server_tls(task.job.security)
-    with GrpcServer(stage, settings.bind, tls=server_tls, ping_s=task.job.ping_s):
-        _wait(stage, task)
-    return _answer(message, task, stage)
-
-
-def _request(turn: EdgeTurn, train: bool) -> OpenRequest:
-    route = Route.parse(turn.route, turn.n_blocks)
-    position = next(i for i, segment in enumerate(route.segments) if segment.tier == EDGE_TIER)
-    return OpenRequest(turn.token, route, position, turn.codec, turn.seed, train)
-
-
-def _wait(stage: Stage, task: EdgeTask) -> None:
-    started = time.monotonic()
-    while (waited_s := time.monotonic() - started) < task.deadline_s:
-        over = (DONE, FAILED) if waited_s < task.start_s else (DONE, FAILED, WAITING)
-        if all(stage.status(turn.token).state in over for turn in task.turns):
-            return
-        time.sleep(_POLL_S)
-
-
-def _answer(message: Message, task: EdgeTask, stage: Stage) -> Message:
-    arrays: dict[str, Tensor] = {}
-    metrics: dict[str, float] = {"turns": len(task.turns)}
-    reasons: dict[str, str] = {}
-    for index, turn in enumerate(task.turns):
-        status = stage.status(turn.token)
-        metrics[f"{index}/up"] = status.stats.up_bytes
-        metrics[f"{index}/down"] = status.stats.down_bytes
-        if status.state == DONE:
-            trained = stage.adapters(turn.token) if task.train else {}
-            arrays |= {f"{index}/{name}": tensor for name, tensor in trained.items()}
-        else:
-            limit_s = task.start_s if status.state == WAITING else task.deadline_s
-            reasons[str(index)] = status.reason or f"turn {status.state} after {limit_s:.0f} s"
-    return answer(message, metrics, reasons, arrays)
-
-
-@dataclass
+@dataclass(eq=False)
 class EdgeTicket:
-    """A turn handed to an edge, and what became of it; `is_over` says that its links are done."""
+    """A single turn, or the waves of a branch, handed to an edge, and what became of it.
+
+    Parameters
+    ----------
+    edge : int
+        Index of the edge.
+    branch : EdgeBranch
+        What it is to serve.
+    adapters : mapping of str to Tensor
+        What it starts from: its own adapters, and the devices' if they fetch theirs there.
+    train : bool
+        Whether turns train.
+    links_done : callable
+        Whether nothing more will come over the links of all turns.
+    trained, failure : dict of str to Tensor, str
+        What the edge answered, or why it did not; None before.
+    link_bytes : dict of int to dict of str to int
+        Bytes of the edge's own links, by place of the turn.
+    """
 
     edge: int
-    turn: EdgeTurn
+    branch: EdgeBranch
     adapters: Mapping[str, Tensor]
     train: bool
-    is_over: Callable[[], bool]
+    links_done: Callable[[], bool]
     trained: dict[str, Tensor] | None = None
     failure: str | None = None
-    link_bytes: dict[str, int] = field(default_factory=dict)
+    link_bytes: dict[int, dict[str, int]] = field(default_factory=dict)
+    waves_over: int = 0
+    unsaid: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+
+    def judge(self, counted: Iterable[int]) -> None:
+        """Say which turns of the wave that is over count; `RemoteEdges.tick` passes it on."""
+        self.unsaid.append((self.waves_over, tuple(counted)))
+        self.waves_over += 1
+
+    def is_over(self) -> bool:
+        """Return whether the edge has nothing left to do but answer."""
+        if self.branch.at_edge:
+            return self.waves_over == self.branch.n_waves
+        return self.links_done()
+
+    def is_settled(self) -> bool:
+        """Return whether the edge has answered or failed."""
+        return self.trained is not None or self.failure is not None
 
 
 @dataclass(frozen=True)
 class _Served:
-    """The turns of one message to an edge, and the token of its presence."""
+    """What one message gave to an edge, and the token of its presence."""
 
     tickets: list[EdgeTicket]
     presence: str
@@ -221,11 +145,11 @@ class RemoteEdges:
         return self.nodes[edge].address
 
     def hand_out(self, ticket: EdgeTicket) -> None:
-        """Queue a turn for its edge; `tick` sends it."""
+        """Queue a ticket for its edge; `tick` sends it."""
         self._pending.setdefault(ticket.edge, []).append(ticket)
 
     def tick(self) -> None:
-        """Collect answers, and send what waits to every edge that is free."""
+        """Collect answers, send what waits to every edge that is free, say what is unsaid."""
         for reply in self._grid.pull_messages(list(self._serving)):
             served = self._serving[reply.metadata.reply_to_message_id]
             self._end(reply.metadata.reply_to_message_id)
@@ -241,6 +165,11 @@ class RemoteEdges:
             message = self._message(edge, tickets, contact)
             (message_id,) = self._grid.push_messages([message])
             self._serving[message_id] = _Served(tickets, contact.token)
+        for served in self._serving.values():
+            for index, ticket in enumerate(served.tickets):
+                while ticket.unsaid:
+                    verdict = Verdict(index, *ticket.unsaid.pop(0))
+                    self._host.attendance.tell(served.presence, asdict(verdict))
 
     def _give_up(self) -> None:
         """Wait no longer for an edge that is gone, or has long had nothing to do but answer."""
@@ -273,9 +202,9 @@ class RemoteEdges:
         self._host.attendance.forget(self._serving.pop(message_id).presence)
 
     def _message(self, edge: int, tickets: list[EdgeTicket], contact: Contact) -> Message:
-        turns = tuple(ticket.turn for ticket in tickets)
+        branches = tuple(ticket.branch for ticket in tickets)
         task = EdgeTask(
-            self._job, contact, turns, tickets[0].train, self._start_s, self._deadline_s
+            self._job, contact, branches, tickets[0].train, self._start_s, self._deadline_s
         )
         arrays = {
             f"{index}/{name}": tensor
@@ -292,11 +221,12 @@ class RemoteEdges:
             if str(index) in reasons:
                 ticket.failure = f"edge {ticket.edge}: {reasons[str(index)]}"
                 continue
-            if ticket.turn.onward_token:
-                ticket.link_bytes = {
-                    "backhaul-up": int(metrics[f"{prefix}up"]),
-                    "backhaul-down": int(metrics[f"{prefix}down"]),
-                }
+            for place, turn in enumerate(ticket.branch.turns):
+                if turn.onward_token and f"{prefix}{place}/up" in metrics:
+                    ticket.link_bytes[place] = {
+                        f"backhaul-{way}": int(metrics[f"{prefix}{place}/{way}"])
+                        for way in ("up", "down")
+                    }
             ticket.trained = {
                 name.removeprefix(prefix): tensor
                 for name, tensor in arrays.items()

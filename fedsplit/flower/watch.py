@@ -4,8 +4,8 @@ import time
 from dataclasses import dataclass, field
 
 from fedsplit.flower.clock import StartClock
-from fedsplit.flower.edges import EdgeTicket
-from fedsplit.flower.host import OpenTurn, StageHost
+from fedsplit.flower.host import StageHost
+from fedsplit.flower.seats import Seat
 from fedsplit.transport.presence import BROKEN, EXPECTED, LEFT
 
 
@@ -21,26 +21,23 @@ class TurnWatch:
         When its device has to come.
     presence : str
         Token of the device's presence.
-    opened : OpenTurn or None
-        The turn on the servers; None on a route that never leaves the device.
+    seat : Seat
+        The turn on the servers.
     start_s, deadline_s : float
         How long a device that is present may take for what it does without its link; and for the
         whole turn.
     begun_s : float or None
         When the turn's time came (`begin`), on `time.monotonic`'s clock; a device that was started
         ahead waits for it.
-    ticket : EdgeTicket or None
-        The turn on an edge that is a node of its own.
     """
 
     host: StageHost
     clock: StartClock
     presence: str
-    opened: OpenTurn | None
+    seat: Seat
     start_s: float
     deadline_s: float
     begun_s: float | None = None
-    ticket: EdgeTicket | None = None
     _since: dict[str, float] = field(default_factory=dict)
 
     def begin(self) -> None:
@@ -49,20 +46,21 @@ class TurnWatch:
 
     def trouble(self) -> str | None:
         """Return why no answer is to be expected any more, or None."""
-        if self.ticket is not None and self.ticket.failure is not None:
-            return self.ticket.failure
+        opened, ticket = self.seat.opened, self.seat.ticket
+        if ticket is not None and ticket.failure is not None:
+            return ticket.failure
         attention = self.host.attendance.look(self.presence)
         if attention.state == BROKEN:
             return attention.reason
         if attention.state == EXPECTED:
             late = self.clock.is_late(attention.since_s)
             return f"did not come within {self.start_s:.0f} s" if late else None
-        failed = self.host.failure(self.opened) if self.opened is not None else None
+        failed = self.host.failure(opened) if opened is not None else None
         if failed is not None or self.begun_s is None:
             return failed
         if self._lasts("turn", self.deadline_s):
             return f"no answer within {self.deadline_s:.0f} s"
-        awaited = self.host.awaits(self.opened) if self.opened is not None else None
+        awaited = self.host.awaits(opened) if opened is not None else None
         if attention.state == LEFT:
             awaited = "answer after it left"
         if awaited is not None and self._lasts(awaited, self.start_s):
@@ -71,7 +69,8 @@ class TurnWatch:
 
     def steps(self) -> int:
         """Return how many mini-batches the turn has been through, as far as the servers know."""
-        return self.host.steps(self.opened) if self.opened is not None else 0
+        opened = self.seat.opened
+        return self.host.steps(opened) if opened is not None else 0
 
     def _lasts(self, what: str, limit_s: float) -> bool:
         now = time.monotonic()

@@ -2,15 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from flwr.app import Message
 from flwr.serverapp.strategy import FedAdam, FedAvg, Krum, Strategy
 
-from fedsplit.flower import RoundOutcome, Scene, SplitStrategy
+from fedsplit.errors import FedsplitError
+from fedsplit.execution import weighted_mean
+from fedsplit.flower import RoundOutcome, Scene, SplitStrategy, edge_node
+from fedsplit.flower.edge_node import EdgeTask, Verdict
+from fedsplit.flower.messages import EDGE as EDGE_MESSAGE
+from fedsplit.flower.messages import read_task
 from fedsplit.flower.session import _data
-from fedsplit.plan import DEVICE, EDGE, RoundPlan, Route
+from fedsplit.plan import DEVICE, EDGE, Branch, RoundPlan, Route
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import Adapters, assert_equal, initial, slow_down, train_unsplit
 
@@ -123,6 +129,119 @@ def test_two_edges_average_each_its_own_before_the_cloud_does(
 def test_a_single_device_may_train_several_times(federation: Federation, fedavg: Strategy) -> None:
     found, _ = federation.run(EdgeRounds([[1]], 3, fedavg))
     assert_equal(found, edge_rounds(federation, [[1]] * 3), tolerance=0)
+
+
+@pytest.mark.parametrize("route", ["three tiers", "empty cloud", "U shape"])
+def test_edges_as_nodes_average_as_edges_in_the_server(
+    federation: Federation, fedavg: Strategy, tmp_path: Path, route: str
+) -> None:
+    scheme = EdgeRounds(TWO_EDGES, 2, fedavg, ROUTES[route])
+    hosted, expected = federation.run(scheme, rounds=2)
+    remote, outcomes = federation.run(scheme, rounds=2, edge_folder=tmp_path)
+    assert_equal(remote, hosted, tolerance=0)
+    for found, wanted in zip(outcomes[1:], expected[1:], strict=True):
+        assert not found.failures
+        for turn, other in zip(found.turns, wanted.turns, strict=True):
+            assert (turn.turn, turn.loss_sum) == (other.turn, other.loss_sum)
+            assert turn.link_bytes == other.link_bytes
+
+
+def test_an_edge_gets_one_message_and_gives_one_answer_in_a_round(
+    federation: Federation, fedavg: Strategy, tmp_path: Path
+) -> None:
+    asked: list[int] = []
+
+    def disturb(message: Message, node: int) -> None:
+        if node >= N_DEVICES and message.metadata.message_type == EDGE_MESSAGE:
+            asked.extend([node] if read_task(message, EdgeTask).train else [])
+
+    federation.run(EdgeRounds(TWO_EDGES, 3, fedavg), disturb=disturb, edge_folder=tmp_path)
+    assert sorted(asked) == [N_DEVICES, N_DEVICES + 1]
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_edge_goes_on_without_a_device_that_is_lost(
+    federation: Federation, fedavg: Strategy, tmp_path: Path, at: int
+) -> None:
+    scheme = EdgeRounds(EVERYBODY, 3, fedavg)
+    hosted, _ = federation.run(scheme, disturb=lose(1, at))
+    remote, outcomes = federation.run(scheme, disturb=lose(1, at), edge_folder=tmp_path)
+    assert_equal(remote, hosted, tolerance=0)
+    assert [failure.who for failure in outcomes[1].failures] == ["device 1"]
+    assert len(outcomes[1].turns) == 11
+
+
+def test_a_wave_that_nobody_finishes_changes_nothing_at_an_edge(
+    federation: Federation, fedavg: Strategy, tmp_path: Path
+) -> None:
+    scheme = EdgeRounds([[1], [0, 2]], 2, fedavg)
+    hosted, _ = federation.run(scheme, disturb=lose(1, 2))
+    remote, _ = federation.run(scheme, disturb=lose(1, 2), edge_folder=tmp_path)
+    assert_equal(remote, hosted, tolerance=0)
+
+
+@pytest.mark.parametrize("when", ["before", "between waves"])
+def test_an_edge_that_fails_loses_what_its_branch_trained(
+    federation: Federation,
+    fedavg: Strategy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    """Nobody else has the adapters of its devices; the other edge's stand."""
+
+    def disturb(message: Message, node: int) -> None:
+        is_task = message.metadata.message_type == EDGE_MESSAGE
+        if when == "before" and node == N_DEVICES + 1 and is_task:
+            raise RuntimeError("power cut")
+
+    def mean(sets: Sequence[Adapters], weights: Sequence[float]) -> Adapters:
+        if when == "between waves" and list(weights) == at_edge_1:
+            raise RuntimeError("power cut")
+        return weighted_mean(sets, weights)
+
+    at_edge_1 = [float(len(_data(federation.job).train(device))) for device in TWO_EDGES[1]]
+    monkeypatch.setattr(edge_node, "weighted_mean", mean)
+    found, outcomes = federation.run(
+        EdgeRounds(TWO_EDGES, 2, fedavg), disturb=disturb, edge_folder=tmp_path
+    )
+    assert_equal(found, edge_rounds(federation, [TWO_EDGES[0]] * 2))
+    assert [branch.survived for branch in outcomes[1].branches] == [True, False]
+    failures = [one for one in outcomes[1].failures if one.phase == "train"]
+    assert {one.who for one in failures} == {"edge 1", "device 1", "device 3"}
+    assert len(failures) == 3
+    assert "power cut" in next(one.reason for one in failures if one.role == EDGE)
+
+
+def test_a_missing_edge_loses_its_devices(
+    federation: Federation, fedavg: Strategy, tmp_path: Path
+) -> None:
+    class Third(EdgeRounds):
+        def plan_round(self, scene: Scene) -> RoundPlan:
+            plan = super().plan_round(scene)
+            turns = tuple(replace(turn, edge=7) for turn in plan.branches[1].turns)
+            return replace(plan, branches=(plan.branches[0], Branch(turns, 2)))
+
+    found, outcomes = federation.run(Third([[0], [1, 3]], 2, fedavg), edge_folder=tmp_path)
+    assert_equal(found, edge_rounds(federation, [[0]] * 2))
+    failures = [one for one in outcomes[1].failures if one.phase == "train"]
+    assert [one.who for one in failures] == ["device 1", "device 3"]
+    assert all("edge=7: must be one of 0, 1" in one.reason for one in failures)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {},
+        {"branch": 0, "wave": 0, "counted": 3},
+        {"branch": 0, "wave": -1, "counted": []},
+        {"branch": 0, "wave": 0, "counted": [True]},
+        {"branch": "0", "wave": 0, "counted": []},
+    ],
+)
+def test_an_edge_refuses_words_that_are_no_verdict(words: dict[str, object]) -> None:
+    with pytest.raises(FedsplitError, match="words="):
+        Verdict.read(words)
 
 
 def test_adapters_stay_off_the_messages_and_are_counted_apart(
