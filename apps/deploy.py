@@ -13,6 +13,7 @@ from rich.console import Console
 
 from apps.config import link_settings, load_config, run_settings
 from apps.flower_tools import end, environment, is_up, newest_run, spawn, tool, write_app
+from apps.guard import Guard
 from fedsplit.errors import FedsplitError, require
 from fedsplit.flower import LinkSettings
 from fedsplit.mapping import from_mapping
@@ -246,11 +247,12 @@ def _start(topology: Topology, console: Console, output: Path | None) -> int:
     folder = _folder(topology)
     variables = {**environment(folder / "flower"), "PWD": str(folder)}
     host, _, port = topology.superlink.rpartition(":")
-    with ExitStack() as stack:
+    with Guard() as guard, ExitStack() as stack:
         # Processes are stopped in the order in which they depend on one another.
         def launch(name: str, command: list[str]) -> subprocess.Popen[bytes]:
             log = stack.enter_context((folder / f"{name}.log").open("ab"))
             process = spawn([*tool(command[0]), *command[1:]], variables, folder, log)
+            guard.watch(process)
             stack.callback(end, process)
             console.print(f"{name}: process {process.pid}", highlight=False)
             return process

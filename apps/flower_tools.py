@@ -85,7 +85,7 @@ def newest_run(
         answer: dict[str, Any] = json.loads(listing.stdout)
         newest = answer["runs"][0]
     except (json.JSONDecodeError, KeyError, IndexError):
-        return "unknown", listing.stderr.strip() or "the run was not started"
+        return "unknown", listing.stderr.strip() or "the run was not started, or its SuperLink died"
     return str(newest["status"]), str(newest.get("status-details", ""))
 
 

@@ -2,11 +2,10 @@
 
 Flower's managed local SuperLink outlives the run, and its simulation imports client code from the
 folder that SuperLink was started in; a later run from another checkout would then execute stale
-code. Here the SuperLink belongs to the run and dies with it.
+code. Here the SuperLink belongs to the run and dies with it, even if the run is killed.
 """
 
 import json
-import shutil
 import subprocess
 import tempfile
 import time
@@ -25,6 +24,7 @@ from apps.flower_tools import (
     tool,
     write_app,
 )
+from apps.guard import Guard
 from fedsplit.errors import FedsplitError
 
 _START_S = 60.0
@@ -52,6 +52,7 @@ class LocalFlower:
     def __init__(self, log: Path) -> None:
         self._log = log
         self._home = Path(tempfile.mkdtemp(prefix="fedsplit-flower-"))
+        self._guard = Guard(str(self._home))
         self._superlink: subprocess.Popen[bytes] | None = None
         self._environment: dict[str, str] = {}
 
@@ -143,9 +144,11 @@ class LocalFlower:
         raise FedsplitError(f"Flower's SuperLink did not start; see {self._log}")
 
     def _spawn(self, command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        return spawn(command, self._environment, self._home, log)
+        process = spawn(command, self._environment, self._home, log)
+        self._guard.watch(process)
+        return process
 
     def _stop(self) -> None:
-        if self._superlink is not None:
-            end(self._superlink)
-        shutil.rmtree(self._home, ignore_errors=True)
+        with self._guard:
+            if self._superlink is not None:
+                end(self._superlink)
