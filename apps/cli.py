@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print(f"[red]error[/red]: {error}", highlight=False, soft_wrap=True)
         return _USAGE
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; go on with resume=FOLDER")
+        Console(stderr=True).print("interrupted")
         return 130
 
 

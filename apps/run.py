@@ -5,18 +5,19 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from apps.config import job, load_config, output_folder, run_settings
+from apps.config import job, load_config, output_folder, plain, run_settings
 from apps.local_flower import LocalFlower
 from apps.scenario import build_system, refuse_impossible
 from apps.server_app import ERROR_FILE, PROGRESS, build_strategy
 from fedsplit.errors import FedsplitError, require
-from fedsplit.flower.checkpoint import load_checkpoint
-from fedsplit.report import read_records, round_line, summary_table
-from fedsplit.report.run import RESULTS
+from fedsplit.flower.checkpoint import holds_checkpoint, load_checkpoint
+from fedsplit.report import is_finished, read_records, round_line, summary_table
+from fedsplit.report.run import CONFIG, RESULTS
 
 LOG = "flower.log"
 _COMPLETED = "finished:completed"
@@ -32,6 +33,7 @@ def run(overrides: Sequence[str], console: Console) -> int:
     """
     config = load_config(overrides)
     folder = output_folder(config)
+    overrides, config = cut_short(overrides, config, folder)
     check(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ERROR_FILE).unlink(missing_ok=True)
@@ -42,16 +44,55 @@ def run(overrides: Sequence[str], console: Console) -> int:
         "client-resources-num-cpus": 1,
         "init-args-num-cpus": config.run.concurrency,
     }
-    with LocalFlower(folder / LOG) as flower, Watch(folder, config, console) as watch:
-        status, details = flower.run(settings, federation, watch)
+    try:
+        with LocalFlower(folder / LOG) as flower, Watch(folder, config, console) as watch:
+            status, details = flower.run(settings, federation, watch)
+    except KeyboardInterrupt:
+        _show_how_to_go_on(folder, console)
+        raise
     if status != _COMPLETED:
         error = folder / ERROR_FILE
         cause = error.read_text() if error.exists() else f"{status}: {details}"
         console.print(f"[red]run failed[/red]: {cause}", highlight=False)
         console.print(f"Flower's log: {folder / LOG}", soft_wrap=True)
+        _show_how_to_go_on(folder, console)
         return 1
     console.print(summary_table(read_records(folder), folder))
     return 0
+
+
+def _show_how_to_go_on(folder: Path, console: Console) -> None:
+    if holds_checkpoint(folder):
+        command = shlex.join(["fedsplit", "run", f"resume={folder}"])
+        console.print(f"go on with: {command}", highlight=False, soft_wrap=True)
+
+
+def cut_short(
+    overrides: Sequence[str], config: DictConfig, folder: Path
+) -> tuple[Sequence[str], DictConfig]:
+    """Return what goes on with the run in `folder`, if it is this one and did not come to its end.
+
+    It goes on after its last checkpoint, or begins anew if it did not reach one. Without a run in
+    `folder`, or with ``resume=``, what is given is returned.
+
+    Raises
+    ------
+    FedsplitError
+        If `folder` holds another run, or this one is complete.
+    """
+    if config.resume is not None or not (folder / RESULTS).exists():
+        return overrides, config
+    name = f"output={str(folder)!r}"
+    given = plain(load_config(absolute(overrides, config)))
+    if yaml.safe_load((folder / CONFIG).read_text()) != given:
+        raise FedsplitError(f"{name}: holds another run; use resume= or another folder")
+    if is_finished(folder):
+        raise FedsplitError(f"{name}: holds this run already, to its end")
+    if holds_checkpoint(folder):
+        resumed = [f"resume={folder}"]
+        return resumed, load_config(resumed)
+    (folder / RESULTS).unlink()
+    return overrides, config
 
 
 def check(config: DictConfig, folder: Path) -> None:
@@ -66,9 +107,8 @@ def check(config: DictConfig, folder: Path) -> None:
     refuse_impossible(build_strategy(config), build_system(config), job(config).model)
     if config.resume is not None:
         reached = load_checkpoint(folder).server_round
-        require(config.rounds > reached, "rounds", config.rounds, f"above {reached}, already done")
-    elif (folder / RESULTS).exists():
-        raise FedsplitError(f"output={str(folder)!r}: holds a run already; use resume= or another")
+        least = reached + 1 if is_finished(folder) else reached
+        require(config.rounds >= least, "rounds", config.rounds, f"above {reached}, already done")
 
 
 def absolute(overrides: Sequence[str], config: DictConfig) -> list[str]:

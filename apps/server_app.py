@@ -141,16 +141,17 @@ class Run:
     def _on_round(
         self, outcome: RoundOutcome, arrays: ArrayRecord, metrics: MetricRecord | None
     ) -> None:
+        record = record_of(outcome, self._job.model.task)
+        if outcome.server_round > 0:
+            record = replace(record, modelled=self._modelled(outcome))
+        # In this order: a run goes on from the round of its checkpoint, whose record must be there.
+        self._report.add_round(record)
         if outcome.server_round > 0:
             state = strategy_state(self._strategy.inner)
             save_checkpoint(
                 self._folder,
                 Checkpoint(outcome.server_round, dict(arrays.to_torch_state_dict()), state),
             )
-        record = record_of(outcome, self._job.model.task)
-        if outcome.server_round > 0:
-            record = replace(record, modelled=self._modelled(outcome))
-        self._report.add_round(record)
 
     def _modelled(self, outcome: RoundOutcome) -> dict[str, float]:
         """Return what the round costs on the modelled system, with the bytes really sent."""

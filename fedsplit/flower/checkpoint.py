@@ -20,6 +20,7 @@ from fedsplit.errors import FedsplitError
 
 _ADAPTERS, _STRATEGY, _STATE = "adapters.safetensors", "strategy.safetensors", "state.json"
 _FOLDER = "checkpoint"
+_PLACES = (_FOLDER, f"{_FOLDER}.old")
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,38 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` under `folder` in place of the one before.
 
     A kill or a full disk at any point leaves one of the two whole.
+
+    Raises
+    ------
+    FedsplitError
+        If it cannot be written.
     """
     target, fresh, old = folder / _FOLDER, folder / f"{_FOLDER}.new", folder / f"{_FOLDER}.old"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_tensors({n: t.contiguous() for n, t in checkpoint.adapters.items()}, fresh / _ADAPTERS)
-    save_file(checkpoint.strategy, fresh / _STRATEGY)
-    (fresh / _STATE).write_text(json.dumps({"server_round": checkpoint.server_round}))
-    for file in fresh.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    try:
+        _write(fresh, checkpoint)
+    except (OSError, SafetensorError) as error:
+        raise FedsplitError(f"{fresh}: checkpoint cannot be written ({error})") from error
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save_tensors({n: t.contiguous() for n, t in checkpoint.adapters.items()}, folder / _ADAPTERS)
+    save_file(checkpoint.strategy, folder / _STRATEGY)
+    (folder / _STATE).write_text(json.dumps({"server_round": checkpoint.server_round}))
+    for file in folder.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def holds_checkpoint(folder: Path) -> bool:
+    """Return whether a round was completed in `folder`."""
+    return any((folder / name).is_dir() for name in _PLACES)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -70,7 +88,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     FedsplitError
         If there is none, or it cannot be read.
     """
-    for name in (_FOLDER, f"{_FOLDER}.old"):
+    for name in _PLACES:
         place = folder / name
         if place.is_dir():
             try:

@@ -1,12 +1,13 @@
 """What a run leaves behind: results, tables, plots, and the trained adapter."""
 
 from fedsplit.report.records import RoundRecord
-from fedsplit.report.run import RunReport, read_records
+from fedsplit.report.run import RunReport, is_finished, read_records
 from fedsplit.report.tables import make_console, round_line, summary_table
 
 __all__ = [
     "RoundRecord",
     "RunReport",
+    "is_finished",
     "make_console",
     "read_records",
     "round_line",

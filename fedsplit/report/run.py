@@ -165,3 +165,8 @@ def read_records(folder: Path) -> list[RoundRecord]:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise FedsplitError(f"{path}: is not a results file: {error!r}") from error
     return [RoundRecord.from_json(values) for values in rounds]
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether the run in `folder` came to its end."""
+    return "summary" in json.loads((folder / RESULTS).read_text(encoding="utf-8"))

@@ -1,7 +1,13 @@
 """A run that is interrupted goes on as if it had not been."""
 
+import multiprocessing
+import resource
 import shutil
+import time
+from dataclasses import replace
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -67,18 +73,48 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read.strategy["m_t:a.b"].tolist() == [[2.0] * 3] * 2
 
 
-def test_a_kill_while_writing_leaves_the_previous_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def write_on(folder: Path, counter: "Synchronized[int]") -> None:
+    """Write one checkpoint after the other; `counter` is the last that was completed."""
+    while True:
+        save_checkpoint(folder, checkpoint(counter.value + 1))
+        counter.value += 1
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(1))
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.flower.test_checkpoint"])
+    counter = processes.Value("i", 1)
+    rng = Random(0)
+    for _ in range(6):
+        before = counter.value
+        writer = processes.Process(target=write_on, args=(tmp_path, counter))
+        writer.start()
+        while counter.value == before:
+            assert writer.is_alive()
+            time.sleep(0.001)
+        time.sleep(0.02 * rng.random())
+        writer.kill()
+        writer.join()
+        read = load_checkpoint(tmp_path)
+        assert read.server_round in (counter.value, counter.value + 1)
+        value = float(read.server_round)
+        assert torch.equal(read.adapters["a.b"], torch.full((2, 3), value))
+        assert read.strategy["m_t:a.b"].tolist() == [[value] * 3] * 2
+        counter.value = read.server_round
 
-    def killed(*_: object, **__: object) -> None:
-        raise OSError("no space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("fedsplit.flower.checkpoint.save_file", killed)
-        with pytest.raises(OSError, match="no space"):
-            save_checkpoint(tmp_path, checkpoint(2))
+def test_a_full_disk_leaves_the_previous_one(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: writing fails half-way, as there."""
+    save_checkpoint(tmp_path, checkpoint(1))
+    large = replace(checkpoint(2), adapters={"a.b": torch.zeros(1 << 16)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
+    try:
+        with pytest.raises(FedsplitError, match="checkpoint"):
+            save_checkpoint(tmp_path, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert load_checkpoint(tmp_path).server_round == 1
     save_checkpoint(tmp_path, checkpoint(3))
     assert load_checkpoint(tmp_path).server_round == 3
