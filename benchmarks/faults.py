@@ -1,4 +1,4 @@
-"""Faults of devices and edges in the middle of a round: who notices, how soon, and what is lost.
+"""Faults in the middle of a round: who notices, how soon, and what is lost.
 
     python -m benchmarks.faults [--faults 30] [--seed 0]
 
@@ -13,6 +13,11 @@ last one) in training or evaluation:
     cut      the node runs on, but none of its bytes arrive any more, in either direction
 
 The other branches must end with exactly the numbers of an undisturbed round.
+
+One fault of ten is the server's, in a real ``fedsplit run``: killed (SIGKILL) in the middle of a
+round, or while it writes a checkpoint, or the command itself is killed. Nothing may be left
+running, and the same command must go on from the last checkpoint to the adapters of a run that was
+never disturbed.
 """
 
 import argparse
@@ -34,6 +39,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from apps.flower_tools import free_ports
 from benchmarks._faults import DEVICES, EDGES, Fault, ProcessGrid, Relay
+from benchmarks._server_faults import SERVER_KINDS, ServerFaults
 from fedsplit.assets import default_checkpoint
 from fedsplit.data import DataSpec
 from fedsplit.execution import OptimizerSpec
@@ -47,7 +53,8 @@ from fedsplit.plan import Branch, Failure, Route, Turn
 STEPS = 3
 KINDS, PHASES = ("kill", "freeze", "cut"), ("start", "step", "end")
 START_S, CONNECT_S, DEADLINE_S, HANG_S = 10.0, 5.0, 60.0, 90.0
-FLOOR_SURVIVED = 1.0
+FLOOR_SURVIVED, CEILING_DETECT_S = 1.0, 5.0
+ONE_IN = 10
 
 
 class Federation:
@@ -169,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="fedsplit-faults-"))
     survived = lost = hangs = 0
     detect: dict[str, list[float]] = defaultdict(list)
+    server_detect: list[float] = []
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         federation = Federation(folder, stack)
@@ -177,7 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if len(outcome.results) < DEVICES:
                 print(f"{work}: the undisturbed round failed: {outcome.failures}", file=sys.stderr)
                 return 1
-        faults = draw(options.faults, options.seed)
+        n_server = options.faults // ONE_IN
+        faults = draw(options.faults - n_server, options.seed)
         for fault in faults:
             outcome = federation.round(fault.work, fault)
             spared = set(range(DEVICES)) - fault.hits
@@ -203,9 +212,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"round {outcome.wall_s:5.1f} s  {'ok' if not broken else f'LOST {broken}'}",
                 flush=True,
             )
+        place = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedsplit-faults-"))
+        server_faults = ServerFaults(Path(place))
+        if n_server and not server_faults.undisturbed():
+            print("fedsplit run: the undisturbed run failed", file=sys.stderr)
+            return 1
+        for index in range(n_server):
+            kind = SERVER_KINDS[index % len(SERVER_KINDS)]
+            struck = server_faults.strike(f"{index}-{kind}", kind)
+            lost, hangs = lost + (not struck.equal), hangs + struck.hung
+            survived += struck.equal and not struck.hung
+            if struck.detect_s is not None:
+                server_detect.append(struck.detect_s)
+            shown = "   none" if struck.detect_s is None else f"{struck.detect_s:5.1f} s"
+            print(
+                f"server   {'fedsplit run':15} round {kind:6}  noticed {shown}  "
+                f"resumed from round {struck.resumed_from}  run {struck.wall_s:5.1f} s  "
+                f"{'ok' if struck.equal else 'LOST'}{', HUNG' if struck.hung else ''}",
+                flush=True,
+            )
     everything = [value for values in detect.values() for value in values]
     report = {
-        "injected": len(faults),
+        "injected": options.faults,
+        "injected_server": n_server,
         "survived": survived,
         "detect_s_max": round(max(everything, default=0.0), 2),
         "lost": lost,
@@ -213,10 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "detect_s_max_by_phase": {
             phase: round(max(values), 2) for phase, values in sorted(detect.items()) if values
         },
+        "server_exit_s_max": round(max(server_detect, default=0.0), 2),
         "start_s": START_S,
     }
     print(json.dumps(report))
-    return 0 if survived >= FLOOR_SURVIVED * len(faults) and not lost and not hangs else 1
+    whole = survived >= FLOOR_SURVIVED * options.faults and not lost and not hangs
+    return 0 if whole and report["detect_s_max"] <= CEILING_DETECT_S else 1
 
 
 if __name__ == "__main__":
