@@ -1,11 +1,13 @@
 """Routes say where every block runs; a route that cannot run is refused by name."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsplit.errors import FedsplitError
-from fedsplit.plan import DEVICE, SERVER, Route, Segment
+from fedsplit.plan import DEVICE, SERVER, Branch, RoundPlan, Route, Segment, Turn
 
 
 @st.composite
@@ -65,3 +67,61 @@ def test_a_cut_beyond_the_model_is_refused() -> None:
 def test_at_cut_leaves_the_server_out_when_the_device_has_all_blocks() -> None:
     assert Route.at_cut(3, 2) == Route.two_tier(3, 2)
     assert Route.at_cut(3, 3) == Route.device_only(3)
+
+
+def _turn(device: int, cut: int = 1, edge: int | None = 0, repeat: int = 0) -> Turn:
+    return Turn(device, Route.three_tier(8, cut, 4), 1, edge=edge, repeat=repeat)
+
+
+def test_waves_are_cut_from_the_turns_in_order() -> None:
+    branch = Branch(tuple(_turn(device) for device in range(5)), width=2)
+    assert [[turn.device for turn in wave] for wave in branch.waves] == [[0, 1], [2, 3], [4]]
+    assert [len(wave) for wave in Branch(branch.turns).waves] == [1] * 5
+
+
+def test_a_hierarchical_plan_repeats_its_groups_and_names_each_device_once() -> None:
+    plan = RoundPlan.hierarchical([[_turn(0), _turn(1)], [_turn(2, edge=1)]], 3)
+    assert plan.devices == (0, 1, 2)
+    assert [len(branch.waves) for branch in plan.branches] == [3, 3]
+    assert [turn.repeat for turn in plan.branches[0].turns] == [0, 0, 1, 1, 2, 2]
+    assert all(branch.at_edge for branch in plan.branches)
+
+
+def test_adapters_stay_at_an_edge_only_if_it_has_something_to_average() -> None:
+    two_tier = Turn(0, Route.two_tier(8, 2), 1)
+    assert not Branch((_turn(0), _turn(1))).at_edge
+    assert not Branch((two_tier, replace(two_tier, device=1)), width=2).at_edge
+    assert Branch((two_tier, replace(two_tier, device=1)), width=2).adapters_on_link
+    assert Branch((_turn(0), _turn(0, repeat=1))).at_edge
+
+
+@pytest.mark.parametrize(
+    ("turns", "width", "complaint"),
+    [
+        ((_turn(0),), 0, "branch width=0"),
+        ((_turn(0), _turn(0, repeat=1)), 2, "wave devices.*each device once"),
+        ((_turn(0), _turn(1), _turn(0), _turn(1)), 2, "repeat.*different from each other"),
+        ((_turn(0), _turn(1, edge=1)), 2, "branch edges.*one edge"),
+        (
+            (_turn(0), replace(_turn(1), route=Route.three_tier(8, 1, 5))),
+            2,
+            "branch routes.*one segment behind the edge",
+        ),
+    ],
+)
+def test_waves_that_cannot_be_averaged_are_refused(
+    turns: tuple[Turn, ...], width: int, complaint: str
+) -> None:
+    with pytest.raises(FedsplitError, match=complaint):
+        Branch(turns, width)
+
+
+def test_the_cut_on_the_device_may_differ_within_a_wave() -> None:
+    assert Branch((_turn(0, cut=1), _turn(1, cut=2)), width=2).at_edge
+
+
+def test_a_device_belongs_to_one_branch() -> None:
+    with pytest.raises(FedsplitError, match="each device in one branch"):
+        RoundPlan((Branch((_turn(0),)), Branch((_turn(0, repeat=1),))))
+    with pytest.raises(FedsplitError, match="rounds=0"):
+        RoundPlan.hierarchical([[_turn(0)]], 0)

@@ -146,6 +146,29 @@ def test_edges_as_nodes_average_as_edges_in_the_server(
             assert turn.link_bytes == other.link_bytes
 
 
+class DifferentCuts(EdgeRounds):
+    """The devices of a wave are cut at different places."""
+
+    def plan_round(self, scene: Scene) -> RoundPlan:
+        plan = super().plan_round(scene)
+        (branch,) = plan.branches
+        turns = tuple(
+            replace(turn, route=Route.three_tier(scene.n_blocks, 1 + turn.device % 2, 3))
+            for turn in branch.turns
+        )
+        return RoundPlan((Branch(turns, branch.width),))
+
+
+def test_cuts_may_differ_within_a_wave_without_changing_the_result(
+    federation: Federation, fedavg: Strategy, tmp_path: Path
+) -> None:
+    equal, _ = federation.run(EdgeRounds(EVERYBODY, 2, fedavg))
+    hosted, _ = federation.run(DifferentCuts(EVERYBODY, 2, fedavg))
+    remote, _ = federation.run(DifferentCuts(EVERYBODY, 2, fedavg), edge_folder=tmp_path)
+    assert_equal(hosted, equal, tolerance=0)
+    assert_equal(remote, equal, tolerance=0)
+
+
 def test_an_edge_gets_one_message_and_gives_one_answer_in_a_round(
     federation: Federation, fedavg: Strategy, tmp_path: Path
 ) -> None:

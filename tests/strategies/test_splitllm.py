@@ -202,6 +202,58 @@ def test_association_holds_for_the_run_and_shortens_its_passes() -> None:
     assert pass_s("channel") < pass_s("home")
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    scene=scenes(edges=st.integers(1, 4)),
+    times=st.integers(0, 3),
+    count=st.none() | st.integers(1, 3),
+)
+def test_edge_rounds_make_a_branch_of_each_edge(
+    scene: Scene, times: int, count: int | None
+) -> None:
+    plan = SplitLlm(1, 3, edge_rounds=times, users_per_edge=count).plan_round(scene)
+    home = {device: int(scene.fleet.home[device]) for device in scene.devices}
+    users = Counter(home.values())
+    taking_part = Counter(home[device] for device in plan.devices)
+    most = count or (max(users.values()) if times else 1)
+    assert set(taking_part) == set(users)
+    assert all(n <= min(most, users[edge]) for edge, n in taking_part.items())
+    if times == 0:
+        assert all(len(branch.turns) == 1 for branch in plan.branches)
+    else:
+        assert [home[branch.turns[0].device] for branch in plan.branches] == sorted(users)
+        for branch in plan.branches:
+            assert len({home[device] for device in branch.devices}) == 1
+            assert [tuple(turn.device for turn in wave) for wave in branch.waves] == [
+                branch.devices
+            ] * times
+    cost(plan, scene)
+
+
+def test_edge_rounds_save_the_backhaul_not_the_radio() -> None:
+    """Adapters cross the wires once each way in a round, whatever the users and edge rounds."""
+    scene = make_scene(6, edges=2)
+
+    def bytes_of(scheme: SplitLlm) -> tuple[float, float]:
+        found = cost(scheme.plan_round(scene), scene)
+        return float(found.backhaul_bytes.sum()), float(found.uplink_bytes.sum())
+
+    flat = bytes_of(SplitLlm(1, 3, users_per_edge=3))
+    once, twice = (bytes_of(SplitLlm(1, 3, edge_rounds=times)) for times in (1, 2))
+    assert once[0] < flat[0]
+    assert twice[0] < 2 * once[0]
+    assert once[1] == pytest.approx(flat[1])
+    assert twice[1] == pytest.approx(2 * once[1])
+
+
+def test_users_of_an_edge_train_side_by_side_and_are_averaged_there(
+    federation: Federation, fedavg: Strategy
+) -> None:
+    found, outcomes = federation.run(SplitLlm(1, 2, edge_rounds=1, inner=fedavg))
+    assert [len(branch.turns) for branch in outcomes[1].branches] == [2, 2]
+    assert_equal(found, trained_alone(federation, list(range(N_DEVICES))))  # type: ignore[arg-type]
+
+
 def test_servers_hold_few_branches_at_a_time() -> None:
     """The paper's gain: K live branches on the servers instead of N."""
 
@@ -229,5 +281,9 @@ def test_a_fleet_without_edges_is_refused() -> None:
         SplitLlm().plan_round(make_scene(4))
     with pytest.raises(FedsplitError, match=r"strategy\.selection='fair'"):
         SplitLlm(selection="fair")
+    with pytest.raises(FedsplitError, match=r"strategy\.edge_rounds=-1: must be at least 0"):
+        SplitLlm(edge_rounds=-1)
+    with pytest.raises(FedsplitError, match=r"strategy\.users_per_edge=0: must be null or"):
+        SplitLlm(users_per_edge=0)
     with pytest.raises(FedsplitError, match=r"strategy\.association='near'"):
         SplitLlm(association="near")

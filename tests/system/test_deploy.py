@@ -101,9 +101,13 @@ def topology(job: list[str], tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.parametrize("edge_rounds", [0, 2])
 def test_a_deployment_ends_with_the_adapters_of_the_simulation(
-    topology: Path, job: list[str], tmp_path: Path
+    topology: Path, job: list[str], tmp_path: Path, edge_rounds: int
 ) -> None:
+    job = [*job, f"strategy.edge_rounds={edge_rounds}"]
+    values = yaml.safe_load(topology.read_text())
+    topology.write_text(yaml.safe_dump({**values, "overrides": job}))
     deployed = tmp_path / "deployed"
     result = fedsplit(
         "deploy", str(topology), "--start", "--output", str(deployed), cwd=tmp_path, patience_s=600
@@ -130,3 +134,5 @@ def test_a_deployment_ends_with_the_adapters_of_the_simulation(
     rounds = json.loads((deployed / "results.json").read_text())["rounds"]
     assert [record["failures"] for record in rounds] == [[], [], []]
     assert all(record["bytes_up"]["edge"] > 0 for record in rounds)
+    fetched = [record["adapter_bytes_down"].get("device", 0) for record in rounds]
+    assert [count > 0 for count in fetched] == [False, edge_rounds > 0, edge_rounds > 0]
