@@ -232,9 +232,9 @@ def _strike(fault: Fault, pipe: Connection) -> None:
 
 
 def _strike_before_loading(fault: Fault, pipe: Connection) -> None:
-    from fedsplit.flower import edges, session
+    from fedsplit.flower import edge_node, session
 
-    module = session if fault.role == "device" else edges
+    module = session if fault.role == "device" else edge_node
     load = module.cached_model
 
     def struck(*args: Any) -> Any:

@@ -196,9 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if device not in outcome.results
                 or not _equal(outcome.results[device], expected[fault.work].results[device])
             ]
-            hung = outcome.wall_s > HANG_S
+            hung, struck = outcome.wall_s > HANG_S, outcome.struck_unix_s is not None
             lost, hangs = lost + len(broken), hangs + hung
-            survived += not broken and not hung
+            survived += struck and not broken and not hung
             when = [
                 failure.unix_s - outcome.struck_unix_s
                 for failure in outcome.failures
@@ -209,7 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(
                 f"{fault.role:6} {fault.node % DEVICES} {fault.work:15} {fault.phase:5} "
                 f"{fault.kind:6}  noticed {shown}  dropped {len(outcome.failures)}  "
-                f"round {outcome.wall_s:5.1f} s  {'ok' if not broken else f'LOST {broken}'}",
+                f"round {outcome.wall_s:5.1f} s  "
+                f"{f'LOST {broken}' if broken else 'ok' if struck else 'NOT STRUCK'}",
                 flush=True,
             )
         place = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedsplit-faults-"))
@@ -219,16 +220,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         for index in range(n_server):
             kind = SERVER_KINDS[index % len(SERVER_KINDS)]
-            struck = server_faults.strike(f"{index}-{kind}", kind)
-            lost, hangs = lost + (not struck.equal), hangs + struck.hung
-            survived += struck.equal and not struck.hung
-            if struck.detect_s is not None:
-                server_detect.append(struck.detect_s)
-            shown = "   none" if struck.detect_s is None else f"{struck.detect_s:5.1f} s"
+            end = server_faults.strike(f"{index}-{kind}", kind)
+            lost, hangs = lost + (not end.equal), hangs + end.hung
+            survived += end.equal and not end.hung
+            if end.detect_s is not None:
+                server_detect.append(end.detect_s)
+            shown = "   none" if end.detect_s is None else f"{end.detect_s:5.1f} s"
             print(
                 f"server   {'fedsplit run':15} round {kind:6}  noticed {shown}  "
-                f"resumed from round {struck.resumed_from}  run {struck.wall_s:5.1f} s  "
-                f"{'ok' if struck.equal else 'LOST'}{', HUNG' if struck.hung else ''}",
+                f"resumed from round {end.resumed_from}  run {end.wall_s:5.1f} s  "
+                f"{'ok' if end.equal else 'LOST'}{', HUNG' if end.hung else ''}",
                 flush=True,
             )
     everything = [value for values in detect.values() for value in values]
