@@ -107,14 +107,25 @@ class Relay:
 
 
 class ProcessGrid(Grid):
-    """A Flower grid whose every message is worked on by a process of its own."""
+    """A Flower grid whose every message is worked on by a process of its own.
 
-    def __init__(self, binds: Sequence[str], relays: Sequence[Relay], fault: Fault | None) -> None:
+    By default a process is forked from one that has imported everything; with `cold` it is a fresh
+    interpreter, as Flower starts one.
+    """
+
+    def __init__(
+        self,
+        binds: Sequence[str],
+        relays: Sequence[Relay],
+        fault: Fault | None,
+        cold: bool = False,
+    ) -> None:
         self._binds = binds
         self._relays = relays  # the cloud's, then the edges'
         self._fault = fault
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["benchmarks._faults", "apps.client_app"])
+        self._context: Any = multiprocessing.get_context("spawn" if cold else "forkserver")
+        if not cold:
+            self._context.set_forkserver_preload(["benchmarks._faults", "apps.client_app"])
         self._work: dict[str, tuple[Any, Connection]] = {}
         self._deaf: set[str] = set()
         self.struck_unix_s: float | None = None

@@ -70,6 +70,7 @@ class Federation:
         places: int | None = None,
         on_failure: Callable[[Failure], None] = lambda failure: None,
         start_ahead: bool = False,
+        quorum: int = 1,
     ) -> tuple[dict[str, Tensor], list[RoundOutcome]]:
         """Return the final adapters and what came out of each round (round 0 first)."""
         outcomes: list[RoundOutcome] = []
@@ -105,7 +106,7 @@ class Federation:
             def keep(outcome: RoundOutcome, _: ArrayRecord, __: MetricRecord | None) -> None:
                 outcomes.append(outcome)
 
-            strategy.bind(SplitRun(coordinator, scene, keep, first_round))
+            strategy.bind(SplitRun(coordinator, scene, keep, first_round, quorum=quorum))
             start = host.initial_adapters() if adapters is None else adapters
             result = strategy.start(grid, to_record(start), num_rounds=rounds)
         return dict(result.arrays.to_torch_state_dict()), outcomes

@@ -1,0 +1,67 @@
+"""Who failed takes part again; and a run stops when too few are left."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flwr.app import Message
+from flwr.serverapp.strategy import Strategy
+
+from apps.client_app import app as client_app
+from fedsplit.errors import FedsplitError
+from fedsplit.flower.roster import discover, rediscover
+from strategies.splitfed import SplitFed
+from tests.flower.conftest import N_DEVICES, Federation
+from tests.flower.federation import N_EDGES, ThreadGrid
+
+
+def test_a_device_that_failed_takes_part_in_the_next_round(
+    federation: Federation, fedavg: Strategy
+) -> None:
+    trainings: list[int] = []
+
+    def disturb(message: Message, device: int) -> None:
+        if message.metadata.message_type.startswith("train") and device == 1:
+            trainings.append(device)
+            if len(trainings) == 1:
+                raise RuntimeError("battery empty")
+
+    _, outcomes = federation.run(SplitFed(cut=2, inner=fedavg), rounds=2, disturb=disturb)
+    _, first, second = outcomes
+    assert [failure.who for failure in first.failures] == ["device 1"]
+    assert not second.failures
+    assert {turn.turn.device for turn in second.turns} == set(range(N_DEVICES))
+
+
+def test_a_node_that_was_started_again_gets_its_old_place(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """To Flower it is a new node, and the one that it replaces may still be listed for a while."""
+    grid = ThreadGrid(client_app, N_DEVICES, edge_folder=tmp_path)
+    before = discover(grid, federation.job, 30, N_EDGES)
+    device, edge = before.by_index(1), before.edges[0]
+    lost = replace(
+        before,
+        nodes=tuple(replace(node, node_id=1) if node == device else node for node in before.nodes),
+        edges=tuple(replace(node, node_id=2) if node == edge else node for node in before.edges),
+    )
+    back = rediscover(grid, federation.job, lost, 30)
+    assert (back.nodes, back.edges) == (before.nodes, before.edges)
+    assert {1, 2} <= back.refused
+    assert rediscover(grid, federation.job, back, 30) == back, "nobody else joined"
+
+
+@pytest.mark.parametrize("quorum", [2, 3])
+def test_a_round_with_fewer_survivors_than_its_quorum_stops_the_run(
+    federation: Federation, fedavg: Strategy, quorum: int
+) -> None:
+    def disturb(message: Message, device: int) -> None:
+        if message.metadata.message_type.startswith("train") and device in (0, 3):
+            raise RuntimeError("battery empty")
+
+    if quorum == 2:
+        _, outcomes = federation.run(SplitFed(cut=2, inner=fedavg), disturb=disturb, quorum=quorum)
+        assert {turn.turn.device for turn in outcomes[1].turns} == {1, 2}
+    else:
+        with pytest.raises(FedsplitError, match=r"round 1: 2 of 4 branches finished .*device 0"):
+            federation.run(SplitFed(cut=2, inner=fedavg), disturb=disturb, quorum=quorum)
