@@ -47,8 +47,8 @@ class RunSettings:
     connect_s, deadline_s : float
         How long to wait for all devices, and for the answer of a turn once its device began.
     start_s : float or None
-        How long a node may take to begin its task, and to answer after its last step; None:
-        `deadline_s`.
+        How long a node may take to begin its task, and its answer to come once its process ended;
+        None: `deadline_s`.
     quorum : int
         Branches of a round that must survive, or the run stops.
     start_ahead : bool or None

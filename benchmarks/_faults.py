@@ -120,6 +120,8 @@ class ProcessGrid(Grid):
         fault: Fault | None,
         cold: bool = False,
     ) -> None:
+        # Flower's processes get these when they start; messages cannot be made without.
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
         self._binds = binds
         self._relays = relays  # the cloud's, then the edges'
         self._fault = fault

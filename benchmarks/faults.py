@@ -52,7 +52,7 @@ from fedsplit.plan import Branch, Failure, Route, Turn
 
 STEPS = 3
 KINDS, PHASES = ("kill", "freeze", "cut"), ("start", "step", "end")
-START_S, CONNECT_S, DEADLINE_S, HANG_S = 10.0, 5.0, 60.0, 90.0
+START_S, CONNECT_S, DEADLINE_S, HANG_S = 30.0, 30.0, 60.0, 90.0
 FLOOR_SURVIVED, CEILING_DETECT_S = 1.0, 5.0
 ONE_IN = 10
 

@@ -22,7 +22,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from apps.flower_tools import free_ports
@@ -85,7 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     folder = Path(tempfile.mkdtemp(prefix="fedsplit-ahead-"))
     seconds: dict[bool, list[float]] = {False: [], True: []}
     adapters = []

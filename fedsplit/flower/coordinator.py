@@ -76,9 +76,9 @@ class Coordinator:
         Called about once a second with the phase ("train", "evaluate"), the mini-batches done and
         those planned.
     start_s : float, optional
-        A node that has not come this long after its task was sent, or not onto its link, or not
-        answered after its last step, is given up; by default only after `deadline_s`. It includes
-        what Flower needs to carry a message and to start a process.
+        A node that has not come this long after its task was sent, or not answered so long after
+        its process ended, is given up; by default only after `deadline_s`. It includes what Flower
+        needs to carry a message and to start a process.
     places : int, optional
         Nodes that can work at once, in a simulation; the others wait, and are not late meanwhile.
     on_failure : callable, optional
@@ -275,6 +275,9 @@ class Coordinator:
             errand.result = yield from self._turn(server_round, errand, kind)
         except FedsplitError as error:
             errand.result = self._lose(errand.turn.device, kind, error)
+            seat = errand.seat
+            if seat is not None and seat.ticket is not None and not seat.stays:
+                seat.ticket.judge(())  # its edge need not wait for it
         finally:
             if errand.seat is not None:
                 errand.seat.discard()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import Stage, TurnStatus, weighted_mean
-from fedsplit.execution.turn import DONE, FAILED, WAITING
+from fedsplit.execution.turn import DONE, FAILED
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import Contact, Job, answer, read_arrays, read_task
 from fedsplit.flower.models import cached_model
@@ -83,7 +83,10 @@ class EdgeTask:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which turns of a wave count; the cloud says so when they are over."""
+    """Which turns of a wave count; the cloud says so when they are over.
+
+    Of a turn that does not stay at the edge, it says so only if it gave it up.
+    """
 
     branch: int
     wave: int
@@ -182,6 +185,7 @@ class _Stay:
         self.ended: dict[int, TurnStatus] = {}
         self._stage, self._model, self._requests = stage, model, requests
         self._wave = 0
+        self._given_up = False
         self._supply()
 
     def is_over(self, waited_s: float, task: EdgeTask) -> bool:
@@ -189,8 +193,8 @@ class _Stay:
         if self.branch.at_edge:
             return self._wave == self.branch.n_waves
         state = self._stage.status(self.branch.turns[0].token).state
-        limit_s = task.start_s if state == WAITING else task.deadline_s
-        return state in (DONE, FAILED) or waited_s > limit_s
+        late = waited_s > task.start_s + task.deadline_s
+        return self._given_up or late or state in (DONE, FAILED)
 
     def count(self, verdict: Verdict) -> None:
         """Average the turns of the wave that count, and serve the next from what comes of them.
@@ -203,6 +207,9 @@ class _Stay:
         places = self.branch.wave(self._wave)
         named = verdict.wave == self._wave and set(verdict.counted) <= set(places)
         require(named, "verdict", verdict, f"on wave {self._wave} with turns of {places}")
+        if not self.branch.at_edge:
+            self._given_up = True
+            return
         turns = [self.branch.turns[place] for place in verdict.counted]
         if turns:
             trained = [self._stage.adapters(turn.token) for turn in turns]
@@ -222,8 +229,7 @@ class _Stay:
         if status.state == DONE:
             self.adapters = self._stage.adapters(token) if task.train else {}
         else:
-            limit_s = task.start_s if status.state == WAITING else task.deadline_s
-            self.reason = status.reason or f"turn {status.state} after {limit_s:.0f} s"
+            self.reason = status.reason or f"its turn was given up while {status.state}"
         self._close(0)
 
     def _supply(self) -> None:
@@ -243,9 +249,7 @@ class _Stay:
 def _wait(task: EdgeTask, stays: Sequence[_Stay], presence: Presence) -> None:
     """Serve until all branches are over, and do what the cloud says between waves."""
     inbox: queue.SimpleQueue[dict[str, Any] | FedsplitError] = queue.SimpleQueue()
-    due = sum(stay.branch.n_waves for stay in stays if stay.branch.at_edge)
-    patience_s = task.start_s + task.deadline_s
-    threading.Thread(target=_listen, args=(presence, due, patience_s, inbox), daemon=True).start()
+    threading.Thread(target=_listen, args=(presence, inbox), daemon=True).start()
     started = time.monotonic()
     while not all(stay.is_over(time.monotonic() - started, task) for stay in stays):
         try:
@@ -261,13 +265,11 @@ def _wait(task: EdgeTask, stays: Sequence[_Stay], presence: Presence) -> None:
 
 def _listen(
     presence: Presence,
-    due: int,
-    patience_s: float,
     inbox: "queue.SimpleQueue[dict[str, Any] | FedsplitError]",
 ) -> None:
     try:
-        for _ in range(due):
-            inbox.put(presence.wait_for_words(patience_s))
+        while True:
+            inbox.put(presence.wait_for_words(threading.TIMEOUT_MAX))
     except FedsplitError as error:
         inbox.put(error)
 

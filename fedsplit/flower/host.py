@@ -9,7 +9,7 @@ from types import TracebackType
 from torch import Tensor
 
 from fedsplit.execution import OptimizerSpec, Stage, compute
-from fedsplit.execution.turn import DONE, FAILED, WAITING
+from fedsplit.execution.turn import DONE, FAILED
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import Contact
 from fedsplit.flower.models import torch_device
@@ -203,13 +203,6 @@ class StageHost:
         if stage is None:
             raise LinkError("token: no turn waits for it")
         return stage.enter(token)
-
-    def awaits(self, opened: OpenTurn) -> str | None:
-        """Return what the device of a turn is to do next without its link, or None."""
-        states = {stage.status(token).state for stage, token in opened.stages}
-        if WAITING in states:
-            return "come onto its link"
-        return "answer after its last step" if states == {DONE} else None
 
     def is_over(self, opened: OpenTurn) -> bool:
         """Return whether nothing more will come over the links of a turn."""

@@ -1,7 +1,7 @@
 """One turn under way: for how long it is waited for, and why it is given up."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedsplit.flower.clock import StartClock
 from fedsplit.flower.host import StageHost
@@ -24,8 +24,8 @@ class TurnWatch:
     seat : Seat
         The turn on the servers.
     start_s, deadline_s : float
-        How long a device that is present may take for what it does without its link; and for the
-        whole turn.
+        How long the answer of a device that has left may be on its way; and how long a device that
+        is present may take for its turn.
     begun_s : float or None
         When the turn's time came (`begin`), on `time.monotonic`'s clock; a device that was started
         ahead waits for it.
@@ -38,7 +38,6 @@ class TurnWatch:
     start_s: float
     deadline_s: float
     begun_s: float | None = None
-    _since: dict[str, float] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Say that the turn's time has come."""
@@ -58,20 +57,11 @@ class TurnWatch:
         failed = self.host.failure(opened) if opened is not None else None
         if failed is not None or self.begun_s is None:
             return failed
-        if self._lasts("turn", self.deadline_s):
-            return f"no answer within {self.deadline_s:.0f} s"
-        awaited = self.host.awaits(opened) if opened is not None else None
-        if attention.state == LEFT:
-            awaited = "answer after it left"
-        if awaited is not None and self._lasts(awaited, self.start_s):
-            return f"did not {awaited} within {self.start_s:.0f} s"
-        return None
+        limit_s = self.start_s if attention.state == LEFT else self.deadline_s
+        late = time.monotonic() > max(attention.since_s, self.begun_s) + limit_s
+        return f"no answer within {limit_s:.0f} s" if late else None
 
     def steps(self) -> int:
         """Return how many mini-batches the turn has been through, as far as the servers know."""
         opened = self.seat.opened
         return self.host.steps(opened) if opened is not None else 0
-
-    def _lasts(self, what: str, limit_s: float) -> bool:
-        now = time.monotonic()
-        return now > self._since.setdefault(what, now) + limit_s

@@ -79,6 +79,21 @@ def test_an_edge_that_fails_drops_its_own_devices_only(
     assert all("power cut" in failure.reason for failure in outcomes[1].failures)
 
 
+def test_an_edge_does_not_wait_for_a_device_that_never_comes(
+    federation: Federation, fedavg: Strategy, tmp_path: Path
+) -> None:
+    def disturb(message: Message, node: int) -> None:
+        if message.metadata.message_type == "train.device" and node == 1:
+            raise RuntimeError("battery empty")
+
+    _, outcomes = federation.run(
+        Edges([[0], [1], [2], [3]], fedavg), disturb=disturb, edge_folder=tmp_path, deadline_s=60
+    )
+    assert [failure.who for failure in outcomes[1].failures] == ["device 1"]
+    assert {turn.turn.device for turn in outcomes[1].turns} == {0, 2, 3}
+    assert outcomes[1].wall_s < 30, "device 3 needs its edge's answer"
+
+
 def test_a_missing_edge_is_named_before_training(
     federation: Federation, fedavg: Strategy, tmp_path: Path
 ) -> None:
