@@ -256,6 +256,8 @@ class Branch:
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "branch width", self.width, "at least 1")
+        if len(self.turns) < 2:
+            return
         for wave in self.waves if self.width > 1 else ():
             devices = tuple(turn.device for turn in wave)
             require(len(set(devices)) == len(devices), "wave devices", devices, "each device once")
@@ -263,6 +265,9 @@ class Branch:
         unique = len(set(numbers)) == len(numbers)
         require(unique, "turns (device, repeat)", numbers, "different from each other")
         if self.at_edge:
+            routes = tuple(str(turn.route) for turn in self.turns)
+            over_edge = all(turn.route.on(EDGE) for turn in self.turns)
+            require(over_edge, "branch routes", routes, "over an edge, if one of them is")
             edges = {turn.edge for turn in self.turns}
             require(len(edges) == 1, "branch edges", edges, "one edge that averages its turns")
             behind = {
@@ -283,6 +288,8 @@ class Branch:
 
         So they do where several devices, or one several times, train behind an edge server.
         """
+        if len(self.turns) < 2:
+            return False
         together = self.width > 1 or any(turn.repeat for turn in self.turns)
         return together and any(turn.route.on(EDGE) for turn in self.turns)
 

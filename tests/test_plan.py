@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsplit.errors import FedsplitError
-from fedsplit.plan import DEVICE, SERVER, Branch, RoundPlan, Route, Segment, Turn
+from fedsplit.plan import DEVICE, EDGE, SERVER, Branch, RoundPlan, Route, Segment, Turn
 
 
 @st.composite
@@ -106,6 +106,14 @@ def test_adapters_stay_at_an_edge_only_if_it_has_something_to_average() -> None:
             (_turn(0), replace(_turn(1), route=Route.three_tier(8, 1, 5))),
             2,
             "branch routes.*one segment behind the edge",
+        ),
+        (
+            (
+                Turn(0, Route.through(8, (1,), (DEVICE, EDGE)), 1),
+                Turn(1, Route.device_only(8), 1),
+            ),
+            2,
+            "branch routes.*over an edge, if one of them is",
         ),
     ],
 )

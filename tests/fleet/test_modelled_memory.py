@@ -110,3 +110,19 @@ def test_fewer_concurrent_branches_cut_the_servers_peak_by_their_ratio():
         for count in (20, 5)
     )
     assert 1 - five / everyone == pytest.approx(0.75)
+
+
+@few
+@given(seed=st.integers(0, 1000), n=st.integers(2, 6), times=st.integers(1, 3))
+def test_an_edge_holds_a_wave_at_a_time_and_what_it_averages(seed, n, times):
+    """The turns of a wave as branches at once, and the trained adapters of their devices."""
+    profile = random_profile(seed)
+    fleet = replace(random_fleet(seed, n, edges=2), serving=ServingSpec("sharing"))
+    turns = [Turn(i, Route.three_tier(N_BLOCKS, 1, 3), 1, edge=0) for i in range(n)]
+    plan = RoundPlan.hierarchical([turns], times)
+    size = part(profile, 2, 4)
+    expected = splitllm(size, n, 1) + n * BATCH * size["workspace"]
+    handed_up = n * part(profile, 0, 2)["adapter"]
+    assert server_memory(profile, fleet, plan, node=1) == pytest.approx(expected + handed_up)
+    flat = RoundPlan.parallel(turns)
+    assert server_memory(profile, fleet, plan) == pytest.approx(server_memory(profile, fleet, flat))
