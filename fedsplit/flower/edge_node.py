@@ -70,7 +70,7 @@ class EdgeBranch:
 class EdgeTask:
     """What an edge is told: the branches to serve, and when to give up waiting for them.
 
-    A device has `start_s` to come, and its turn `deadline_s` to be over.
+    The cloud says earlier if it gave up a turn; without a word, `start_s` and `deadline_s` together.
     """
 
     job: Job

@@ -27,7 +27,7 @@ from fedsplit.flower.messages import (
 from fedsplit.flower.roster import EdgeNode
 from fedsplit.plan import EDGE as EDGE_TIER
 from fedsplit.plan import Failure
-from fedsplit.transport.presence import BROKEN, EXPECTED
+from fedsplit.transport.presence import BROKEN, EXPECTED, LEFT
 
 
 @dataclass(eq=False)
@@ -195,7 +195,8 @@ class RemoteEdges:
         if not all(ticket.is_over() for ticket in served.tickets):
             return None
         now = time.monotonic()
-        late = now > self._over_since.setdefault(message_id, now) + self._start_s
+        limit_s = self._start_s if attention.state == LEFT else self._deadline_s
+        late = now > self._over_since.setdefault(message_id, now) + limit_s
         return "no answer after its last step" if late else None
 
     def _end(self, message_id: str) -> None:
