@@ -70,7 +70,7 @@ class EdgeBranch:
 class EdgeTask:
     """What an edge is told: the branches to serve, and when to give up waiting for them.
 
-    The cloud says earlier if it gave up a turn; without a word, `start_s` and `deadline_s` together.
+    The cloud says so if it gives up a turn; without a word, after `start_s` and `deadline_s`.
     """
 
     job: Job
