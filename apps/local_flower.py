@@ -10,9 +10,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
+
+import psutil
 
 from apps.flower_tools import (
     end,
@@ -30,6 +33,10 @@ from fedsplit.errors import FedsplitError
 _START_S = 60.0
 _POLL_S = 0.1
 _ATTEMPTS = 3
+# Flower itself misses a simulation that died after a minute. One that ended well takes a moment to
+# say so.
+_GONE_S = 5.0
+_LOOK_S = 1.0
 
 _FLOWER_CONFIG = """\
 [superlink]
@@ -105,16 +112,21 @@ class LocalFlower:
             *("run", str(app), "--stream", "--run-config", str(values)),
             *("--federation-config", simulation),
         ]
+        assert self._superlink is not None
+        pulse = _Pulse(self._superlink.pid)
         with self._log.open("ab") as log:
             process = self._spawn(command, log)
             try:
-                while process.poll() is None:
+                while process.poll() is None and not pulse.is_gone():
                     watch()
                     time.sleep(_POLL_S)
             finally:
                 end(process)
         watch()
-        return newest_run(self._environment, self._home)
+        status, details = newest_run(self._environment, self._home)
+        if pulse.is_gone() and not status.startswith("finished"):
+            return "died", "the server's process ended without a word"
+        return status, details
 
     def _start(self) -> None:
         (self._home / "config.toml").write_text(_FLOWER_CONFIG)
@@ -152,3 +164,37 @@ class LocalFlower:
         with self._guard:
             if self._superlink is not None:
                 end(self._superlink)
+
+
+class _Pulse:
+    """Whether the process that runs server and devices, below the SuperLink, has come and gone."""
+
+    def __init__(self, superlink: int) -> None:
+        self._superlink = psutil.Process(superlink)
+        self._simulation: psutil.Process | None = None
+        self._look_due = 0.0
+        self._ended: float | None = None
+
+    def is_gone(self) -> bool:
+        now = time.monotonic()
+        if self._ended is None and now >= self._look_due:
+            self._look_due = now + _LOOK_S
+            if self._simulation is None:
+                self._simulation = self._find()
+            elif not _is_alive(self._simulation):
+                self._ended = now
+        return self._ended is not None and now > self._ended + _GONE_S
+
+    def _find(self) -> psutil.Process | None:
+        with suppress(psutil.NoSuchProcess):
+            for child in self._superlink.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if any(word.endswith("flwr-simulation") for word in child.cmdline()):
+                        return child
+        return None
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
