@@ -25,6 +25,7 @@ from fedsplit.flower.messages import (
     Job,
     TurnTask,
     read_arrays,
+    read_error,
     read_metrics,
     task_message,
 )
@@ -331,7 +332,7 @@ class Coordinator:
             raise FedsplitError(reply.reason)
         assert reply is not None
         if reply.has_error():
-            raise FedsplitError(str(reply.error.reason))
+            raise FedsplitError(read_error(reply))
         if watch.begun_s is None:
             raise FedsplitError("answered before its turn began")
         trained = read_arrays(reply)

@@ -20,6 +20,7 @@ from fedsplit.flower.messages import (
     Contact,
     Job,
     read_arrays,
+    read_error,
     read_info,
     read_metrics,
     task_message,
@@ -154,7 +155,7 @@ class RemoteEdges:
             served = self._serving[reply.metadata.reply_to_message_id]
             self._end(reply.metadata.reply_to_message_id)
             if reply.has_error():
-                self._fail(served.tickets, str(reply.error.reason))
+                self._fail(served.tickets, read_error(reply))
             else:
                 self._collect(served.tickets, reply)
         self._give_up()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 HELLO, TRAIN, EVALUATE, EDGE = "query.node", "train.device", "evaluate.device", "train.edge"
+_FLOWERS_WORDS = "occurred. Message: "
 _ARRAYS, _TASK, _METRICS, _INFO = "arrays", "task", "metrics", "info"
 
 
@@ -161,6 +162,13 @@ def read_metrics(message: Message) -> dict[str, float]:
 def read_info(message: Message) -> dict[str, str]:
     """Return the texts of a reply."""
     return {key: str(value) for key, value in message.content.config_records[_INFO].items()}
+
+
+def read_error(message: Message) -> str:
+    """Return why a node could not answer, in its own words, without Flower's and Ray's traces."""
+    reason = str(message.error.reason)
+    _, found, words = reason.rpartition(_FLOWERS_WORDS)
+    return words.strip().removesuffix("'>").strip() if found else reason
 
 
 def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:

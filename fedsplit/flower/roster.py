@@ -13,7 +13,14 @@ from flwr.supercore import log
 from flwr.supercore.run import Run
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.messages import HELLO, Job, read_info, read_metrics, task_message
+from fedsplit.flower.messages import (
+    HELLO,
+    Job,
+    read_error,
+    read_info,
+    read_metrics,
+    task_message,
+)
 
 _POLL_S = 0.2
 
@@ -226,7 +233,7 @@ def _roster(places: _Places, refused: frozenset[int] = frozenset()) -> Roster:
 
 def _read_node(reply: Message, job: Job) -> DeviceNode | EdgeNode:
     if reply.has_error():
-        raise FedsplitError(f"node did not start: {reply.error.reason}")
+        raise FedsplitError(f"node did not start: {read_error(reply)}")
     info = read_info(reply)
     index = int(read_metrics(reply)["index"])
     if info["source"] != job.source:
