@@ -1,11 +1,11 @@
 """A run that is interrupted goes on as if it had not been."""
 
+import ctypes
 import multiprocessing
 import resource
 import shutil
 import time
 from dataclasses import replace
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from random import Random
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read.strategy["m_t:a.b"].tolist() == [[2.0] * 3] * 2
 
 
-def write_on(folder: Path, counter: "Synchronized[int]") -> None:
+def write_on(folder: Path, counter: ctypes.c_int) -> None:
     """Write one checkpoint after the other; `counter` is the last that was completed."""
     while True:
         save_checkpoint(folder, checkpoint(counter.value + 1))
@@ -84,7 +84,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(1))
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.flower.test_checkpoint"])
-    counter = processes.Value("i", 1)
+    counter = processes.RawValue("i", 1)  # whoever is killed would keep a lock
     rng = Random(0)
     for _ in range(6):
         before = counter.value
