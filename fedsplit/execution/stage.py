@@ -91,7 +91,7 @@ class Stage:
         FedsplitError
             If the token is unknown, the turn has adapters already, or they do not fit.
         """
-        self._find(bytes.fromhex(token)).supply(adapters, device_adapters or {})
+        self._turn(bytes.fromhex(token)).supply(adapters, device_adapters or {})
 
     def adapters(self, token: str) -> dict[str, Tensor]:
         """Return the turn's adapter values, by name; with those that its device handed up.
@@ -101,11 +101,11 @@ class Stage:
         FedsplitError
             If the token is unknown, or the turn is not done.
         """
-        return self._find(bytes.fromhex(token)).adapters()
+        return self._turn(bytes.fromhex(token)).adapters()
 
     def status(self, token: str) -> TurnStatus:
         """Return how the turn stands."""
-        return self._find(bytes.fromhex(token)).status
+        return self._turn(bytes.fromhex(token)).status
 
     def close_turn(self, token: str) -> None:
         """Forget the turn; if it is active, its link fails at its next call."""
@@ -121,9 +121,16 @@ class Stage:
         return turn
 
     def _find(self, token: bytes) -> "StageTurn":
+        """Return the turn for a token that a stranger may have sent."""
         with self._mutex:
             # Every token is compared in full: the time taken tells nothing about them.
-            found = [turn for key, turn in self._turns.items() if hmac.compare_digest(key, token)]
-        if not found:
+            found = [key for key in self._turns if hmac.compare_digest(key, token)]
+        return self._turn(found[0] if found else token)
+
+    def _turn(self, token: bytes) -> "StageTurn":
+        """Return the turn of a token; this process asks for its own over and over."""
+        with self._mutex:
+            turn = self._turns.get(token)
+        if turn is None:
             raise LinkError("token: no turn waits for it")
-        return found[0]
+        return turn

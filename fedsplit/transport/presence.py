@@ -77,7 +77,7 @@ class Attendance:
         LinkError
             If the token was never given out, or forgotten.
         """
-        return self._find(bytes.fromhex(token)).attention
+        return self._seat(bytes.fromhex(token)).attention
 
     def present(self) -> list[Attention]:
         """Return those who are there, in the order of their tokens' making."""
@@ -96,7 +96,7 @@ class Attendance:
             If the words are too many.
         """
         key = bytes.fromhex(token)
-        seat = self._find(key)
+        seat = self._seat(key)
         with self._mutex:
             frame = encode(Frame(Kind.TELL, seat.told + 1, key, {"words": dict(words)}))
             if len(frame) > _FRAMES.header_bytes:
@@ -137,12 +137,19 @@ class Attendance:
             yield words
 
     def _find(self, token: bytes) -> _Seat:
+        """Return the seat for a token that a stranger may have sent."""
         with self._mutex:
             # Every token is compared in full: the time taken tells nothing about them.
-            found = [seat for key, seat in self._seats.items() if hmac.compare_digest(key, token)]
-        if not found:
+            found = [key for key in self._seats if hmac.compare_digest(key, token)]
+        return self._seat(found[0] if found else token)
+
+    def _seat(self, token: bytes) -> _Seat:
+        """Return the seat for a token; this process asks for its own over and over."""
+        with self._mutex:
+            seat = self._seats.get(token)
+        if seat is None:
             raise LinkError("token: nobody is expected with it")
-        return found[0]
+        return seat
 
     def _enter(self, seat: _Seat, who: str) -> None:
         if who != seat.who:
