@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from apps.config import plain
 from apps.reproduce_common import Chart, Figure, Reproduction, change, paper_config
 from apps.scenario import System, build_system
+from fedsplit.errors import require
 from fedsplit.layergraph import LayerGraph
 from fedsplit.mapping import from_mapping
 from fedsplit.models import ModelSpec
@@ -162,8 +163,14 @@ def cut_systems(config: DictConfig, system: System, ratio: float) -> list[CutSys
     return found
 
 
-def every_cut(graph: LayerGraph, min_blocks: int) -> NDArray[np.bool_]:
-    """Return all possible device parts with the first blocks in them, shape ``[cuts, n]``."""
+def every_cut(graph: LayerGraph, min_blocks: int, most: int | None = None) -> NDArray[np.bool_]:
+    """Return all possible device parts with the first blocks in them, shape ``[cuts, n]``.
+
+    Raises
+    ------
+    FedsplitError
+        If they have more than `most` entries on the way.
+    """
     needs: list[list[int]] = [[] for _ in range(graph.n)]
     for vertex, needed in [*graph.edges[:, ::-1].tolist(), *graph.requires.tolist()]:
         needs[vertex].append(needed)
@@ -177,4 +184,6 @@ def every_cut(graph: LayerGraph, min_blocks: int) -> NDArray[np.bool_]:
                 longer.append(extended)
         stays = vertex < graph.n_inputs or (min_blocks > 0 and graph.block[vertex] < min_blocks)
         parts = longer if stays else parts + longer
+        size = len(parts) * graph.n
+        require(most is None or size <= most, "device parts", size, f"at most {most}")
     return np.array(parts)

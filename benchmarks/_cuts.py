@@ -14,6 +14,8 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from apps.reproduce_fast import every_cut
+from fedsplit.errors import FedsplitError
 from fedsplit.layergraph import LayerGraph
 from fedsplit.models import ModelSpec
 from fedsplit.models.graph import layer_graph
@@ -201,28 +203,16 @@ def _by_linear_program(graph: LayerGraph, system: CutSystem, limits: CutLimits) 
     return float(answer.fun + 1) * scale
 
 
-def _every_cut(graph: LayerGraph, limits: CutLimits) -> list[NDArray[np.bool_]] | None:
+def _every_cut(graph: LayerGraph, limits: CutLimits) -> NDArray[np.bool_] | None:
     """Return all possible device parts, or None where they are too many to try."""
-    needs: list[list[int]] = [[] for _ in range(graph.n)]
-    for vertex, needed in [*graph.edges[:, ::-1].tolist(), *graph.requires.tolist()]:
-        needs[vertex].append(needed)
-    forced = _forced(graph, limits)
     if (graph.requires[:, 1] > graph.requires[:, 0]).any():
         return None  # a vertex may need a later one: not found by going in order
-    parts = [np.zeros(graph.n, dtype=bool)]
-    for vertex in range(graph.n):
-        longer = []
-        for part in parts:
-            if part[needs[vertex]].all():
-                extended = part.copy()
-                extended[vertex] = True
-                longer.append(extended)
-        parts = longer if forced[vertex] else parts + longer
-        if len(parts) * graph.n > EXHAUSTIVE_LIMIT:
-            return None
-    return parts
+    try:
+        return every_cut(graph, limits.min_blocks, EXHAUSTIVE_LIMIT)
+    except FedsplitError:
+        return None
 
 
-def _by_trying(graph: LayerGraph, system: CutSystem, every: list[NDArray[np.bool_]]) -> float:
+def _by_trying(graph: LayerGraph, system: CutSystem, every: NDArray[np.bool_]) -> float:
     weights = cut_weights(graph, system)
     return min(_objective(graph, weights, device) for device in every)
