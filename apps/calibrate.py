@@ -17,7 +17,6 @@ from rich.table import Table
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoTokenizer
 
-from apps.config import job, load_config
 from fedsplit.codec import Loopback, straight_through
 from fedsplit.data import DataSpec, Samples, batches, load_data, training_batches
 from fedsplit.errors import require, require_choice
@@ -26,6 +25,8 @@ from fedsplit.models import Boundary, ModelSpec, Output, SplitModel, load
 from fedsplit.plan import Route
 from fedsplit.report.files import csv_text, write_atomically
 from fedsplit.seeds import derive_seed, generator
+
+from .config import job, load_config
 
 Settings = Mapping[str, object]
 

@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
-    from apps.config import load_config
-    from apps.run import run
+    from .config import load_config
+    from .launch.run import run
 
     if options.cfg:
         console.print(OmegaConf.to_yaml(load_config(options.overrides)), end="", markup=False)
@@ -40,13 +40,13 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
-    from apps.plan import plan
+    from .plan import plan
 
     return plan(options.overrides, options.multirun, console)
 
 
 def _calibrate(options: argparse.Namespace, console: Console) -> int:
-    from apps.calibrate import GRID, calibrate
+    from .calibrate import GRID, calibrate
 
     grid: Any = GRID
     if options.grid is not None:
@@ -64,13 +64,13 @@ def _calibrate(options: argparse.Namespace, console: Console) -> int:
 
 
 def _deploy(options: argparse.Namespace, console: Console) -> int:
-    from apps.deploy import deploy
+    from .launch.deploy import deploy
 
     return deploy(options.topology, options.start, console, options.output)
 
 
 def _reproduce(options: argparse.Namespace, console: Console) -> int:
-    from apps.reproduce import reproduce
+    from .reproduce.papers import reproduce
 
     return reproduce(options.paper, options.overrides, options.json, options.train, console)
 

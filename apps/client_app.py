@@ -3,7 +3,7 @@
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsplit.flower import edge_node, session
+from fedsplit.flower.node import device, edge
 
 app = ClientApp()
 
@@ -11,22 +11,22 @@ app = ClientApp()
 @app.query("node")
 def hello(message: Message, context: Context) -> Message:
     """Say which device or edge this is."""
-    return session.hello(message, context)
+    return device.hello(message, context)
 
 
 @app.train("device")
 def train(message: Message, context: Context) -> Message:
     """Train one turn."""
-    return session.train(message, context)
+    return device.train(message, context)
 
 
 @app.evaluate("device")
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate on this device's test data."""
-    return session.evaluate(message, context)
+    return device.evaluate(message, context)
 
 
 @app.train("edge")
 def serve(message: Message, context: Context) -> Message:
     """Serve an edge's turns, in training and evaluation."""
-    return edge_node.serve(message, context)
+    return edge.serve(message, context)

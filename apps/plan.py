@@ -15,14 +15,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from apps.config import config_dir, load_config, model_spec
-from apps.plan_report import RoundRow, comparison_table, round_row, write_results
-from apps.scenario import System, build_system, refuse_impossible
-from apps.server_app import build_strategy
 from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet import Timeline, write_chrome_trace, write_gantt, write_json
 from fedsplit.flower import SplitStrategy
 from fedsplit.plan import RoundPlan
+
+from .config import config_dir, load_config, model_spec
+from .plan_report import RoundRow, comparison_table, round_row, write_results
+from .scenario import System, build_system, refuse_impossible
+from .server_app import build_strategy
 
 # Beyond this, pictures and traces sum a turn's mini-batches up.
 MAX_DETAILED_ACTIVITIES = 20_000

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 from fedsplit.flower import RoundOutcome, TurnOutcome
-from fedsplit.flower.outcome import accuracy, mean_loss
+from fedsplit.flower.server.outcome import accuracy, mean_loss
 from fedsplit.report import RoundRecord
 
 # Which tier a link's bytes are counted to, by the name of the link.

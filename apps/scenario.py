@@ -8,7 +8,6 @@ from functools import cache, partial
 import torch
 from omegaconf import DictConfig
 
-from apps.config import codec_plan, local_work, model_spec, plain
 from fedsplit.codec import make_codec
 from fedsplit.fleet import (
     CodecRatio,
@@ -26,6 +25,8 @@ from fedsplit.models.profile import profile_model
 from fedsplit.plan import CodecPlan, RoundPlan
 from fedsplit.profiles import ModelProfile
 from fedsplit.wireless import Channel, ChannelSpec
+
+from .config import codec_plan, local_work, model_spec, plain
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,10 +15,6 @@ from flwr.supercore import log
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from apps.config import job, link_settings, load_config, output_folder, plain, run_settings
-from apps.plan_report import round_row
-from apps.records import record_of, sent_bytes
-from apps.scenario import build_system, refuse_impossible
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import write_chrome_trace
 from fedsplit.flower import (
@@ -30,18 +26,23 @@ from fedsplit.flower import (
     discover,
     find_strategy,
 )
-from fedsplit.flower.checkpoint import (
+from fedsplit.flower.messages import to_record
+from fedsplit.flower.server.checkpoint import (
     Checkpoint,
     load_checkpoint,
     restore_strategy,
     save_checkpoint,
     strategy_state,
 )
-from fedsplit.flower.messages import to_record
 from fedsplit.flower.source import source_hash
 from fedsplit.models.adapters import lora_config
 from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
+
+from .config import job, link_settings, load_config, output_folder, plain, run_settings
+from .plan_report import round_row
+from .records import record_of, sent_bytes
+from .scenario import build_system, refuse_impossible
 
 app = ServerApp()
 PROGRESS, ERROR_FILE, TRACE = "progress.json", "error.txt", "modelled_trace.json"

@@ -9,12 +9,12 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import torch
+from fedsplit.apps.reproduce.fast import every_cut
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from apps.reproduce_fast import every_cut
 from fedsplit.errors import FedsplitError
 from fedsplit.layergraph import LayerGraph
 from fedsplit.models import ModelSpec

@@ -127,7 +127,7 @@ class ProcessGrid(Grid):
         self._fault = fault
         self._context: Any = multiprocessing.get_context("spawn" if cold else "forkserver")
         if not cold:
-            self._context.set_forkserver_preload(["benchmarks._faults", "apps.client_app"])
+            self._context.set_forkserver_preload(["benchmarks._faults", "fedsplit.apps.client_app"])
         self._work: dict[str, tuple[Any, Connection]] = {}
         self._deaf: set[str] = set()
         self.struck_unix_s: float | None = None
@@ -216,7 +216,7 @@ def _work(
     message: Message, node_config: dict[str, Any], fault: Fault | None, pipe: Connection
 ) -> None:
     """Answer one message in this process, or be struck."""
-    from apps.client_app import app
+    from fedsplit.apps.client_app import app
 
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     torch.set_num_threads(1)
@@ -245,7 +245,8 @@ def _strike(fault: Fault, pipe: Connection) -> None:
 
 
 def _strike_before_loading(fault: Fault, pipe: Connection) -> None:
-    from fedsplit.flower import edge_node, session
+    from fedsplit.flower.node import device as session
+    from fedsplit.flower.node import edge as edge_node
 
     module = session if fault.role == "device" else edge_node
     load = module.cached_model
@@ -259,7 +260,7 @@ def _strike_before_loading(fault: Fault, pipe: Connection) -> None:
 
 def _strike_between_steps(fault: Fault, pipe: Connection) -> None:
     from fedsplit.execution.turn import StageTurn
-    from fedsplit.flower import session
+    from fedsplit.flower.node import device as session
 
     if fault.role == "device":
         name = "training_batches" if fault.work == TRAIN else "batches"

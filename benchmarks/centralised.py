@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from fedsplit.apps.config import job, load_config, local_work
+from fedsplit.apps.launch.run import run
 from peft import LoraConfig, TaskType, get_peft_model
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from apps.config import job, load_config, local_work
-from apps.run import run
 from fedsplit.data import Batch, FederatedData, batches, load_data, training_batches
 from fedsplit.flower import Job
 from fedsplit.report import make_console, read_records

@@ -23,10 +23,10 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from fedsplit.apps.calibrate import IDENTITY, CutTraining, Outcome, Settings, fine_tune
 from rich.console import Console
 from rich.table import Table
 
-from apps.calibrate import IDENTITY, CutTraining, Outcome, Settings, fine_tune
 from fedsplit.assets import default_checkpoint
 from fedsplit.data import DataSpec
 from fedsplit.execution import OptimizerSpec

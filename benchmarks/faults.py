@@ -35,9 +35,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fedsplit.apps.launch.flower_tools import free_ports
 from flwr.supercore.task_identity import TaskIdentity
 
-from apps.flower_tools import free_ports
 from benchmarks._faults import DEVICES, EDGES, Fault, ProcessGrid, Relay
 from benchmarks._server_faults import SERVER_KINDS, ServerFaults
 from fedsplit.assets import default_checkpoint
@@ -45,8 +45,8 @@ from fedsplit.data import DataSpec
 from fedsplit.execution import OptimizerSpec
 from fedsplit.flower import Coordinator, Job, LinkSettings, Roster, StageHost
 from fedsplit.flower.messages import EVALUATE, TRAIN
-from fedsplit.flower.outcome import BranchOutcome, TurnOutcome
-from fedsplit.flower.roster import DeviceNode, EdgeNode
+from fedsplit.flower.server.outcome import BranchOutcome, TurnOutcome
+from fedsplit.flower.server.roster import DeviceNode, EdgeNode
 from fedsplit.models import ModelSpec
 from fedsplit.plan import Branch, Failure, Route, Turn
 

@@ -9,9 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
+from fedsplit.apps.calibrate import Settings, calibrate
 from rich.console import Console
 
-from apps.calibrate import Settings, calibrate
 from fedsplit.planning import CodecTable
 
 

@@ -22,16 +22,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from fedsplit.apps.launch.flower_tools import free_ports
 from torch import Tensor
 
-from apps.flower_tools import free_ports
 from benchmarks._faults import DEVICES, ProcessGrid
 from fedsplit.assets import default_checkpoint
 from fedsplit.data import DataSpec
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import OptimizerSpec
 from fedsplit.flower import Coordinator, Job, LinkSettings, Roster, StageHost
-from fedsplit.flower.roster import DeviceNode
+from fedsplit.flower.server.roster import DeviceNode
 from fedsplit.models import ModelSpec
 from fedsplit.plan import Branch, Route, Turn
 

@@ -9,7 +9,8 @@ from fedsplit.errors import require, require_choice
 from fedsplit.flower import Cut, CutRule, Scene, SplitStrategy
 from fedsplit.plan import RoundPlan
 from fedsplit.seeds import generator
-from strategies.gsfl import turn_times_s
+
+from .gsfl import turn_times_s
 
 CLUSTERINGS = ("similar", "random")
 

@@ -18,7 +18,8 @@ from fedsplit.planning import (
     plan_joint,
     uplink_snr_hz,
 )
-from strategies.sft import SHIPPED
+
+from .sft import SHIPPED
 
 
 class Joint(SplitStrategy):

@@ -2,7 +2,8 @@
 
 from fedsplit.flower import Scene
 from fedsplit.plan import RoundPlan
-from strategies.splitfed import SplitFed
+
+from .splitfed import SplitFed
 
 
 class Vanilla(SplitFed):

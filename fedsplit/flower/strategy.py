@@ -14,12 +14,18 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from flwr.supercore import log
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.coordinator import Coordinator
 from fedsplit.flower.messages import to_record
-from fedsplit.flower.outcome import BranchOutcome, RoundOutcome, TurnOutcome, accuracy, mean_loss
-from fedsplit.flower.roster import DeviceGrid
-from fedsplit.flower.scene import Scene
+from fedsplit.flower.server.coordinator import Coordinator
+from fedsplit.flower.server.outcome import (
+    BranchOutcome,
+    RoundOutcome,
+    TurnOutcome,
+    accuracy,
+    mean_loss,
+)
+from fedsplit.flower.server.roster import DeviceGrid
 from fedsplit.plan import EDGE, RoundPlan, Turn
+from fedsplit.schemes.scene import Scene
 from fedsplit.seeds import derive_seed
 
 _NO_SURVIVOR = 1

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fedsplit.apps.config import codec_plan, config_dir, job, load_config, local_work, run_settings
+from fedsplit.apps.plan import build_scenario
+from fedsplit.apps.server_app import build_strategy
+from fedsplit.strategies.vanilla import Vanilla
 
-from apps.config import codec_plan, config_dir, job, load_config, local_work, run_settings
-from apps.plan import build_scenario
-from apps.server_app import build_strategy
 from fedsplit.errors import FedsplitError
-from strategies.vanilla import Vanilla
 
 # Channels, fleets, papers and topologies have tests of their own.
 GROUPS = sorted(

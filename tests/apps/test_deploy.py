@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from flwr.common.config import parse_config_args
-from rich.console import Console
-
-from apps.config import link_settings, load_config, run_settings
-from apps.deploy import (
+from fedsplit.apps.config import link_settings, load_config, run_settings
+from fedsplit.apps.launch.deploy import (
     deploy,
     overrides,
     read_topology,
@@ -19,6 +16,9 @@ from apps.deploy import (
     superlink_command,
     supernode_command,
 )
+from flwr.common.config import parse_config_args
+from rich.console import Console
+
 from fedsplit.errors import FedsplitError
 from fedsplit.flower import LinkSettings
 

@@ -5,11 +5,11 @@ import json
 from io import StringIO
 
 import pytest
+from fedsplit.apps.cli import main
+from fedsplit.apps.config import load_config
+from fedsplit.apps.plan import build_scenario, expand_sweeps, plan
 from rich.console import Console
 
-from apps.cli import main
-from apps.config import load_config
-from apps.plan import build_scenario, expand_sweeps, plan
 from fedsplit.errors import FedsplitError
 
 

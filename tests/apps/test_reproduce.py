@@ -6,15 +6,15 @@ from io import StringIO
 
 import numpy as np
 import pytest
+from fedsplit.apps.cli import main
+from fedsplit.apps.config import load_config
+from fedsplit.apps.reproduce.card import scene
+from fedsplit.apps.reproduce.common import Chart, Figure, Reproduction, paper_config, paper_scenario
+from fedsplit.apps.reproduce.fast import every_cut
+from fedsplit.apps.reproduce.papers import PAPERS, reproduce
+from fedsplit.apps.reproduce.report import write_files
 from rich.console import Console
 
-from apps.cli import main
-from apps.config import load_config
-from apps.reproduce import PAPERS, reproduce
-from apps.reproduce_card import scene
-from apps.reproduce_common import Chart, Figure, Reproduction, paper_config, paper_scenario
-from apps.reproduce_fast import every_cut
-from apps.reproduce_report import write_files
 from fedsplit.errors import FedsplitError
 from fedsplit.layergraph import LayerGraph
 from fedsplit.wireless import uplink_bps

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from fedsplit.apps.config import load_config
+from fedsplit.apps.plan import build_scenario
+from fedsplit.apps.reproduce.accuracy import Accuracy
+from fedsplit.apps.reproduce.papers import PAPERS
+from fedsplit.apps.reproduce.training import COMMON, RUNS, Trained, accuracy_figure
 
-from apps.config import load_config
-from apps.plan import build_scenario
-from apps.reproduce import PAPERS
-from apps.reproduce_accuracy import Accuracy
-from apps.reproduce_training import COMMON, RUNS, Trained, accuracy_figure
 from fedsplit.report import RoundRecord
 
 

@@ -12,11 +12,11 @@ import psutil
 import pytest
 import torch
 import yaml
+from fedsplit.apps.config import load_config, output_folder, plain
+from fedsplit.apps.launch.run import cut_short
 
-from apps.config import load_config, output_folder, plain
-from apps.run import cut_short
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.checkpoint import Checkpoint, save_checkpoint
+from fedsplit.flower.server.checkpoint import Checkpoint, save_checkpoint
 
 COMMAND = ["rounds=5", "train.steps=2"]
 
@@ -64,7 +64,7 @@ def test_another_run_or_a_complete_one_is_left_alone(tmp_path: Path) -> None:
 
 STARTER = """
 import subprocess, sys, time
-from apps.guard import Guard
+from fedsplit.apps.launch.guard import Guard
 folder, seconds, nap = sys.argv[1:]
 inner = "import subprocess, sys, time; "
 inner += f"subprocess.Popen(['sleep', '{nap}'], start_new_session=True); time.sleep(2.5)"

@@ -1,9 +1,17 @@
 """Calibration: real training with codecs at the cut, and the table that planning reads."""
 
 import pytest
+from fedsplit.apps.calibrate import (
+    IDENTITY,
+    CutTraining,
+    Row,
+    calibrate,
+    fine_tune,
+    plot,
+    write_table,
+)
 from rich.console import Console
 
-from apps.calibrate import IDENTITY, CutTraining, Row, calibrate, fine_tune, plot, write_table
 from fedsplit.data import DataSpec
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import OptimizerSpec

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from fedsplit.apps.config import load_config
+from fedsplit.apps.scenario import build_system
 
-from apps.config import load_config
-from apps.scenario import build_system
 from fedsplit.errors import FedsplitError
 from fedsplit.flower import SplitStrategy
 
@@ -57,7 +57,7 @@ def test_the_documentation_shows_it_as_it_is() -> None:
 def test_it_plans_under_its_name(installed: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])
     done = run(
-        "apps.cli", "plan", "strategy=my_scheme", "+strategy.share=0.9", "rounds=1",
+        "fedsplit.apps.cli", "plan", "strategy=my_scheme", "+strategy.share=0.9", "rounds=1",
         f"output={tmp_path}", PYTHONPATH=path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fedsplit.apps.client_app import app as client_app
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor
 
-from apps.client_app import app as client_app
 from fedsplit.data import DataSpec
 from fedsplit.execution import OptimizerSpec
 from fedsplit.fleet import FleetSpec, build_fleet

@@ -12,17 +12,17 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from fedsplit.strategies.splitfed import SplitFed
 from flwr.serverapp.strategy import FedAdam, FedAvg, Strategy
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.checkpoint import (
+from fedsplit.flower.server.checkpoint import (
     Checkpoint,
     load_checkpoint,
     restore_strategy,
     save_checkpoint,
     strategy_state,
 )
-from strategies.splitfed import SplitFed
 from tests.flower.conftest import Federation
 
 

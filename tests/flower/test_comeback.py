@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fedsplit.apps.client_app import app as client_app
+from fedsplit.strategies.splitfed import SplitFed
 from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 
-from apps.client_app import app as client_app
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.roster import discover, rediscover
-from strategies.splitfed import SplitFed
+from fedsplit.flower.server.roster import discover, rediscover
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.federation import N_EDGES, ThreadGrid
 

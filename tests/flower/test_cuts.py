@@ -3,20 +3,20 @@
 from dataclasses import replace
 
 import pytest
+from fedsplit.apps.config import load_config
+from fedsplit.apps.plan import build_scenario
+from fedsplit.strategies.card import Card
+from fedsplit.strategies.cpsl import Cpsl
+from fedsplit.strategies.fast import Fast
+from fedsplit.strategies.fedsllm import FedsLlm
+from fedsplit.strategies.gsfl import Gsfl
+from fedsplit.strategies.splitfed import SplitFed
+from fedsplit.strategies.vanilla import Vanilla
 from flwr.serverapp.strategy import Strategy
 
-from apps.config import load_config
-from apps.plan import build_scenario
 from fedsplit.errors import FedsplitError
 from fedsplit.flower import Cut, CutRule, Scene, SplitStrategy
 from fedsplit.plan import RoundPlan, Route
-from strategies.card import Card
-from strategies.cpsl import Cpsl
-from strategies.fast import Fast
-from strategies.fedsllm import FedsLlm
-from strategies.gsfl import Gsfl
-from strategies.splitfed import SplitFed
-from strategies.vanilla import Vanilla
 from tests.flower.conftest import Federation
 from tests.flower.test_strategy import assert_equal
 from tests.strategies.scenes import N_BLOCKS, cost, make_scene

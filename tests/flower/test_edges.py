@@ -9,7 +9,8 @@ from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower import Scene, SplitStrategy, session
+from fedsplit.flower import Scene, SplitStrategy
+from fedsplit.flower.node import device as session
 from fedsplit.plan import DEVICE, EDGE, RoundPlan, Route
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import assert_equal

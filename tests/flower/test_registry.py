@@ -3,12 +3,12 @@
 from importlib.metadata import EntryPoint
 
 import pytest
+from fedsplit.strategies.splitfed import SplitFed
+from fedsplit.strategies.vanilla import Vanilla
 
 from fedsplit.errors import FedsplitError
 from fedsplit.flower import find_strategy, strategy_names
-from fedsplit.flower.registry import GROUP
-from strategies.splitfed import SplitFed
-from strategies.vanilla import Vanilla
+from fedsplit.schemes.registry import GROUP
 
 
 def entry(name: str, value: str) -> EntryPoint:
@@ -26,13 +26,16 @@ def test_an_unknown_name_lists_what_exists() -> None:
 
 
 def test_a_name_registered_twice_is_refused() -> None:
-    twice = [entry("x", "strategies.splitfed:SplitFed"), entry("x", "strategies.vanilla:Vanilla")]
+    twice = [
+        entry("x", "fedsplit.strategies.splitfed:SplitFed"),
+        entry("x", "fedsplit.strategies.vanilla:Vanilla"),
+    ]
     with pytest.raises(FedsplitError, match="more than once"):
         find_strategy("x", twice)
 
 
 def test_one_distribution_seen_twice_is_no_clash() -> None:
-    twice = [entry("x", "strategies.vanilla:Vanilla")] * 2
+    twice = [entry("x", "fedsplit.strategies.vanilla:Vanilla")] * 2
     assert find_strategy("x", twice) is Vanilla
 
 

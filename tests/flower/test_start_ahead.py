@@ -3,13 +3,13 @@
 import time
 
 import pytest
+from fedsplit.strategies.vanilla import Vanilla
 from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedsplit.flower import RoundOutcome, Scene, SplitStrategy
 from fedsplit.plan import RoundPlan, Route
-from strategies.vanilla import Vanilla
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import assert_equal
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from fedsplit.strategies.fedlora import FedLora
+from fedsplit.strategies.splitfed import SplitFed
+from fedsplit.strategies.vanilla import Vanilla
 from flwr.app import Message
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 from torch import Tensor
@@ -14,13 +17,11 @@ from torch import Tensor
 from fedsplit.data import training_batches
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import train_turn
-from fedsplit.flower import Scene, SplitStrategy, session
+from fedsplit.flower import Scene, SplitStrategy
+from fedsplit.flower.node import device as session
 from fedsplit.models import load
 from fedsplit.plan import RoundPlan, Route
 from fedsplit.seeds import derive_seed, generator
-from strategies.fedlora import FedLora
-from strategies.splitfed import SplitFed
-from strategies.vanilla import Vanilla
 from tests.flower.conftest import N_DEVICES, Federation
 
 Adapters = dict[str, Tensor]

@@ -11,11 +11,12 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, Krum, Strategy
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import weighted_mean
-from fedsplit.flower import RoundOutcome, Scene, SplitStrategy, edge_node
-from fedsplit.flower.edge_node import EdgeTask, Verdict
+from fedsplit.flower import RoundOutcome, Scene, SplitStrategy
 from fedsplit.flower.messages import EDGE as EDGE_MESSAGE
 from fedsplit.flower.messages import read_task
-from fedsplit.flower.session import _data
+from fedsplit.flower.node import edge as edge_node
+from fedsplit.flower.node.device import _data
+from fedsplit.flower.node.edge import EdgeTask, Verdict
 from fedsplit.plan import DEVICE, EDGE, Branch, RoundPlan, Route
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import Adapters, assert_equal, initial, slow_down, train_unsplit

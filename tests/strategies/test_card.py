@@ -5,16 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fedsplit.apps.config import load_config
+from fedsplit.apps.plan import Scenario, build_scenario
+from fedsplit.strategies.card import Card
+from fedsplit.strategies.vanilla import Vanilla
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from apps.config import load_config
-from apps.plan import Scenario, build_scenario
 from fedsplit.errors import FedsplitError
 from fedsplit.flower import Scene
 from fedsplit.plan import RoundPlan, Route, Turn
-from strategies.card import Card
-from strategies.vanilla import Vanilla
 from tests.flower.conftest import Federation
 
 N_CLOCKS = 60

@@ -6,6 +6,8 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from fedsplit.strategies.cpsl import Cpsl
+from fedsplit.strategies.splitfed import SplitFed
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,10 +15,8 @@ from hypothesis import strategies as st
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import ServingSpec
 from fedsplit.flower import Scene
-from fedsplit.flower.session import _data
+from fedsplit.flower.node.device import _data
 from fedsplit.plan import RoundPlan, Route
-from strategies.cpsl import Cpsl
-from strategies.splitfed import SplitFed
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import assert_equal, initial, train_unsplit
 from tests.strategies.scenes import N_BLOCKS, cost, make_scene, scenes

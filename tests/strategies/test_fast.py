@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from fedsplit.apps.config import load_config
+from fedsplit.apps.plan import Scenario, build_scenario
+from fedsplit.strategies.fast import Fast
+from fedsplit.strategies.vanilla import Vanilla
 from flwr.serverapp.strategy import Strategy
 
-from apps.config import load_config
-from apps.plan import Scenario, build_scenario
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import RoundCost
 from fedsplit.plan import RoundPlan, Route, Turn
 from fedsplit.planning import CutCosts
-from strategies.fast import Fast
-from strategies.vanilla import Vanilla
 from tests.flower.conftest import Federation
 
 

@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
+from fedsplit.apps.config import load_config
+from fedsplit.apps.plan import build_scenario
+from fedsplit.strategies.fedsllm import FedsLlm
+from fedsplit.strategies.splitfed import SplitFed
 from flwr.serverapp.strategy import Strategy
 
-from apps.config import load_config
-from apps.plan import build_scenario
 from fedsplit.errors import FedsplitError
 from fedsplit.plan import Turn
-from strategies.fedsllm import FedsLlm
-from strategies.splitfed import SplitFed
 from tests.flower.conftest import Federation
 
 

@@ -5,6 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fedsplit.strategies.gsfl import Gsfl, turn_times_s
+from fedsplit.strategies.splitfed import SplitFed
+from fedsplit.strategies.vanilla import Vanilla
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,10 +15,7 @@ from hypothesis import strategies as st
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import ServingSpec, timeline
 from fedsplit.flower import Scene
-from fedsplit.flower.session import _data
-from strategies.gsfl import Gsfl, turn_times_s
-from strategies.splitfed import SplitFed
-from strategies.vanilla import Vanilla
+from fedsplit.flower.node.device import _data
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import assert_equal, initial, train_unsplit
 from tests.strategies.scenes import cost, make_scene, scenes

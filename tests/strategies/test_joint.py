@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from fedsplit.apps.config import load_config
+from fedsplit.apps.plan import Scenario, build_scenario
+from fedsplit.strategies.joint import Joint
+from fedsplit.strategies.splitfed import SplitFed
 from flwr.serverapp.strategy import Strategy
 
-from apps.config import load_config
-from apps.plan import Scenario, build_scenario
 from fedsplit.errors import FedsplitError
 from fedsplit.plan import RoundPlan, Route, Turn
-from strategies.joint import Joint
-from strategies.splitfed import SplitFed
 from tests.flower.conftest import Federation
 
 # Weak devices on a wide band, who gain by a server.

@@ -4,16 +4,16 @@ from functools import cache
 
 import pytest
 import torch
+from fedsplit.strategies.card import Card
+from fedsplit.strategies.fast import Fast
+from fedsplit.strategies.fedsllm import FedsLlm
+from fedsplit.strategies.joint import Joint
+from fedsplit.strategies.splitfed import SplitFed
+from fedsplit.strategies.vanilla import Vanilla
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 from torch import Tensor
 
 from fedsplit.flower import SplitStrategy
-from strategies.card import Card
-from strategies.fast import Fast
-from strategies.fedsllm import FedsLlm
-from strategies.joint import Joint
-from strategies.splitfed import SplitFed
-from strategies.vanilla import Vanilla
 from tests.flower.conftest import Federation
 
 TWO_STEPS = {"iterations": 2.0, "rounds": 20.0}

@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from fedsplit.strategies.card import Card
+from fedsplit.strategies.fast import Fast
+from fedsplit.strategies.joint import Joint
+from fedsplit.strategies.sft import Sft
+from fedsplit.strategies.splitfed import SplitFed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsplit.errors import FedsplitError
 from fedsplit.flower import Scene, SplitStrategy
 from fedsplit.plan import RoundPlan, Route
-from strategies.card import Card
-from strategies.fast import Fast
-from strategies.joint import Joint
-from strategies.sft import Sft
-from strategies.splitfed import SplitFed
 from tests.strategies.scenes import N_BLOCKS, cost, make_scene
 
 SCHEMES: dict[str, SplitStrategy] = {

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedsplit.strategies.sft import Sft
+from fedsplit.strategies.splitfed import SplitFed
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +19,6 @@ from fedsplit.errors import FedsplitError
 from fedsplit.flower import Scene
 from fedsplit.plan import CodecPlan, RoundPlan, Turn
 from fedsplit.planning import CodecTable, InfeasibleError
-from strategies.sft import Sft
-from strategies.splitfed import SplitFed
 from tests.flower.conftest import Federation
 from tests.flower.test_strategy import assert_equal
 from tests.strategies.scenes import cost, make_scene, scenes

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from fedsplit.strategies.splitllm import SplitLlm, edge_times_s
 from flwr.app import Message
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 from hypothesis import given, settings
@@ -16,9 +17,8 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.flower import Scene, SplitStrategy
-from fedsplit.flower.session import _data
+from fedsplit.flower.node.device import _data
 from fedsplit.plan import RoundPlan, Route
-from strategies.splitllm import SplitLlm, edge_times_s
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import assert_equal, initial, train_unsplit
 from tests.strategies.scenes import N_BLOCKS, cost, make_scene, scenes

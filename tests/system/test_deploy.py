@@ -13,9 +13,9 @@ import psutil
 import pytest
 import torch
 import yaml
+from fedsplit.apps.launch.flower_tools import free_ports
 from safetensors.torch import load_file
 
-from apps.flower_tools import free_ports
 from tests.certificates import Authority, login_key
 
 # Flower starts a process for every message: some thirty times four seconds of one core.
@@ -27,7 +27,7 @@ EDGES, DEVICES = 2, 4
 def fedsplit(*arguments: str, cwd: Path, patience_s: float) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "apps.cli", *arguments],
+        [sys.executable, "-m", "fedsplit.apps.cli", *arguments],
         cwd=cwd,
         env=environment,
         capture_output=True,

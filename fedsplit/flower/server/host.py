@@ -12,7 +12,7 @@ from fedsplit.execution import OptimizerSpec, Stage, compute
 from fedsplit.execution.turn import DONE, FAILED
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import Contact
-from fedsplit.flower.models import torch_device
+from fedsplit.flower.node.models import torch_device
 from fedsplit.models import ModelSpec, SplitModel, load
 from fedsplit.plan import DEVICE, Route, Segment, Turn
 from fedsplit.transport import (

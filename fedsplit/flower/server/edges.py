@@ -12,9 +12,6 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.clock import StartClock
-from fedsplit.flower.edge_node import EdgeBranch, EdgeTask, Verdict
-from fedsplit.flower.host import StageHost
 from fedsplit.flower.messages import (
     EDGE,
     Contact,
@@ -25,7 +22,10 @@ from fedsplit.flower.messages import (
     read_metrics,
     task_message,
 )
-from fedsplit.flower.roster import EdgeNode
+from fedsplit.flower.node.edge import EdgeBranch, EdgeTask, Verdict
+from fedsplit.flower.server.host import StageHost
+from fedsplit.flower.server.liveness import StartClock
+from fedsplit.flower.server.roster import EdgeNode
 from fedsplit.plan import EDGE as EDGE_TIER
 from fedsplit.plan import Failure
 from fedsplit.transport.presence import BROKEN, EXPECTED, LEFT

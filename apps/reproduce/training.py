@@ -7,14 +7,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from apps.config import load_config
-from apps.plan import build_scenario
-from apps.reproduce_accuracy import Accuracy, Array, measure_accuracy
-from apps.reproduce_common import Figure, change, paper_config
-from apps.reproduce_memory import measured_bytes
-from apps.run import run
 from fedsplit.errors import FedsplitError
 from fedsplit.report import RoundRecord, read_records
+
+from ..config import load_config
+from ..launch.run import run
+from ..plan import build_scenario
+from .accuracy import Accuracy, Array, measure_accuracy
+from .common import Figure, change, paper_config
+from .memory import measured_bytes
 
 # On this band slow devices gain by a server; on the default one they keep the whole small model.
 _CUT_SOMEWHERE = (

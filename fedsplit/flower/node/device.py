@@ -16,7 +16,7 @@ from fedsplit.errors import FedsplitError
 from fedsplit.execution import TurnResult, evaluate_turn, train_turn
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import Contact, Job, TurnTask, answer, read_arrays, read_task
-from fedsplit.flower.models import cached_model
+from fedsplit.flower.node.models import cached_model
 from fedsplit.flower.source import source_hash
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, SplitModel

@@ -1,6 +1,6 @@
 """What SFT's operating point costs in accuracy, on a small image classifier that really trains.
 
-    python -m apps.reproduce_accuracy --steps 120 --seeds 3
+    python -m fedsplit.apps.reproduce.accuracy --steps 120 --seeds 3
 
 A ViT is trained on scikit-learn's digits first, without a cut that compresses, and then fine-tuned
 with and without compression at the cut, from the same weights and in the same order.
@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from apps.reproduce_common import paper_config
-from apps.reproduce_sft import PAPER, fedsplit_point
 from fedsplit.codec import Loopback, straight_through
 from fedsplit.data import DataSpec, FederatedData, batches, load_data, training_batches
 from fedsplit.execution import OptimizerSpec
 from fedsplit.models import Boundary, ModelSpec, Output, SplitModel, load
 from fedsplit.plan import Route
 from fedsplit.seeds import generator
+
+from .common import paper_config
+from .sft import PAPER, fedsplit_point
 
 Settings = Mapping[str, object]
 Array = NDArray[np.float64]

@@ -10,14 +10,15 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from apps.config import job, load_config, output_folder, plain, run_settings
-from apps.local_flower import LocalFlower
-from apps.scenario import build_system, refuse_impossible
-from apps.server_app import ERROR_FILE, PROGRESS, build_strategy
 from fedsplit.errors import FedsplitError, require
-from fedsplit.flower.checkpoint import holds_checkpoint, load_checkpoint
+from fedsplit.flower.server.checkpoint import holds_checkpoint, load_checkpoint
 from fedsplit.report import is_finished, read_records, round_line, summary_table
 from fedsplit.report.run import CONFIG, RESULTS
+
+from ..config import job, load_config, output_folder, plain, run_settings
+from ..scenario import build_system, refuse_impossible
+from ..server_app import ERROR_FILE, PROGRESS, build_strategy
+from .local_flower import LocalFlower
 
 LOG = "flower.log"
 _COMPLETED = "finished:completed"

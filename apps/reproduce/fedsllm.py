@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 from omegaconf import DictConfig
 
-from apps.config import plain
-from apps.reproduce_common import Chart, Figure, Reproduction, change, paper_config
 from fedsplit.mapping import from_mapping
 from fedsplit.planning import FedsllmProblem, LearningCurve, plan_fedsllm, uplink_snr_hz
 from fedsplit.seeds import generator
 from fedsplit.wireless import Channel, ChannelSpec
+
+from ..config import plain
+from .common import Chart, Figure, Reproduction, change, paper_config
 
 PAPER = "fedsllm"
 SCHEMES = ("FedsLLM", "unoptimised", "EB, eta 0.5", "EB, best eta", "smashed data in bf16")

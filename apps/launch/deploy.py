@@ -11,12 +11,13 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from apps.config import link_settings, load_config, run_settings
-from apps.flower_tools import end, environment, is_up, newest_run, spawn, tool, write_app
-from apps.guard import Guard
 from fedsplit.errors import FedsplitError, require
 from fedsplit.flower import LinkSettings
 from fedsplit.mapping import from_mapping
+
+from ..config import link_settings, load_config, run_settings
+from .flower_tools import end, environment, is_up, newest_run, spawn, tool, write_app
+from .guard import Guard
 
 CONNECTION = "deployed"
 _START_S = 60.0

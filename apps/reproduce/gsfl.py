@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import brentq
 
-from apps.plan import Scenario
-from apps.reproduce_common import (
+from fedsplit.plan import Branch, RoundPlan
+
+from ..plan import Scenario
+from .common import (
     Chart,
     Figure,
     Reproduction,
@@ -16,7 +18,6 @@ from apps.reproduce_common import (
     paper_scenario,
     round_delays_s,
 )
-from fedsplit.plan import Branch, RoundPlan
 
 PAPER = "gsfl"
 _BISECTIONS = 12

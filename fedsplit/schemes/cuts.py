@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from fedsplit.errors import FedsplitError, require
-from fedsplit.flower.registry import find_strategy
-from fedsplit.flower.scene import Scene
 from fedsplit.flower.strategy import SplitStrategy
 from fedsplit.plan import CLOUD, EDGE, Route, Turn
+from fedsplit.schemes.registry import find_strategy
+from fedsplit.schemes.scene import Scene
 from fedsplit.wireless import ChannelState
 
 Cut: TypeAlias = int | str | Mapping[str, object]

@@ -19,8 +19,8 @@ from fedsplit.execution import Stage, TurnStatus, weighted_mean
 from fedsplit.execution.turn import DONE, FAILED
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import Contact, Job, answer, read_arrays, read_task
-from fedsplit.flower.models import cached_model
-from fedsplit.flower.session import at_work
+from fedsplit.flower.node.device import at_work
+from fedsplit.flower.node.models import cached_model
 from fedsplit.models import SplitModel
 from fedsplit.plan import EDGE, CodecPlan, Route
 from fedsplit.transport import GrpcLink, GrpcServer, OpenRequest, Presence

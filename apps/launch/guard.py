@@ -32,7 +32,7 @@ class Guard:
 
     def __init__(self, folder: str = "") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "apps.guard", folder],
+            [sys.executable, "-m", "fedsplit.apps.launch.guard", folder],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )

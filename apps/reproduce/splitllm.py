@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
-from apps.reproduce_common import (
+from fedsplit.errors import FedsplitError
+from fedsplit.fleet import RoundCost
+
+from .common import (
     Chart,
     Figure,
     Reproduction,
@@ -10,8 +13,6 @@ from apps.reproduce_common import (
     paper_config,
     paper_scenario,
 )
-from fedsplit.errors import FedsplitError
-from fedsplit.fleet import RoundCost
 
 PAPER = "splitllm"
 CONCURRENT, LANE = "fleet.serving.discipline=sharing", "fleet.serving.discipline=fifo"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from omegaconf import DictConfig
 
-from apps.config import load_config
-from apps.plan import Scenario, build_scenario
+from ..config import load_config
+from ..plan import Scenario, build_scenario
 
 
 @dataclass(frozen=True)

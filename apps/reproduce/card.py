@@ -4,9 +4,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from fedsplit.strategies.card import Card
 from omegaconf import DictConfig
 
-from apps.reproduce_common import (
+from fedsplit.fleet import timeline
+from fedsplit.flower import Scene
+from fedsplit.plan import RoundPlan, Route
+from fedsplit.seeds import generator
+from fedsplit.wireless import ChannelState, db_to_linear
+
+from ..scenario import System
+from .common import (
     Chart,
     Figure,
     Reproduction,
@@ -14,13 +22,6 @@ from apps.reproduce_common import (
     paper_config,
     paper_scenario,
 )
-from apps.scenario import System
-from fedsplit.fleet import timeline
-from fedsplit.flower import Scene
-from fedsplit.plan import RoundPlan, Route
-from fedsplit.seeds import generator
-from fedsplit.wireless import ChannelState, db_to_linear
-from strategies.card import Card
 
 PAPER = "card"
 

@@ -17,7 +17,9 @@ from typing import IO
 
 import psutil
 
-from apps.flower_tools import (
+from fedsplit.errors import FedsplitError
+
+from .flower_tools import (
     end,
     environment,
     free_ports,
@@ -27,8 +29,7 @@ from apps.flower_tools import (
     tool,
     write_app,
 )
-from apps.guard import Guard
-from fedsplit.errors import FedsplitError
+from .guard import Guard
 
 _START_S = 60.0
 _POLL_S = 0.1

@@ -1,6 +1,6 @@
 """Peak memory of a server that trains many branches, measured in a process of its own.
 
-    python -m apps.reproduce_memory --branches 20 --copies
+    python -m fedsplit.apps.reproduce.memory --branches 20 --copies
 
 Prints one JSON object. The server holds all but the first blocks of a small ViT with random
 weights, with LoRA adapters for every branch. ``--copies``: the frozen weights are held once for
@@ -28,7 +28,7 @@ CUT, BATCH, PIXELS = 2, 2, 224
 
 def measured_bytes(branches: int, copies: bool) -> float:
     """Return how much the peak of a process of its own rises while it serves `branches`."""
-    command = [sys.executable, "-m", "apps.reproduce_memory", "--branches", str(branches)]
+    command = [sys.executable, "-m", "fedsplit.apps.reproduce.memory", "--branches", str(branches)]
     quiet = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [*command, *["--copies"] * copies], check=True, capture_output=True, text=True, env=quiet

@@ -7,9 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from apps.config import plain
-from apps.reproduce_common import Chart, Figure, Reproduction, change, paper_config
-from apps.scenario import System, build_system
 from fedsplit.errors import require
 from fedsplit.layergraph import LayerGraph
 from fedsplit.mapping import from_mapping
@@ -18,6 +15,10 @@ from fedsplit.models.profile import profile_graph
 from fedsplit.planning import CutLimits, CutSolver, CutSystem
 from fedsplit.planning.cut_cost import cut_weights
 from fedsplit.wireless import downlink_bps, uplink_bps
+
+from ..config import plain
+from ..scenario import System, build_system
+from .common import Chart, Figure, Reproduction, change, paper_config
 
 PAPER = "fast"
 BASELINES = ("best static cut", "device only", "most on the server", "random cut")

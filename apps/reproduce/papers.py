@@ -11,29 +11,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from apps import (
-    reproduce_card,
-    reproduce_fast,
-    reproduce_fedsllm,
-    reproduce_gsfl,
-    reproduce_sft,
-    reproduce_splitllm,
-)
-from apps.config import load_config
-from apps.reproduce_common import Reproduction
-from apps.reproduce_report import figures_table, provenance_table, record, write_files
-from apps.reproduce_training import train
 from fedsplit.errors import require_choice
+
+from ..config import load_config
+from . import card, fast, fedsllm, gsfl, sft, splitllm
+from .common import Reproduction
+from .report import figures_table, provenance_table, record, write_files
+from .training import train
 
 PAPERS: dict[str, Callable[[Sequence[str]], Reproduction]] = {
     module.PAPER: module.reproduce
     for module in (
-        reproduce_splitllm,
-        reproduce_sft,
-        reproduce_fedsllm,
-        reproduce_fast,
-        reproduce_card,
-        reproduce_gsfl,
+        splitllm,
+        sft,
+        fedsllm,
+        fast,
+        card,
+        gsfl,
     )
 }
 ALL = "all"

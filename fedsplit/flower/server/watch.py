@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass
 
-from fedsplit.flower.clock import StartClock
-from fedsplit.flower.host import StageHost
-from fedsplit.flower.seats import Seat
+from fedsplit.flower.server.host import StageHost
+from fedsplit.flower.server.liveness import StartClock
+from fedsplit.flower.server.placement import Seat
 from fedsplit.transport.presence import BROKEN, EXPECTED, LEFT
 
 

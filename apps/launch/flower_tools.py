@@ -26,8 +26,8 @@ dependencies = []
 publisher = "fedsplit"
 
 [tool.flwr.app.components]
-serverapp = "apps.server_app:app"
-clientapp = "apps.client_app:app"
+serverapp = "fedsplit.apps.server_app:app"
+clientapp = "fedsplit.apps.client_app:app"
 
 [tool.flwr.app.config]
 hydra = ""

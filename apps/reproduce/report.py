@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from apps.reproduce_common import Chart, Figure, Reproduction
+from .common import Chart, Figure, Reproduction
 
 
 def figures_table(found: Sequence[Reproduction]) -> Table:

@@ -14,10 +14,6 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import weighted_mean
-from fedsplit.flower.clock import StartClock
-from fedsplit.flower.drive import Answer, Await, Call, Fork, Lost, Turns, Waited, drive
-from fedsplit.flower.edges import RemoteEdges
-from fedsplit.flower.host import StageHost
 from fedsplit.flower.messages import (
     EVALUATE,
     TRAIN,
@@ -29,10 +25,14 @@ from fedsplit.flower.messages import (
     read_metrics,
     task_message,
 )
-from fedsplit.flower.outcome import BranchOutcome, TurnOutcome, check_complete, turn_outcome
-from fedsplit.flower.roster import Roster, rediscover
-from fedsplit.flower.seats import Seat, Seating
-from fedsplit.flower.watch import TurnWatch
+from fedsplit.flower.server.drive import Answer, Await, Call, Fork, Lost, Turns, Waited, drive
+from fedsplit.flower.server.edges import RemoteEdges
+from fedsplit.flower.server.host import StageHost
+from fedsplit.flower.server.liveness import StartClock
+from fedsplit.flower.server.outcome import BranchOutcome, TurnOutcome, check_complete, turn_outcome
+from fedsplit.flower.server.placement import Seat, Seating
+from fedsplit.flower.server.roster import Roster, rediscover
+from fedsplit.flower.server.watch import TurnWatch
 from fedsplit.models import check_route
 from fedsplit.plan import DEVICE, EDGE, Branch, Failure, Route, Turn
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.edge_node import EdgeBranch, EdgeTurn
-from fedsplit.flower.edges import EdgeTicket, RemoteEdges
-from fedsplit.flower.host import OpenTurn, StageHost
+from fedsplit.flower.node.edge import EdgeBranch, EdgeTurn
+from fedsplit.flower.server.edges import EdgeTicket, RemoteEdges
+from fedsplit.flower.server.host import OpenTurn, StageHost
 from fedsplit.plan import DEVICE, EDGE, Branch, Turn
 from fedsplit.seeds import derive_seed
 from fedsplit.transport import new_token

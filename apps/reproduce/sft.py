@@ -9,17 +9,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from apps.config import job, load_config
-from apps.plan import Scenario, build_scenario
-from apps.reproduce_common import (
-    Chart,
-    Figure,
-    Reproduction,
-    change,
-    paper_config,
-    paper_scenario,
-    round_delays_s,
-)
 from fedsplit.assets import default_codec_table
 from fedsplit.codec import make_codec
 from fedsplit.codec.formula import author_bits
@@ -28,6 +17,18 @@ from fedsplit.data import batches, load_data
 from fedsplit.models import Boundary, load
 from fedsplit.plan import Route
 from fedsplit.planning import CodecTable
+
+from ..config import job, load_config
+from ..plan import Scenario, build_scenario
+from .common import (
+    Chart,
+    Figure,
+    Reproduction,
+    change,
+    paper_config,
+    paper_scenario,
+    round_delays_s,
+)
 
 PAPER = "sft"
 _BATCH = 32

@@ -1,0 +1,1 @@
+"""``fedsplit reproduce``: the six papers' comparisons."""

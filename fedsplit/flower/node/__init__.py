@@ -1,0 +1,1 @@
+"""The side of the nodes: a device's turns, an edge's branches."""

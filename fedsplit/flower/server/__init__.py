@@ -1,0 +1,1 @@
+"""The server's side of a round: runs plans over Flower; imports nothing of the nodes' side."""

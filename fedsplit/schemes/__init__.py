@@ -1,0 +1,1 @@
+"""What the author of a scheme imports; needs neither torch nor Flower."""
