@@ -26,7 +26,7 @@ from fedsplit.plan import Route
 from fedsplit.report.files import csv_text, write_atomically
 from fedsplit.seeds import derive_seed, generator
 
-from .config import job, load_config
+from .config import data_spec, job, load_config
 
 Settings = Mapping[str, object]
 
@@ -238,7 +238,9 @@ def calibrate(
     config = load_config(overrides)
     work = job(config)
     cut = config.strategy.get("cut") or 1
-    training = CutTraining(work.model, work.data, work.optimizer, cut, work.batch_size, steps)
+    training = CutTraining(
+        work.model, data_spec(config), work.optimizer, cut, work.batch_size, steps
+    )
 
     baseline = {
         seed: fine_tune(training, IDENTITY, IDENTITY, seed).loss

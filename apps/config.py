@@ -17,12 +17,16 @@ from fedsplit.assets import default_checkpoint
 from fedsplit.data import DataSpec
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import OptimizerSpec
-from fedsplit.flower import Job, LinkSettings, LocalWork, strategy_names
+from fedsplit.flower import Job, LinkSettings
 from fedsplit.mapping import from_mapping
 from fedsplit.models import ModelSpec
+from fedsplit.patience import Patience
 from fedsplit.plan import CodecPlan
+from fedsplit.schemes import LocalWork, scheme_names
 
 _PACKAGED = "package:default"
+_RUN_LIMITS = ("connect_s", "start_s", "deadline_s", "last_words_s")
+_LINK_LIMITS = ("reply_s", "backward_s", "ping_s")
 _CHOICE = re.compile(r"(model|strategy)=(.+)", re.DOTALL)
 # `data=text path=notes.txt` reads better than `data.path`, and nothing else is called so.
 _SHORT = re.compile(r"(path|name)=")
@@ -44,11 +48,6 @@ class RunSettings:
         Whether edge servers are Flower nodes of their own, not hosted by the server's process.
     accelerator : str
         ``auto``, ``cpu`` or a torch device.
-    connect_s, deadline_s : float
-        How long to wait for all devices, and for the answer of a turn once its device began.
-    start_s : float or None
-        How long a node may take to begin its task, and its answer to come once its process ended;
-        None: `deadline_s`.
     quorum : int
         Branches of a round that must survive, or the run stops.
     start_ahead : bool or None
@@ -63,9 +62,6 @@ class RunSettings:
     server_threads: int
     edge_nodes: bool
     accelerator: str
-    connect_s: float
-    deadline_s: float
-    start_s: float | None = None
     quorum: int = 1
     start_ahead: bool | None = None
 
@@ -73,10 +69,6 @@ class RunSettings:
         counts = ("rounds", "evaluate_every", "concurrency", "threads", "server_threads", "quorum")
         for name in counts:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("connect_s", "deadline_s"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        started = self.start_s is None or self.start_s > 0
-        require(started, "start_s", self.start_s, "null or above 0")
 
 
 def config_dir() -> Path:
@@ -130,7 +122,7 @@ def _expand(override: str, directory: Path) -> list[str]:
         return [override]
     if group == "model":
         return ["model=checkpoint", f"model.source='{value}'"]
-    names = strategy_names()
+    names = scheme_names()
     require(value in names, "strategy", value, f"one of {', '.join(names)}")
     return ["~strategy", f"+strategy.name={value}"]
 
@@ -170,12 +162,17 @@ def model_spec(config: DictConfig) -> ModelSpec:
     return from_mapping(ModelSpec, values, "model")
 
 
+def data_spec(config: DictConfig) -> DataSpec:
+    """Return the ``data`` group."""
+    return from_mapping(DataSpec, plain(config.data), "data")
+
+
 def job(config: DictConfig, source: str = "") -> Job:
     """Return what every node of the run has to know."""
     link = link_settings(config)
     return Job(
         model=model_spec(config),
-        data=from_mapping(DataSpec, plain(config.data), "data"),
+        data=data_spec(config),
         optimizer=from_mapping(OptimizerSpec, plain(config.train.optimizer), "train.optimizer"),
         n_devices=config.fleet.devices,
         batch_size=config.train.batch_size,
@@ -183,16 +180,28 @@ def job(config: DictConfig, source: str = "") -> Job:
         threads=config.run.threads,
         accelerator=config.run.accelerator,
         source=source,
-        connect_s=config.run.connect_s,
         security=link.security,
-        ping_s=link.ping_s,
+        patience=patience(config),
     )
 
 
 def run_settings(config: DictConfig) -> RunSettings:
     """Return how the run is carried out."""
     values = {"rounds": config.rounds, "evaluate_every": config.evaluate.every, **plain(config.run)}
-    return from_mapping(RunSettings, values, "run")
+    return from_mapping(RunSettings, _without(values, _RUN_LIMITS), "run")
+
+
+def patience(config: DictConfig) -> Patience:
+    """Return how long who waits for whom: the time limits of the groups ``run`` and ``link``."""
+    chosen: dict[str, Any] = {}
+    for group, names in (("run", _RUN_LIMITS), ("link", _LINK_LIMITS)):
+        values = plain(config.get(group, {}))
+        chosen |= {name: values[name] for name in names if name in values}
+    return from_mapping(Patience, chosen, "run and link")
+
+
+def _without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def link_settings(config: DictConfig) -> LinkSettings:
@@ -200,7 +209,8 @@ def link_settings(config: DictConfig) -> LinkSettings:
 
     Runs saved before there was one have none.
     """
-    settings = from_mapping(LinkSettings, plain(config.get("link", {})), "link")
+    values = _without(plain(config.get("link", {})), _LINK_LIMITS)
+    settings = from_mapping(LinkSettings, values, "link")
     if settings.bind is None and settings.certificate is not None:
         raise FedsplitError("link.bind=None: must be given with link.certificate")
     return settings

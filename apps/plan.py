@@ -17,13 +17,14 @@ from rich.console import Console
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet import Timeline, write_chrome_trace, write_gantt, write_json
-from fedsplit.flower import SplitStrategy
+from fedsplit.flower import System
 from fedsplit.plan import RoundPlan
+from fedsplit.schemes import Scheme, planned
 
-from .config import config_dir, load_config, model_spec
+from .config import config_dir, load_config
 from .plan_report import RoundRow, comparison_table, round_row, write_results
-from .scenario import System, build_system, refuse_impossible
-from .server_app import build_strategy
+from .scenario import build_system, check_first_round
+from .server_app import build_scheme
 
 # Beyond this, pictures and traces sum a turn's mini-batches up.
 MAX_DETAILED_ACTIVITIES = 20_000
@@ -37,17 +38,17 @@ class Scenario:
     ----------
     system : System
         The model, the machines, the radio.
-    strategy : SplitStrategy
-        The scheme that plans the rounds.
+    scheme : Scheme
+        What plans the rounds.
     """
 
     system: System
-    strategy: SplitStrategy
+    scheme: Scheme
 
     def plan_round(self, server_round: int) -> RoundPlan:
         """Return the scheme's plan for a round, counted from 1."""
         samples = dict(enumerate(self.system.fleet.samples.tolist()))
-        return self.strategy.plan_round(self.system.scene(server_round, samples))
+        return planned(self.scheme, self.system.scene(server_round, samples))
 
     def timeline(self, server_round: int) -> Timeline:
         """Return the timeline of a round."""
@@ -68,7 +69,7 @@ def build_scenario(config: DictConfig) -> Scenario:
     FedsplitError
         If a part of the configuration is wrong; names the group, the field and what is allowed.
     """
-    return Scenario(build_system(config), build_strategy(config))
+    return Scenario(build_system(config), build_scheme(config))
 
 
 def expand_sweeps(overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]]:
@@ -128,7 +129,7 @@ def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
         output = output or config.output
         with _named_files(chosen):
             scenario = build_scenario(config)
-            refuse_impossible(scenario.strategy, scenario.system, model_spec(config))
+            check_first_round(scenario.scheme, scenario.system)
             results[name] = [scenario.row(r) for r in range(1, config.rounds + 1)]
             first = first or scenario.timeline(1)
     folder = Path(output or f"outputs/plan_{time.strftime('%Y-%m-%d_%H-%M-%S')}")

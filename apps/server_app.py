@@ -17,15 +17,7 @@ from omegaconf import DictConfig
 
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import write_chrome_trace
-from fedsplit.flower import (
-    Coordinator,
-    RoundOutcome,
-    SplitRun,
-    SplitStrategy,
-    StageHost,
-    discover,
-    find_strategy,
-)
+from fedsplit.flower import RoundOutcome, RunListener, SplitOptions, SplitStrategy, StageHost
 from fedsplit.flower.messages import to_record
 from fedsplit.flower.server.checkpoint import (
     Checkpoint,
@@ -35,14 +27,17 @@ from fedsplit.flower.server.checkpoint import (
     strategy_state,
 )
 from fedsplit.flower.source import source_hash
+from fedsplit.models import SplitModel
 from fedsplit.models.adapters import lora_config
+from fedsplit.plan import Failure
 from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
+from fedsplit.schemes import Scheme, find_scheme
 
 from .config import job, link_settings, load_config, output_folder, plain, run_settings
 from .plan_report import round_row
 from .records import record_of, sent_bytes
-from .scenario import build_system, refuse_impossible
+from .scenario import build_system, check_first_round
 
 app = ServerApp()
 PROGRESS, ERROR_FILE, TRACE = "progress.json", "error.txt", "modelled_trace.json"
@@ -64,19 +59,18 @@ def main(grid: Grid, context: Context) -> None:
         raise
 
 
-def build_strategy(config: DictConfig) -> SplitStrategy:
-    """Return the configured scheme over the configured Flower strategy."""
+def build_scheme(config: DictConfig) -> Scheme:
+    """Return the configured scheme."""
     settings = plain(config.strategy)
     name = str(settings.pop("name"))
-    inner: Strategy = instantiate(config.aggregator)
-    scheme = find_strategy(name)
+    scheme = find_scheme(name)
     try:
-        return scheme(inner=inner, **settings)
+        return scheme(**settings)
     except TypeError as error:
         raise FedsplitError(f"strategy.{name}: {error}") from error
 
 
-class Run:
+class Run(RunListener):
     """One run: its parts, built from the configuration, and what happens after each round."""
 
     def __init__(self, config: DictConfig, folder: Path) -> None:
@@ -85,7 +79,8 @@ class Run:
         self._job = job(config, source_hash())
         self._link = link_settings(config)
         self._system = build_system(config)
-        self._strategy = build_strategy(config)
+        self._scheme = build_scheme(config)
+        self._aggregator: Strategy = instantiate(config.aggregator)
         resumed = config.resume is not None
         self._checkpoint = load_checkpoint(folder) if resumed else None
         if self._checkpoint is not None:
@@ -99,56 +94,54 @@ class Run:
         """Run all rounds and write what came out."""
         settings, job = self._settings, self._job
         torch.set_num_threads(settings.server_threads)
-        with StageHost(job.model, job.optimizer, job.accelerator, self._link) as host:
-            self._host = host
-            refuse_impossible(self._strategy, self._system, job.model)
-            n_edges = self._system.fleet.n_edges if settings.edge_nodes else 0
-            roster = discover(grid, job, settings.connect_s, n_edges)
-            between_machines = self._link.bind is not None
-            coordinator = Coordinator(
-                grid,
-                host,
-                job,
-                roster,
-                settings.deadline_s,
-                self._on_progress,
-                settings.start_s,
-                None if between_machines else settings.concurrency,
-                self._report.add_failure,
-                between_machines if settings.start_ahead is None else settings.start_ahead,
-            )
-            done = self._checkpoint.server_round if self._checkpoint else 0
-            self._strategy.bind(
-                SplitRun(
-                    coordinator,
-                    self._system.scene,
-                    self._on_round,
+        check_first_round(self._scheme, self._system)
+        between_machines = self._link.bind is not None
+        ahead = settings.start_ahead
+        done = self._checkpoint.server_round if self._checkpoint else 0
+        with StageHost(job.model, job.optimizer, job.accelerator, self._link, job.patience) as host:
+            strategy = SplitStrategy(
+                self._scheme,
+                self._aggregator,
+                job=job,
+                scene=self._system.scene,
+                host=host,
+                options=SplitOptions(
+                    n_edges=self._system.fleet.n_edges if settings.edge_nodes else 0,
+                    places=None if between_machines else settings.concurrency,
+                    start_ahead=between_machines if ahead is None else ahead,
                     first_round=done + 1,
                     evaluate_every=settings.evaluate_every,
                     quorum=settings.quorum,
-                )
+                ),
+                listener=self,
             )
             adapters = host.initial_adapters()
             if self._checkpoint is not None:
                 adapters = self._checkpoint.adapters
-                restore_strategy(self._strategy.inner, self._checkpoint.strategy)
-            result = self._strategy.start(grid, to_record(adapters), num_rounds=settings.rounds)
-            self._finish(result.arrays)
+                restore_strategy(self._aggregator, self._checkpoint.strategy)
+            result = strategy.start(grid, to_record(adapters), num_rounds=settings.rounds)
+            self._finish(result.arrays, host.model)
 
-    def _on_progress(self, phase: str, done: int, planned: int) -> None:
+    def on_progress(self, phase: str, done: int, planned: int) -> None:
+        """Say how far the round is."""
         progress = {"phase": phase, "steps": done, "planned": planned, "time": time.time()}
         (self._folder / PROGRESS).write_text(json.dumps(progress))
 
-    def _on_round(
+    def on_failure(self, failure: Failure) -> None:
+        """Write it down at once."""
+        self._report.add_failure(failure)
+
+    def on_round(
         self, outcome: RoundOutcome, arrays: ArrayRecord, metrics: MetricRecord | None
     ) -> None:
+        """Write down what came of it, and a checkpoint."""
         record = record_of(outcome, self._job.model.task)
         if outcome.server_round > 0:
             record = replace(record, modelled=self._modelled(outcome))
         # In this order: a run goes on from the round of its checkpoint, whose record must be there.
         self._report.add_round(record)
         if outcome.server_round > 0:
-            state = strategy_state(self._strategy.inner)
+            state = strategy_state(self._aggregator)
             save_checkpoint(
                 self._folder,
                 Checkpoint(outcome.server_round, dict(arrays.to_torch_state_dict()), state),
@@ -164,9 +157,8 @@ class Run:
         energy_j = row["device_energy_j"] + row["server_energy_j"]
         return {"delay_s": row.pop("delay_s"), "energy_j": energy_j, **row}
 
-    def _finish(self, arrays: ArrayRecord) -> None:
+    def _finish(self, arrays: ArrayRecord, model: SplitModel) -> None:
         adapters = dict(arrays.to_torch_state_dict())
-        model = self._host.model
         if self._job.model.train == "lora":
             name = self._job.model.source or str(self._job.model.model_type)
             save_adapter(

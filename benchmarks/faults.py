@@ -43,11 +43,13 @@ from benchmarks._server_faults import SERVER_KINDS, ServerFaults
 from fedsplit.assets import default_checkpoint
 from fedsplit.data import DataSpec
 from fedsplit.execution import OptimizerSpec
-from fedsplit.flower import Coordinator, Job, LinkSettings, Roster, StageHost
+from fedsplit.flower import Job, LinkSettings, StageHost
 from fedsplit.flower.messages import EVALUATE, TRAIN
+from fedsplit.flower.server.coordinator import Coordinator
 from fedsplit.flower.server.outcome import BranchOutcome, TurnOutcome
-from fedsplit.flower.server.roster import DeviceNode, EdgeNode
+from fedsplit.flower.server.roster import DeviceNode, EdgeNode, Roster
 from fedsplit.models import ModelSpec
+from fedsplit.patience import Patience
 from fedsplit.plan import Branch, Failure, Route, Turn
 
 STEPS = 3
@@ -72,7 +74,7 @@ class Federation:
             batch_size=2,
             seed=0,
             accelerator="cpu",
-            connect_s=CONNECT_S,
+            patience=Patience(connect_s=CONNECT_S, deadline_s=DEADLINE_S, start_s=START_S),
         )
         cloud, *edges = free_ports(1 + EDGES)
         self._relays = [Relay(port) for port in (cloud, *edges)]
@@ -95,9 +97,7 @@ class Federation:
     def round(self, work: str, fault: Fault | None = None) -> "Outcome":
         """Run the branches of one round of training or evaluation, with one fault or none."""
         grid = ProcessGrid(self._binds, self._relays, fault)
-        coordinator = Coordinator(
-            grid, self._host, self._job, self._roster, DEADLINE_S, start_s=START_S
-        )
+        coordinator = Coordinator(grid, self._host, job=self._job, roster=self._roster)
         adapters = self._adapters
         started = time.monotonic()
         try:

@@ -30,8 +30,9 @@ from fedsplit.assets import default_checkpoint
 from fedsplit.data import DataSpec
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import OptimizerSpec
-from fedsplit.flower import Coordinator, Job, LinkSettings, Roster, StageHost
-from fedsplit.flower.server.roster import DeviceNode
+from fedsplit.flower import Job, LinkSettings, StageHost
+from fedsplit.flower.server.coordinator import Coordinator
+from fedsplit.flower.server.roster import DeviceNode, Roster
 from fedsplit.models import ModelSpec
 from fedsplit.plan import Branch, Route, Turn
 
@@ -66,7 +67,7 @@ def run_round(
     route = Route.two_tier(host.n_blocks, 1)
     branch = Branch(tuple(Turn(device, route, steps) for device in range(DEVICES)))
     grid = ProcessGrid([], [], None, cold=True)
-    coordinator = Coordinator(grid, host, job, roster, 300.0, start_ahead=start_ahead)
+    coordinator = Coordinator(grid, host, job=job, roster=roster, start_ahead=start_ahead)
     started = time.monotonic()
     try:
         (outcome,), failures = coordinator.train(1, [branch], initial)

@@ -1,33 +1,80 @@
-"""The one exception that fedsplit raises for bad input."""
+"""What fedsplit raises, by whose fault it is.
+
+Whoever catches one knows what may go on: only a `NodeLost` costs its own turn and no more.
+"""
 
 from collections.abc import Iterable
 
 
 class FedsplitError(ValueError):
-    """Bad input, named: which field, what it was, what is allowed."""
+    """What was given cannot be used; its kinds say whose it is."""
+
+
+class SettingsError(FedsplitError):
+    """A wrong value of the user's: which field, what it was, what is allowed."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"{field}={value!r}: must be {allowed}")
+        self.field, self.value, self.allowed = field, value, allowed
+
+
+class PlanError(FedsplitError):
+    """A plan of a scheme that cannot be carried out, found before anything of it is sent."""
+
+
+class NodeLost(FedsplitError):
+    """A node refused, failed, answered what cannot be, or is gone: its turn is lost, no other."""
+
+
+class InfeasibleError(FedsplitError):
+    """No plan meets a constraint.
+
+    Parameters
+    ----------
+    constraint : str
+        Which constraint, in words ("memory of device 3", "bandwidth of uplink").
+    needed, available : float
+        What the best plan would need and what there is, in `unit`.
+    unit : str
+        Unit of both.
+    """
+
+    def __init__(self, constraint: str, needed: float, available: float, unit: str) -> None:
+        self.constraint = constraint
+        self.needed = float(needed)
+        self.available = float(available)
+        self.unit = unit
+        super().__init__(
+            f"{constraint}: needs {self.needed:g} {unit}, has {self.available:g} {unit}, "
+            f"off by {self.shortfall:g} {unit}"
+        )
+
+    @property
+    def shortfall(self) -> float:
+        """By how much the constraint is missed, in `unit`."""
+        return abs(self.needed - self.available)
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
-    """Raise a `FedsplitError` naming `field`, its `value` and what is `allowed`.
+    """Raise a `SettingsError` naming `field`, its `value` and what is `allowed`.
 
     Raises
     ------
-    FedsplitError
+    SettingsError
         If `condition` is false.
     """
     if not condition:
-        raise FedsplitError(f"{field}={value!r}: must be {allowed}")
+        raise SettingsError(field, value, allowed)
 
 
 def require_choice(field: str, value: object, choices: Iterable[object]) -> None:
-    """Raise a `FedsplitError` listing `choices` unless `value` is one of them.
+    """Raise a `SettingsError` listing `choices` unless `value` is one of them.
 
     Raises
     ------
-    FedsplitError
+    SettingsError
         If `value` is not among `choices`.
     """
     known = list(choices)
     if value not in known:
-        listed = ", ".join(str(choice) for choice in known)
-        raise FedsplitError(f"{field}={value!r}: must be one of {listed}")
+        raise SettingsError(field, value, f"one of {', '.join(map(str, known))}")

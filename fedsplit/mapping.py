@@ -1,6 +1,7 @@
 """Dataclasses to and from plain mappings: how settings travel from YAML files and between nodes."""
 
 import dataclasses
+import enum
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 else:
     T = TypeVar("T")
 
-_STRICT = dacite.Config(strict=True, cast=[tuple, float])
+_STRICT = dacite.Config(strict=True, cast=[tuple, float, enum.Enum])
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:

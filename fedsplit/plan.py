@@ -4,6 +4,7 @@ These words carry no tensors and no I/O; models, execution, planning, fleet and 
 them. See docs/architecture.md for the vocabulary.
 """
 
+import enum
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -166,6 +167,17 @@ class Route:
         return cls.u_shaped(n_blocks, cut, n_blocks - tail)
 
 
+class AdapterWay(enum.StrEnum):
+    """How the adapters that a device trains reach it and come back."""
+
+    MESSAGE = "message"
+    """In Flower's messages, both ways."""
+    LINK = "link"
+    """Over its link from the first server of its route, and back to that once trained."""
+    EDGE = "edge"
+    """Over its link, from an edge that keeps and averages them from wave to wave."""
+
+
 @dataclass(frozen=True)
 class CodecPlan:
     """Codec settings of a turn, as the mappings that `fedsplit.codec.make_codec` reads."""
@@ -264,7 +276,7 @@ class Branch:
         numbers = [(turn.device, turn.repeat) for turn in self.turns]
         unique = len(set(numbers)) == len(numbers)
         require(unique, "turns (device, repeat)", numbers, "different from each other")
-        if self.at_edge:
+        if self.way is AdapterWay.EDGE:
             routes = tuple(str(turn.route) for turn in self.turns)
             over_edge = all(turn.route.on(EDGE) for turn in self.turns)
             require(over_edge, "branch routes", routes, "over an edge, if one of them is")
@@ -283,20 +295,16 @@ class Branch:
         return tuple(self.turns[start : start + self.width] for start in starts)
 
     @property
-    def at_edge(self) -> bool:
-        """Whether adapters stay at an edge from wave to wave: it averages what turns trained.
+    def way(self) -> AdapterWay:
+        """How adapters reach the devices: over links where turns train side by side.
 
-        So they do where several devices, or one several times, train behind an edge server.
+        They stay at an edge from wave to wave where several devices, or one several times, train
+        behind it.
         """
-        if len(self.turns) < 2:
-            return False
         together = self.width > 1 or any(turn.repeat for turn in self.turns)
-        return together and any(turn.route.on(EDGE) for turn in self.turns)
-
-    @property
-    def adapters_on_link(self) -> bool:
-        """Whether devices exchange their adapters with the first server of their route."""
-        return self.width > 1 or self.at_edge
+        if len(self.turns) > 1 and together and any(turn.route.on(EDGE) for turn in self.turns):
+            return AdapterWay.EDGE
+        return AdapterWay.LINK if self.width > 1 else AdapterWay.MESSAGE
 
     @property
     def devices(self) -> tuple[int, ...]:

@@ -2,16 +2,14 @@
 
 from dataclasses import replace
 
-from flwr.serverapp.strategy import Strategy
-
 from fedsplit.errors import require
-from fedsplit.flower import Scene, SplitStrategy
 from fedsplit.plan import RoundPlan, Route
 from fedsplit.planning import CutCosts, devices_of, plan_card, server_of
+from fedsplit.schemes import Scene, Scheme
 from fedsplit.wireless import downlink_bps, uplink_bps
 
 
-class Card(SplitStrategy):
+class Card(Scheme):
     """One branch of all devices in turn; the server runs each turn at a clock of its own.
 
     Minimises ``U = w D' + (1 - w) E'``, delay and server energy scaled to 0..1: the best clock in
@@ -25,8 +23,6 @@ class Card(SplitStrategy):
         Blocks that stay on the device at least: 1 keeps embeddings private, 0 allows any cut.
     jointly : bool
         Minimise one weighted sum over the whole round in place of each device's own.
-    inner : Strategy, optional
-        The Flower strategy that samples devices and aggregates; FedAvg by default.
 
     Notes
     -----
@@ -39,9 +35,7 @@ class Card(SplitStrategy):
         delay_weight: float = 0.5,
         min_cut: int = 1,
         jointly: bool = False,
-        inner: Strategy | None = None,
     ) -> None:
-        super().__init__(inner)
         require(0 <= delay_weight <= 1, "strategy.delay_weight", delay_weight, "0 to 1")
         require(min_cut >= 0, "strategy.min_cut", min_cut, "at least 0")
         self.delay_weight = delay_weight

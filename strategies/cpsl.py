@@ -1,13 +1,10 @@
 """CPSL: clusters of devices one after the other, the devices of a cluster in parallel."""
 
-from dataclasses import replace
-
 import numpy as np
-from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import require, require_choice
-from fedsplit.flower import Cut, CutRule, Scene, SplitStrategy
 from fedsplit.plan import RoundPlan
+from fedsplit.schemes import Cut, CutRule, Scene, Scheme
 from fedsplit.seeds import generator
 
 from .gsfl import turn_times_s
@@ -15,7 +12,7 @@ from .gsfl import turn_times_s
 CLUSTERINGS = ("similar", "random")
 
 
-class Cpsl(SplitStrategy):
+class Cpsl(Scheme):
     """One cluster per round, a branch for each of its devices; clusters take turns.
 
     A cluster starts from what the cluster before it left after averaging, so a round of Flower is
@@ -27,14 +24,12 @@ class Cpsl(SplitStrategy):
     clusters : int
         Number of clusters, at most as many as devices.
     cut : int, str or mapping
-        Blocks on the device, or the scheme whose cuts are taken (`fedsplit.flower.CutRule`).
+        Blocks on the device, or the scheme whose cuts are taken (`fedsplit.schemes.CutRule`).
     tail : int, optional
         Blocks on the device behind the server; labels then never leave the device.
     clustering : str
         "similar": devices whose turns take equally long, on the mean channel of round 1, so that
         nobody waits for a straggler; "random": drawn anew for every pass.
-    inner : Strategy, optional
-        The Flower strategy that samples devices and aggregates; FedAvg by default.
 
     Notes
     -----
@@ -48,9 +43,7 @@ class Cpsl(SplitStrategy):
         cut: Cut = 2,
         tail: int | None = None,
         clustering: str = "similar",
-        inner: Strategy | None = None,
     ) -> None:
-        super().__init__(inner)
         require_choice("strategy.clustering", clustering, CLUSTERINGS)
         self.clusters = clusters
         self.cuts = CutRule(cut, tail)
@@ -74,6 +67,6 @@ class Cpsl(SplitStrategy):
         if self.clustering == "random":
             return generator(scene.seed, "clusters", pass_).permutation(devices)
         # What does not change from round to round, or somebody would be in two clusters of a pass.
-        mean, at_once = replace(scene, channel=scene.mean_channel(1)), -(-len(devices) // clusters)
+        mean, at_once = scene.on(scene.mean_channel(1)), -(-len(devices) // clusters)
         times_s = turn_times_s(mean, self.cuts.turns(mean, at_once), at_once)
         return devices[np.argsort(-times_s, kind="stable")]

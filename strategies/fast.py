@@ -3,19 +3,18 @@
 from dataclasses import replace
 
 import numpy as np
-from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import require
-from fedsplit.flower import Scene, SplitStrategy
 from fedsplit.layergraph import LayerGraph
 from fedsplit.plan import RoundPlan, Route, Turn
 from fedsplit.planning import CutLimits, CutSolver, CutSystem
+from fedsplit.schemes import Scene, Scheme
 from fedsplit.wireless import downlink_bps, uplink_bps
 
 _EMBEDDINGS = 1
 
 
-class Fast(SplitStrategy):
+class Fast(Scheme):
     """One branch of all devices in turn, each cut anew on the rates of the round.
 
     The cut is a minimum s-t cut of the model, here as its chain of blocks: what a turn costs on
@@ -28,8 +27,6 @@ class Fast(SplitStrategy):
         Privacy floor: blocks that stay on the device at least.
     device_memory_bytes : float, optional
         Memory that a device's part may need; by default what the fleet says of each device.
-    inner : Strategy, optional
-        The Flower strategy that samples devices and aggregates; FedAvg by default.
 
     Notes
     -----
@@ -41,9 +38,7 @@ class Fast(SplitStrategy):
         self,
         min_blocks: int = 1,
         device_memory_bytes: float | None = None,
-        inner: Strategy | None = None,
     ) -> None:
-        super().__init__(inner)
         require(min_blocks >= 0, "strategy.min_blocks", min_blocks, "at least 0")
         memory = device_memory_bytes
         allowed = "null or above 0"

@@ -1,10 +1,10 @@
 """FedLoRA: the federated baseline; every device holds and trains the whole model."""
 
-from fedsplit.flower import Scene, SplitStrategy
 from fedsplit.plan import RoundPlan, Route
+from fedsplit.schemes import Scene, Scheme
 
 
-class FedLora(SplitStrategy):
+class FedLora(Scheme):
     """N branches of one device each, on a route that never leaves the device.
 
     Notes

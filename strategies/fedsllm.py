@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import FedsplitError, require, require_choice
-from fedsplit.flower import Cut, CutRule, Scene, SplitStrategy
 from fedsplit.plan import RoundPlan, Turn
 from fedsplit.planning import (
     CutCosts,
@@ -18,12 +16,13 @@ from fedsplit.planning import (
     uplink_snr_hz,
 )
 from fedsplit.planning.fedsllm import SMASHED_PER
+from fedsplit.schemes import Cut, CutRule, Scene, Scheme
 
 THEORY = {"smoothness": 1.0, "convexity": 1.0, "step": 0.1, "xi": 0.1, "target": 1e-3}
 """L, gamma, delta, xi and epsilon of the convergence proof."""
 
 
-class FedsLlm(SplitStrategy):
+class FedsLlm(Scheme):
     """N branches of one client each; the plan says how long they train and who gets which band.
 
     A client sends smashed data to the main server and its adapters to the federated server, each
@@ -34,7 +33,7 @@ class FedsLlm(SplitStrategy):
     Parameters
     ----------
     cut : int, str or mapping
-        Blocks on the client, or the scheme whose cuts are taken (`fedsplit.flower.CutRule`).
+        Blocks on the client, or the scheme whose cuts are taken (`fedsplit.schemes.CutRule`).
     accuracy : float, optional
         Local accuracy eta, above 0 and below 1; by default the one of least total delay.
     equal_bandwidth : bool
@@ -49,8 +48,6 @@ class FedsLlm(SplitStrategy):
         Part of the uplink that is for adapters, above 0 and below 1.
     server_time : bool
         Whether the plan counts the main server's computing, shared equally among the clients.
-    inner : Strategy, optional
-        The Flower strategy that samples devices and aggregates; FedAvg by default.
 
     Notes
     -----
@@ -67,9 +64,7 @@ class FedsLlm(SplitStrategy):
         smashed_per: str = "round",
         fed_share: float = 0.5,
         server_time: bool = False,
-        inner: Strategy | None = None,
     ) -> None:
-        super().__init__(inner)
         allowed = "above 0 and below 1"
         require(accuracy is None or 0 < accuracy < 1, "strategy.accuracy", accuracy, allowed)
         require(0 < fed_share < 1, "strategy.fed_share", fed_share, allowed)

@@ -3,21 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flwr.serverapp.strategy import Strategy
-
 from fedsplit.errors import require, require_choice
-from fedsplit.fleet import timeline
-from fedsplit.flower import Cut, CutRule, Scene, SplitStrategy
 from fedsplit.plan import RoundPlan, Turn
 from fedsplit.planning import Grouping, balanced_groups, exact_groups, random_groups
 from fedsplit.planning.errors import Array
+from fedsplit.schemes import Cut, CutRule, Scene, Scheme
 from fedsplit.seeds import generator
 
 GROUPINGS = ("balanced", "exact", "random")
 WEIGHTS = ("samples", "equal")
 
 
-class Gsfl(SplitStrategy):
+class Gsfl(Scheme):
     """M branches of several devices each; what the last device of a group leaves is averaged.
 
     With one group this is vanilla split learning, with as many groups as devices SplitFed.
@@ -27,7 +24,7 @@ class Gsfl(SplitStrategy):
     groups : int
         Number of groups, at most as many as devices; fewer form where fewer devices take part.
     cut : int, str or mapping
-        Blocks on the device, or the scheme whose cuts are taken (`fedsplit.flower.CutRule`).
+        Blocks on the device, or the scheme whose cuts are taken (`fedsplit.schemes.CutRule`).
     tail : int, optional
         Blocks on the device behind the server; labels then never leave the device.
     grouping : str
@@ -36,8 +33,6 @@ class Gsfl(SplitStrategy):
     weights : str
         "samples": a group counts by its training samples; "equal": all count the same, as in the
         authors' code.
-    inner : Strategy, optional
-        The Flower strategy that samples devices and aggregates; FedAvg by default.
 
     Notes
     -----
@@ -52,9 +47,7 @@ class Gsfl(SplitStrategy):
         tail: int | None = None,
         grouping: str = "balanced",
         weights: str = "samples",
-        inner: Strategy | None = None,
     ) -> None:
-        super().__init__(inner)
         require_choice("strategy.grouping", grouping, GROUPINGS)
         require_choice("strategy.weights", weights, WEIGHTS)
         self.groups = groups
@@ -97,13 +90,6 @@ def turn_times_s(scene: Scene, turns: Sequence[Turn], n_groups: int) -> Array:
         )
         for turn in turns
     )
-    line = timeline(
-        RoundPlan.sequential(shared),
-        scene.profile,
-        scene.fleet,
-        scene.channel,
-        scene.work.batch_size,
-        scene.codec_ratio,
-    )
+    line = scene.on(scene.channel).timeline(RoundPlan.sequential(shared))
     times: Array = line.turn_end_s - line.turn_start_s
     return times

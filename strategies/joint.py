@@ -3,11 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
-from flwr.serverapp.strategy import Strategy
 
 from fedsplit.assets import default_codec_table
 from fedsplit.errors import require
-from fedsplit.flower import Scene, SplitStrategy
 from fedsplit.plan import CodecPlan, RoundPlan, Route
 from fedsplit.planning import (
     CodecTable,
@@ -18,11 +16,12 @@ from fedsplit.planning import (
     plan_joint,
     uplink_snr_hz,
 )
+from fedsplit.schemes import Scene, Scheme
 
 from .sft import SHIPPED
 
 
-class Joint(SplitStrategy):
+class Joint(Scheme):
     """N branches of one device each, for the shortest round that a limit on the loss allows.
 
     fedsplit's own scheme: the problem of SFT, but every device has a cut and a codec setting of
@@ -41,8 +40,6 @@ class Joint(SplitStrategy):
         Whether gradients use the setting chosen for activations, in place of the configured one.
     min_cut : int
         Blocks that stay on a device at least.
-    inner : Strategy, optional
-        The Flower strategy that samples devices and aggregates; FedAvg by default.
     """
 
     def __init__(
@@ -51,9 +48,7 @@ class Joint(SplitStrategy):
         max_loss_increase: float = 0.05,
         compress_gradients: bool = False,
         min_cut: int = 1,
-        inner: Strategy | None = None,
     ) -> None:
-        super().__init__(inner)
         limit = max_loss_increase
         require(0 <= limit < np.inf, "strategy.max_loss_increase", limit, "finite and at least 0")
         require(min_cut >= 0, "strategy.min_cut", min_cut, "at least 0")

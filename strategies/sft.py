@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from flwr.serverapp.strategy import Strategy
 
 from fedsplit.assets import default_codec_table
 from fedsplit.errors import require, require_choice
-from fedsplit.flower import Scene, SplitStrategy
 from fedsplit.plan import CodecPlan, RoundPlan, Route
 from fedsplit.planning import (
     CodecTable,
@@ -26,6 +24,7 @@ from fedsplit.planning import (
     plan_small_timescale,
     uplink_snr_hz,
 )
+from fedsplit.schemes import Scene, Scheme
 from fedsplit.wireless import ChannelState
 
 SOLVERS = ("exact", "alm")
@@ -33,7 +32,7 @@ BANDWIDTHS = ("exact", "sqp", "equal")
 SHIPPED = "package:default"
 
 
-class Sft(SplitStrategy):
+class Sft(Scheme):
     """N branches of one device each; both sides are averaged.
 
     Parameters
@@ -56,8 +55,6 @@ class Sft(SplitStrategy):
         For the small timescale: "exact", "sqp", the paper's, or "equal" shares.
     large_period : int, optional
         Rounds for which a large-timescale plan holds; by default, all.
-    inner : Strategy, optional
-        The Flower strategy that samples devices and aggregates; FedAvg by default.
 
     Notes
     -----
@@ -75,9 +72,7 @@ class Sft(SplitStrategy):
         solver: str = "exact",
         bandwidth: str = "exact",
         large_period: int | None = None,
-        inner: Strategy | None = None,
     ) -> None:
-        super().__init__(inner)
         require_choice("strategy.solver", solver, SOLVERS)
         require_choice("strategy.bandwidth", bandwidth, BANDWIDTHS)
         allowed = "null or at least 1"

@@ -1,23 +1,19 @@
 """SplitFed: every device trains a branch of its own, in parallel; both sides are averaged."""
 
-from flwr.serverapp.strategy import Strategy
-
-from fedsplit.flower import Cut, CutRule, Scene, SplitStrategy
 from fedsplit.plan import RoundPlan
+from fedsplit.schemes import Cut, CutRule, Scene, Scheme
 
 
-class SplitFed(SplitStrategy):
+class SplitFed(Scheme):
     """N branches of one device each.
 
     Parameters
     ----------
     cut : int, str or mapping
-        Blocks on the device, or the scheme whose cuts are taken (`fedsplit.flower.CutRule`).
+        Blocks on the device, or the scheme whose cuts are taken (`fedsplit.schemes.CutRule`).
     tail : int, optional
         Blocks on the device behind the server; the route then returns home and so the labels
         never leave the device.
-    inner : Strategy, optional
-        The Flower strategy that samples devices and aggregates; FedAvg by default.
 
     Notes
     -----
@@ -25,10 +21,7 @@ class SplitFed(SplitStrategy):
     variant that averages the server's side too), with LoRA adapters in place of whole segments.
     """
 
-    def __init__(
-        self, cut: Cut = 2, tail: int | None = None, inner: Strategy | None = None
-    ) -> None:
-        super().__init__(inner)
+    def __init__(self, cut: Cut = 2, tail: int | None = None) -> None:
         self.cuts = CutRule(cut, tail)
 
     def plan_round(self, scene: Scene) -> RoundPlan:

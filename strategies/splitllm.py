@@ -4,21 +4,19 @@ from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
-from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import require, require_choice
-from fedsplit.fleet import timeline
-from fedsplit.flower import Scene, SplitStrategy
 from fedsplit.plan import CLOUD, DEVICE, EDGE, RoundPlan, Route, Turn
 from fedsplit.planning import associate_by_channel, associate_by_load, select_users
 from fedsplit.planning.association import RULES, Ints
 from fedsplit.planning.errors import Array
+from fedsplit.schemes import Scene, Scheme
 from fedsplit.wireless import downlink_bps, uplink_bps
 
 ASSOCIATIONS = ("home", "channel", "load")
 
 
-class SplitLlm(SplitStrategy):
+class SplitLlm(Scheme):
     """K branches of one user each, over its own edge server to the cloud.
 
     The servers hold K branches at a time instead of one for each user, which saves the memory; a
@@ -49,9 +47,6 @@ class SplitLlm(SplitStrategy):
     users_per_edge : int, optional
         Users of each edge that train in a round; None for one without edge rounds, and for all
         with them.
-    inner : Strategy, optional
-        The Flower strategy that samples the users to choose from and aggregates; FedAvg over all
-        by default.
 
     Notes
     -----
@@ -68,9 +63,7 @@ class SplitLlm(SplitStrategy):
         association: str = "home",
         edge_rounds: int = 0,
         users_per_edge: int | None = None,
-        inner: Strategy | None = None,
     ) -> None:
-        super().__init__(inner)
         require_choice("strategy.selection", selection, RULES)
         require_choice("strategy.association", association, ASSOCIATIONS)
         require(edge_rounds >= 0, "strategy.edge_rounds", edge_rounds, "at least 0")
@@ -153,13 +146,6 @@ def edge_times_s(scene: Scene, route: Route) -> Array:
             )
             for user in users
         )
-        line = timeline(
-            RoundPlan.sequential(turns),
-            scene.profile,
-            fleet,
-            there,
-            scene.work.batch_size,
-            scene.codec_ratio,
-        )
+        line = scene.on(there).timeline(RoundPlan.sequential(turns))
         times[users, edge] = line.turn_end_s - line.turn_start_s
     return times

@@ -1,7 +1,7 @@
 """Vanilla split learning: one branch; the devices train it in turn, each from the last one's."""
 
-from fedsplit.flower import Scene
 from fedsplit.plan import RoundPlan
+from fedsplit.schemes import Scene
 
 from .splitfed import SplitFed
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsplit.errors import FedsplitError
-from fedsplit.plan import DEVICE, EDGE, SERVER, Branch, RoundPlan, Route, Segment, Turn
+from fedsplit.plan import DEVICE, EDGE, SERVER, AdapterWay, Branch, RoundPlan, Route, Segment, Turn
 
 
 @st.composite
@@ -84,15 +84,15 @@ def test_a_hierarchical_plan_repeats_its_groups_and_names_each_device_once() -> 
     assert plan.devices == (0, 1, 2)
     assert [len(branch.waves) for branch in plan.branches] == [3, 3]
     assert [turn.repeat for turn in plan.branches[0].turns] == [0, 0, 1, 1, 2, 2]
-    assert all(branch.at_edge for branch in plan.branches)
+    assert all(branch.way is AdapterWay.EDGE for branch in plan.branches)
 
 
 def test_adapters_stay_at_an_edge_only_if_it_has_something_to_average() -> None:
     two_tier = Turn(0, Route.two_tier(8, 2), 1)
-    assert not Branch((_turn(0), _turn(1))).at_edge
-    assert not Branch((two_tier, replace(two_tier, device=1)), width=2).at_edge
-    assert Branch((two_tier, replace(two_tier, device=1)), width=2).adapters_on_link
-    assert Branch((_turn(0), _turn(0, repeat=1))).at_edge
+    assert Branch((_turn(0), _turn(1))).way is not AdapterWay.EDGE
+    assert Branch((two_tier, replace(two_tier, device=1)), width=2).way is not AdapterWay.EDGE
+    assert Branch((two_tier, replace(two_tier, device=1)), width=2).way is AdapterWay.LINK
+    assert Branch((_turn(0), _turn(0, repeat=1))).way is AdapterWay.EDGE
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_waves_that_cannot_be_averaged_are_refused(
 
 
 def test_the_cut_on_the_device_may_differ_within_a_wave() -> None:
-    assert Branch((_turn(0, cut=1), _turn(1, cut=2)), width=2).at_edge
+    assert Branch((_turn(0, cut=1), _turn(1, cut=2)), width=2).way is AdapterWay.EDGE
 
 
 def test_a_device_belongs_to_one_branch() -> None:

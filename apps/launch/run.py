@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,8 +17,8 @@ from fedsplit.report import is_finished, read_records, round_line, summary_table
 from fedsplit.report.run import CONFIG, RESULTS
 
 from ..config import job, load_config, output_folder, plain, run_settings
-from ..scenario import build_system, refuse_impossible
-from ..server_app import ERROR_FILE, PROGRESS, build_strategy
+from ..scenario import build_system, check_first_round
+from ..server_app import ERROR_FILE, PROGRESS, build_scheme
 from .local_flower import LocalFlower
 
 LOG = "flower.log"
@@ -105,7 +106,9 @@ def check(config: DictConfig, folder: Path) -> None:
         Naming the field.
     """
     run_settings(config)
-    refuse_impossible(build_strategy(config), build_system(config), job(config).model)
+    job(config)
+    instantiate(config.aggregator)
+    check_first_round(build_scheme(config), build_system(config))
     if config.resume is not None:
         reached = load_checkpoint(folder).server_round
         least = reached + 1 if is_finished(folder) else reached

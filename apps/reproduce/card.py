@@ -8,12 +8,12 @@ from fedsplit.strategies.card import Card
 from omegaconf import DictConfig
 
 from fedsplit.fleet import timeline
-from fedsplit.flower import Scene
+from fedsplit.flower import System
 from fedsplit.plan import RoundPlan, Route
+from fedsplit.schemes import Scene
 from fedsplit.seeds import generator
 from fedsplit.wireless import ChannelState, db_to_linear
 
-from ..scenario import System
 from .common import (
     Chart,
     Figure,

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from fedsplit.errors import require
+from fedsplit.flower import System
 from fedsplit.layergraph import LayerGraph
 from fedsplit.mapping import from_mapping
 from fedsplit.models import ModelSpec
@@ -17,7 +18,7 @@ from fedsplit.planning.cut_cost import cut_weights
 from fedsplit.wireless import downlink_bps, uplink_bps
 
 from ..config import plain
-from ..scenario import System, build_system
+from ..scenario import build_system
 from .common import Chart, Figure, Reproduction, change, paper_config
 
 PAPER = "fast"

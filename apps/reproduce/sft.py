@@ -18,7 +18,7 @@ from fedsplit.models import Boundary, load
 from fedsplit.plan import Route
 from fedsplit.planning import CodecTable
 
-from ..config import job, load_config
+from ..config import data_spec, job, load_config
 from ..plan import Scenario, build_scenario
 from .common import (
     Chart,
@@ -140,11 +140,12 @@ def fedsplit_point(keep: float, bits: int) -> dict[str, object]:
 @cache
 def shipped_activations(cut: int, seed: int) -> tuple[Tensor, ...]:
     """Return what the shipped language model sends for a batch of unseen texts."""
-    work = job(load_config([f"seed={seed}"]))
+    config = load_config([f"seed={seed}"])
+    work = job(config)
     model = load(work.model)
     model.eval()
     tokenizer = AutoTokenizer.from_pretrained(work.model.source)
-    samples = load_data(work.data, tokenizer, 1, seed).test(0)
+    samples = load_data(data_spec(config), tokenizer, 1, seed).test(0)
     batch = next(iter(batches(samples, _BATCH)))
     with torch.no_grad():
         boundary = model.run(Route.two_tier(model.n_blocks, cut).segments[0], batch.inputs)

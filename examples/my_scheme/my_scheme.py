@@ -1,25 +1,20 @@
 """A scheme of your own: the faster a device, the more blocks it keeps."""
 
-from flwr.serverapp.strategy import Strategy
-
 from fedsplit.errors import require
-from fedsplit.flower import Scene, SplitStrategy
 from fedsplit.plan import RoundPlan, Route
+from fedsplit.schemes import Scene, Scheme
 
 
-class MyScheme(SplitStrategy):
+class MyScheme(Scheme):
     """N branches of one device each, cut by speed.
 
     Parameters
     ----------
     share : float
         Part of the model that the fastest device keeps, from 0 to 1.
-    inner : Strategy, optional
-        The Flower strategy that samples devices and aggregates.
     """
 
-    def __init__(self, share: float = 0.5, inner: Strategy | None = None) -> None:
-        super().__init__(inner)
+    def __init__(self, share: float = 0.5) -> None:
         require(0 <= share <= 1, "strategy.share", share, "from 0 to 1")
         self.share = share
 

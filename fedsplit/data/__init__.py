@@ -2,7 +2,7 @@
 
 from fedsplit.data.federated import FederatedData, load_data
 from fedsplit.data.partition import PARTITIONS
-from fedsplit.data.samples import Batch, Samples, batches, training_batches
+from fedsplit.data.samples import Batch, RowSamples, Samples, batches, training_batches
 from fedsplit.data.sources import SOURCES
 from fedsplit.data.spec import DataSpec
 
@@ -12,6 +12,7 @@ __all__ = [
     "Batch",
     "DataSpec",
     "FederatedData",
+    "RowSamples",
     "Samples",
     "batches",
     "load_data",

@@ -1,9 +1,9 @@
 """Samples of fixed shape: packed texts, padded pairs, resized images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -201,3 +201,36 @@ def training_batches(
             yield from batches(samples, size, rng, drop_last=True)
 
     return islice(forever(), steps)
+
+
+@dataclass(frozen=True)
+class RowSamples:
+    """Samples of a data set of the user's own, one mapping of model inputs for each.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Tensors, numbers or lists of them, of equal shapes in all rows.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return the rows `indices`, stacked.
+
+        Raises
+        ------
+        FedsplitError
+            If their shapes or names differ, or a value is no number.
+        """
+        chosen = [self.rows[int(index)] for index in indices]
+        try:
+            return {
+                name: torch.stack([torch.as_tensor(row[name]) for row in chosen])
+                for name in chosen[0]
+            }
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise FedsplitError(f"samples {list(indices)}: cannot be a batch ({error})") from error

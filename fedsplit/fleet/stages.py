@@ -16,7 +16,7 @@ from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet.cost import compute_delay_s, compute_energy_j, transmit_energy_j
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.turns import CostTable, read_turns
-from fedsplit.plan import DEVICE, EDGE, RoundPlan
+from fedsplit.plan import DEVICE, EDGE, AdapterWay, RoundPlan
 from fedsplit.profiles import ModelProfile
 from fedsplit.wireless import ChannelState, downlink_bps, uplink_bps
 
@@ -165,7 +165,7 @@ class StageBuilder:
         sent: SentBytes | None,
     ) -> None:
         self._flat = [turn for branch in plan.branches for turn in branch.turns]
-        kept = [branch.at_edge for branch in plan.branches]
+        kept = [branch.way is AdapterWay.EDGE for branch in plan.branches]
         self._at_edge = np.repeat(kept, [len(branch.turns) for branch in plan.branches]).tolist()
         self._profile, self._fleet, self._states = profile, fleet, states
         self._batch, self._ratio, self._sent = batch_size, codec_ratio, sent

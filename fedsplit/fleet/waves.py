@@ -10,7 +10,7 @@ from fedsplit.fleet.cost import compute_delay_s, compute_energy_j
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.stages import BACKHAUL, Group
 from fedsplit.fleet.turns import Turns
-from fedsplit.plan import DEVICE, EDGE, RoundPlan
+from fedsplit.plan import DEVICE, EDGE, AdapterWay, RoundPlan
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -86,7 +86,7 @@ def averaging(adapter_bytes: float, n_sets: int, fleet: Fleet, node: int) -> tup
 def read_waves(plan: RoundPlan, turns: Turns, groups: Sequence[Group], fleet: Fleet) -> Waves:
     """Return the waves of `plan`, and what is done around them.
 
-    Where an edge averages (`Branch.at_edge`), the adapters of its devices and its own cross the
+    Where an edge averages (`AdapterWay.EDGE`), the adapters of its devices and its own cross the
     backhaul once before the first wave and once after the last; the server averages the rest
     meanwhile. Anywhere else the server averages them all.
     """
@@ -97,10 +97,10 @@ def read_waves(plan: RoundPlan, turns: Turns, groups: Sequence[Group], fleet: Fl
     closes = np.append(opens[1:], True)
     near, far = _adapter_bytes(turns, groups)
     chores: list[Chore] = []
-    of_interest = [b for b, one in enumerate(plan.branches) if one.adapters_on_link]
+    of_interest = [b for b, one in enumerate(plan.branches) if one.way is not AdapterWay.MESSAGE]
     for wave in np.flatnonzero(np.isin(branch, of_interest)).tolist():
         turn, n_sets = first[wave], int(sizes[wave])
-        at_edge = plan.branches[branch[wave]].at_edge
+        at_edge = plan.branches[branch[wave]].way is AdapterWay.EDGE
         node = 1 + int(turns.edge[turn]) if at_edge else 0
         wire_s = float(8 * near[turn] / fleet.backhaul_bps)
         if at_edge and opens[wave]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.transport import Tls
-from fedsplit.transport.connection import PING_S
 
 SECURITIES = PLAIN, ENCRYPTED, MUTUAL = "plain", "tls", "mutual"
 _EVERY_INTERFACE = ("", "0.0.0.0", "[::]")
@@ -29,8 +28,6 @@ class LinkSettings:
         Prove this end. A server that has them speaks TLS.
     root : str or None
         Checks the other end. A server that has it asks for certificates (mutual TLS).
-    ping_s : float
-        Seconds between keep-alive pings; nodes are told the server's.
 
     Raises
     ------
@@ -43,10 +40,8 @@ class LinkSettings:
     certificate: str | None = None
     key: str | None = None
     root: str | None = None
-    ping_s: float = PING_S
 
     def __post_init__(self) -> None:
-        require(0.1 <= self.ping_s <= 600, "link.ping_s", self.ping_s, "0.1 to 600 s")
         if self.bind is not None and not self.bind.startswith(_UNIX):
             _host_and_port("link.bind", self.bind)
         if self.advertise is not None:

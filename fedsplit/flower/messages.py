@@ -1,114 +1,32 @@
-"""What travels in Flower messages: a task to a device, its answer, and adapters both ways."""
+"""Flower messages: a task to a node, its answer, and adapters both ways."""
 
+import io
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedsplit.data import DataSpec
-from fedsplit.errors import FedsplitError, require, require_choice
-from fedsplit.execution import OptimizerSpec
-from fedsplit.flower.link_settings import PLAIN, SECURITIES
+from fedsplit.errors import NodeLost
 from fedsplit.mapping import T, from_mapping, to_mapping
-from fedsplit.models import ModelSpec
-from fedsplit.plan import CodecPlan
-from fedsplit.transport.connection import PING_S
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 HELLO, TRAIN, EVALUATE, EDGE = "query.node", "train.device", "evaluate.device", "train.edge"
+MOST_COUNTED = 1 << 53
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_MOST_HEADER = 10_000
+_NUMPY = "numpy.ndarray"
 _FLOWERS_WORDS = "occurred. Message: "
 _ARRAYS, _TASK, _METRICS, _INFO = "arrays", "task", "metrics", "info"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What stays the same for all turns of a run and every node has to know.
-
-    Parameters
-    ----------
-    model, data : ModelSpec, DataSpec
-        The model to fine-tune and the data that the devices hold.
-    optimizer : OptimizerSpec
-        The optimizer of every segment; it starts fresh at each turn.
-    n_devices : int
-        Devices that the data is split over.
-    batch_size : int
-        Samples per mini-batch, in training and evaluation.
-    seed : int
-        Root of every random draw.
-    threads : int
-        Torch threads of a device process; fixed, because sums depend on it.
-    accelerator : str
-        ``auto`` (a GPU when there is one), ``cpu`` or a torch device name.
-    source : str
-        Hash of the server's fedsplit source; a device with another one is refused.
-    connect_s : float
-        How long a device waits for the first server of its route to come up.
-    security : str
-        What the run's link is: "plain", "tls", or "mutual" (nodes show certificates too).
-    ping_s : float
-        Seconds between keep-alive pings on links and presence.
-    """
-
-    model: ModelSpec
-    data: DataSpec
-    optimizer: OptimizerSpec
-    n_devices: int
-    batch_size: int
-    seed: int
-    threads: int = 1
-    accelerator: str = "auto"
-    source: str = ""
-    connect_s: float = 60.0
-    security: str = PLAIN
-    ping_s: float = PING_S
-
-    def __post_init__(self) -> None:
-        require_choice("security", self.security, SECURITIES)
-        for name in ("n_devices", "batch_size", "threads"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-
-
-@dataclass(frozen=True)
-class Contact:
-    """Where a node shows its presence while it works on a task, and the token that lets it in."""
-
-    address: str
-    token: str
-
-
-@dataclass(frozen=True)
-class TurnTask:
-    """What a device is told to do in one turn.
-
-    `address` and `token` open the link to the first server of the route; both are empty on a
-    route that never leaves the device. `seed` is the turn's, the same on every tier. With
-    `adapters_on_link` the adapters go over the link, both ways, and not with Flower's messages.
-    A device that is started `ahead` of its turn gets ready and is told `address` and `token` over
-    its presence when the turn begins.
-    `repeat` is the turn's: each draws mini-batches of its own.
-    """
-
-    job: Job
-    contact: Contact
-    server_round: int
-    device: int
-    route: str
-    n_blocks: int
-    steps: int = 0
-    codec: CodecPlan = field(default_factory=CodecPlan)
-    address: str = ""
-    token: str = ""
-    seed: int = 0
-    adapters_on_link: bool = False
-    ahead: bool = False
-    repeat: int = 0
 
 
 def task_message(
@@ -129,12 +47,12 @@ def read_task(message: Message, kind: type[T]) -> T:
 
     Raises
     ------
-    FedsplitError
+    NodeLost
         If the message carries none, or one of another version.
     """
     records = message.content.config_records
     if _TASK not in records:
-        raise FedsplitError("message: carries no fedsplit task; is another server app running?")
+        raise NodeLost("message: carries no fedsplit task; is another server app running?")
     return from_mapping(kind, json.loads(str(records[_TASK]["json"])), "task")
 
 
@@ -154,14 +72,42 @@ def answer(
 
 
 def read_metrics(message: Message) -> dict[str, float]:
-    """Return the numbers of a reply."""
-    record = message.content.metric_records[_METRICS]
-    return {key: float(value) for key, value in record.items() if not isinstance(value, list)}
+    """Return the numbers of a reply.
+
+    Raises
+    ------
+    NodeLost
+        If it carries none, or one that is no finite number.
+    """
+    record = message.content.metric_records.get(_METRICS)
+    if record is None:
+        raise NodeLost("answer: must carry metrics")
+    numbers: dict[str, float] = {}
+    for name, value in record.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise NodeLost(f"answer: {name!r:.80}={value!r:.80} must be a finite number")
+        numbers[name] = value
+    return numbers
+
+
+def read_count(metrics: Mapping[str, float], name: str, least: int = 0) -> int:
+    """Return the count `name` of what `read_metrics` returned.
+
+    Raises
+    ------
+    NodeLost
+        If it is absent, below `least`, or too large to be counted exactly.
+    """
+    value = metrics.get(name)
+    if value is None or value != int(value) or not least <= value <= MOST_COUNTED:
+        raise NodeLost(f"answer: {name}={value!r} must be a whole number from {least}")
+    return int(value)
 
 
 def read_info(message: Message) -> dict[str, str]:
-    """Return the texts of a reply."""
-    return {key: str(value) for key, value in message.content.config_records[_INFO].items()}
+    """Return the texts of a reply (none if it carries none)."""
+    record = message.content.config_records.get(_INFO)
+    return {key: str(value) for key, value in record.items()} if record is not None else {}
 
 
 def read_error(message: Message) -> str:
@@ -181,7 +127,55 @@ def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
     )
 
 
-def read_arrays(message: Message) -> dict[str, Tensor]:
-    """Return the adapters in `message` (none if it carries none)."""
+def read_arrays(
+    message: Message, expected: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the adapters in `message` (none if it carries none).
+
+    Parameters
+    ----------
+    message : Message
+        What a node sent.
+    expected : mapping of str to Tensor, optional
+        What they must be like: the same names, shapes and types.
+
+    Raises
+    ------
+    NodeLost
+        If the bytes of one are not what they say they are, or not what is expected.
+    """
     record = message.content.array_records.get(_ARRAYS)
-    return dict(record.to_torch_state_dict()) if record is not None else {}
+    if record is None:
+        return {}
+    found = {name: _tensor(name, array) for name, array in record.items()}
+    if expected is None:
+        return found
+    if found.keys() != expected.keys():
+        raise NodeLost(f"adapters: {len(found)} came back of {len(expected)} handed out")
+    for name, tensor in found.items():
+        like = expected[name]
+        dtype = torch.float32 if like.dtype == torch.bfloat16 else like.dtype
+        if tensor.shape != like.shape or tensor.dtype != dtype:
+            raise NodeLost(
+                f"adapter {name!r}: came back as {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                f"must be {dtype} of {tuple(like.shape)}"
+            )
+    return found
+
+
+def _tensor(name: str, array: Array) -> Tensor:
+    """Read an array without believing its header: nothing is allocated before its size is known."""
+    stream = io.BytesIO(array.data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = _HEADERS[version]
+        shape, fortran, dtype = read(stream, max_header_size=_MOST_HEADER)
+        left = len(array.data) - stream.tell()
+        if array.stype != _NUMPY or dtype.hasobject or math.prod(shape) * dtype.itemsize != left:
+            raise ValueError("its bytes do not fit its header")
+        values = np.frombuffer(array.data, dtype, offset=stream.tell()).reshape(
+            shape, order="F" if fortran else "C"
+        )
+        return torch.from_numpy(np.array(values, order="C"))
+    except (ValueError, TypeError, KeyError, SyntaxError, OverflowError) as error:
+        raise NodeLost(f"adapter {name!r:.80}: cannot be read ({error!s:.80})") from None

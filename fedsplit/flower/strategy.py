@@ -2,9 +2,9 @@
 
 import random
 import time
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from logging import INFO, WARNING
 
 import numpy as np
@@ -13,9 +13,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from flwr.supercore import log
 
-from fedsplit.errors import FedsplitError
+from fedsplit.errors import FedsplitError, require
+from fedsplit.fleet import FleetSpec
+from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import to_record
-from fedsplit.flower.server.coordinator import Coordinator
+from fedsplit.flower.server.coordinator import Coordinator, Listener
+from fedsplit.flower.server.host import StageHost
 from fedsplit.flower.server.outcome import (
     BranchOutcome,
     RoundOutcome,
@@ -23,137 +26,137 @@ from fedsplit.flower.server.outcome import (
     accuracy,
     mean_loss,
 )
-from fedsplit.flower.server.roster import DeviceGrid
-from fedsplit.plan import EDGE, RoundPlan, Turn
-from fedsplit.schemes.scene import Scene
+from fedsplit.flower.server.roster import DeviceGrid, discover
+from fedsplit.flower.system import make_system
+from fedsplit.flower.tasks import Job
+from fedsplit.plan import RoundPlan
+from fedsplit.schemes import LocalWork, Scene, Scheme, planned, planned_evaluation
 from fedsplit.seeds import derive_seed
 
 _NO_SURVIVOR = 1
 
 
-@dataclass(frozen=True)
-class SplitRun:
-    """What a `SplitStrategy` needs at run time beside Flower's own arguments.
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """How a run is carried out.
 
     Parameters
     ----------
-    coordinator : Coordinator
-        Runs plans on the devices.
-    scene : callable
-        ``scene(server_round, samples)`` gives the situation to plan for.
-    on_round : callable
-        Called after each round (and with round 0 for the initial evaluation) with what came out
-        and the global adapters.
+    n_edges : int
+        Edge servers that are nodes of their own; other edges are hosted by this process.
+    places : int or None
+        Nodes that can work at once, in a simulation; None: each has a machine of its own.
+    start_ahead : bool
+        Whether the next devices of a branch are started while the present ones train.
     first_round : int
         The round to begin with; above 1 when a run is resumed.
     evaluate_every : int
         Evaluate on the devices after every so many rounds, and always after the last.
     quorum : int
         The run stops if fewer branches of a round survive.
+    link : LinkSettings or None
+        Where nodes reach the server; None: a Unix socket, for nodes on this machine.
+
+    Raises
+    ------
+    SettingsError
+        If a number is out of range.
     """
 
-    coordinator: Coordinator
-    scene: Callable[[int, dict[int, int]], Scene]
-    on_round: Callable[[RoundOutcome, ArrayRecord, MetricRecord | None], None]
+    n_edges: int = 0
+    places: int | None = None
+    start_ahead: bool = False
     first_round: int = 1
     evaluate_every: int = 1
     quorum: int = 1
+    link: LinkSettings | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("n_edges", 0), ("first_round", 1), ("evaluate_every", 1), ("quorum", 1)
+        ):  # fmt: skip
+            require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+
+
+class RunListener(Listener):
+    """Is told how a run goes on; override what is of interest."""
+
+    def on_round(
+        self, outcome: RoundOutcome, arrays: ArrayRecord, metrics: MetricRecord | None
+    ) -> None:
+        """Take what came out of a round and the global adapters; round 0 is the evaluation."""
 
 
 class SplitStrategy(Strategy):
-    """A Flower strategy whose devices train only the first blocks of a model.
+    """A Flower strategy whose devices train only a part of a model, the servers the rest.
 
     The wrapped strategy samples devices and aggregates, as it would for devices that train whole
-    models: it receives one complete adapter set per branch. A scheme overrides `plan_round`.
+    models: it receives one complete adapter set per branch.
 
     Parameters
     ----------
+    scheme : Scheme
+        Plans each round.
     inner : Strategy, optional
         The Flower strategy to wrap; FedAvg over all devices by default.
+    job : Job
+        The model and what else all nodes have to know.
+    scene : callable, optional
+        ``scene(server_round, samples)`` gives the situation to plan for; by default that of the
+        default fleet and channel, with turns of one epoch.
+    host : StageHost, optional
+        The servers' side; one that lives as long as `start` by default.
+    options : SplitOptions, optional
+        How the run is carried out.
+    listener : RunListener, optional
+        Is told what comes out.
 
     Examples
     --------
-    >>> class MyScheme(SplitStrategy):
-    ...     def plan_round(self, scene):
-    ...         route = Route.two_tier(scene.n_blocks, cut=2)
-    ...         return RoundPlan.parallel(scene.turn(device, route) for device in scene.devices)
+    >>> job = Job(model=ModelSpec(source="gpt2"), n_devices=4)
+    >>> SplitStrategy(SplitFed(cut=2), inner=FedAdam(), job=job).start(grid, num_rounds=3)
     """
 
-    def __init__(self, inner: Strategy | None = None) -> None:
+    def __init__(
+        self,
+        scheme: Scheme,
+        inner: Strategy | None = None,
+        *,
+        job: Job,
+        scene: Callable[[int, Mapping[int, int]], Scene] | None = None,
+        host: StageHost | None = None,
+        options: SplitOptions | None = None,
+        listener: RunListener | None = None,
+    ) -> None:
+        self.scheme = scheme
         self.inner = inner if inner is not None else FedAvg()
-        self._run: SplitRun | None = None
-
-    @abstractmethod
-    def plan_round(self, scene: Scene) -> RoundPlan:
-        """Decide a round: branches, the order of devices in them, cuts, codec, shares.
-
-        Parameters
-        ----------
-        scene : Scene
-            Who takes part, the model, the channel and the fleet.
-
-        Returns
-        -------
-        RoundPlan
-            The plan that is then trained and costed. Must depend on `scene` alone.
-        """
-
-    def plan_evaluation(self, scene: Scene) -> tuple[Turn, ...]:
-        """Decide over which route each device evaluates: by default, the one it would train on.
-
-        Devices that would not train take the route of the first, over their own edge.
-        """
-        plan = self.plan_round(scene)
-        every = [turn for branch in plan.branches for turn in branch.turns if turn.repeat == 0]
-        by_device = {turn.device: turn for turn in every}
-        fallback = plan.branches[0].turns[0].route
-
-        def spare(device: int) -> Turn:
-            turn = scene.turn(device, fallback)
-            on_edge = len(fallback.on(EDGE)) > 0
-            return replace(turn, edge=int(scene.fleet.home[device])) if on_edge else turn
-
-        return tuple(by_device.get(device) or spare(device) for device in scene.devices)
-
-    def branch_weight(self, samples: Sequence[int]) -> int:
-        """Say how much a branch counts in a weighted average of branches.
-
-        Parameters
-        ----------
-        samples : sequence of int
-            Training samples of each device that finished a turn in the branch.
-
-        Returns
-        -------
-        int
-            By default all of its samples.
-        """
-        return sum(samples)
-
-    def bind(self, run: SplitRun) -> None:
-        """Give the strategy its run; `start` needs it."""
-        self._run = run
+        self._job = job
+        self._scene = scene
+        self._host = host
+        self._options = options or SplitOptions()
+        self._listener = listener or RunListener()
+        self._coordinator: Coordinator | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the wrapped strategy choose this round's devices."""
         # Flower's strategies sample with the global generators.
-        _seed_globals(self._bound().coordinator.job.seed, "sample", server_round)
+        _seed_globals(self._job.seed, "sample", server_round)
         return self.inner.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the wrapped strategy aggregate one complete reply per branch, in branch order."""
-        _seed_globals(self._bound().coordinator.job.seed, "aggregate", server_round)
+        _seed_globals(self._job.seed, "aggregate", server_round)
         return self.inner.aggregate_train(server_round, replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the wrapped strategy choose the devices that evaluate."""
-        _seed_globals(self._bound().coordinator.job.seed, "sample-evaluate", server_round)
+        _seed_globals(self._job.seed, "sample-evaluate", server_round)
         return self.inner.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(
@@ -164,13 +167,14 @@ class SplitStrategy(Strategy):
 
     def summary(self) -> None:
         """Log the scheme and the wrapped strategy."""
-        log(INFO, "\t├──> Scheme: %s over %s", type(self).__name__, type(self.inner).__name__)
+        names = type(self.scheme).__name__, type(self.inner).__name__
+        log(INFO, "\t├──> Scheme: %s over %s", *names)
         self.inner.summary()
 
     def start(
         self,
         grid: Grid,
-        initial_arrays: ArrayRecord,
+        initial_arrays: ArrayRecord | None = None,
         num_rounds: int = 3,
         timeout: float = 3600,
         train_config: ConfigRecord | None = None,
@@ -179,49 +183,88 @@ class SplitStrategy(Strategy):
     ) -> Result:
         """Run the rounds, as `Strategy.start` does, with split turns in place of messages.
 
-        `timeout` is not used: the coordinator's deadline holds for each turn. Raises
-        `FedsplitError` if `bind` was not called, or if fewer branches of a round
-        survive than its quorum.
+        Without `initial_arrays` it begins with fresh adapters. `timeout` is not used: the job's
+        patience holds for each turn.
+
+        Raises
+        ------
+        FedsplitError
+            If nodes are missing, a plan cannot be carried out, or fewer branches of a round
+            survive than the quorum.
         """
-        run = self._bound()
-        train_config = train_config or ConfigRecord()
-        evaluate_config = evaluate_config or ConfigRecord()
-        log(INFO, "Starting %s for %s rounds", type(self).__name__, num_rounds)
+        options = self._options
+        with ExitStack() as stack:
+            host = self._host or stack.enter_context(
+                StageHost(
+                    self._job.model,
+                    self._job.optimizer,
+                    self._job.accelerator,
+                    options.link,
+                    self._job.patience,
+                )
+            )
+            if self._scene is None:
+                fleet = FleetSpec(devices=self._job.n_devices, edges=options.n_edges)
+                work = LocalWork(batch_size=self._job.batch_size)
+                seed = self._job.seed
+                self._scene = make_system(self._job.model, fleet=fleet, work=work, seed=seed).scene
+            self._coordinator = Coordinator(
+                grid,
+                host,
+                job=self._job,
+                roster=discover(grid, self._job, options.n_edges),
+                places=options.places,
+                start_ahead=options.start_ahead,
+                listener=self._listener,
+            )
+            arrays = initial_arrays or to_record(host.initial_adapters())
+            train, evaluate = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+            return self._rounds(grid, arrays, num_rounds, train, evaluate, evaluate_fn)
+
+    def _rounds(
+        self,
+        grid: Grid,
+        arrays: ArrayRecord,
+        num_rounds: int,
+        train_config: ConfigRecord,
+        evaluate_config: ConfigRecord,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
+    ) -> Result:
+        first, every = self._options.first_round, self._options.evaluate_every
+        log(INFO, "Starting %s for %s rounds", type(self.scheme).__name__, num_rounds)
         self.summary()
-        result = Result(arrays=initial_arrays)
-        arrays = initial_arrays
-        if run.first_round == 1:
+        result = Result(arrays=arrays)
+        if first == 1:
             self._evaluate(0, arrays, evaluate_config, grid, result, evaluate_fn)
-        for server_round in range(run.first_round, num_rounds + 1):
+        for server_round in range(first, num_rounds + 1):
             log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
             outcome, arrays, metrics = self._train(server_round, arrays, train_config, grid)
             result.arrays = arrays
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics
-            if server_round % run.evaluate_every == 0 or server_round == num_rounds:
+            if server_round % every == 0 or server_round == num_rounds:
                 self._evaluate(
                     server_round, arrays, evaluate_config, grid, result, evaluate_fn, outcome
                 )
             else:
-                run.on_round(outcome, arrays, None)
+                self._listener.on_round(outcome, arrays, None)
         return result
 
     def _train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> tuple[RoundOutcome, ArrayRecord, MetricRecord | None]:
-        run = self._bound()
-        started = time.monotonic()
-        run.coordinator.welcome_back()
-        devices = DeviceGrid(grid, run.coordinator.roster)
+        coordinator, started = self._running(), time.monotonic()
+        coordinator.welcome_back()
+        devices = DeviceGrid(grid, coordinator.roster)
         messages = list(self.configure_train(server_round, arrays, config, devices))
-        plan = self.plan_round(run.scene(server_round, self._samples(messages)))
-        branches, failures = run.coordinator.train(
+        plan = planned(self.scheme, self._situation(server_round, messages))
+        branches, failures = coordinator.train(
             server_round, plan.branches, dict(arrays.to_torch_state_dict())
         )
         by_node = {message.metadata.dst_node_id: message for message in messages}
         replies = [self._reply(outcome, by_node) for outcome in branches]
         survivors = sum(outcome.survived for outcome in branches)
-        if survivors < min(run.quorum, len(branches)):
+        if survivors < min(self._options.quorum, len(branches)):
             reasons = "; ".join(f"{failure.who}: {failure.reason}" for failure in failures)
             count = f"{survivors} of {len(branches)} branches" if survivors else "no device"
             raise FedsplitError(f"round {server_round}: {count} finished ({reasons})")
@@ -245,16 +288,15 @@ class SplitStrategy(Strategy):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
         outcome: RoundOutcome | None = None,
     ) -> None:
-        run = self._bound()
-        started = time.monotonic()
-        devices = DeviceGrid(grid, run.coordinator.roster)
+        coordinator, started = self._running(), time.monotonic()
+        devices = DeviceGrid(grid, coordinator.roster)
         messages = list(self.configure_evaluate(server_round, arrays, config, devices))
         if not messages and outcome is None:
             return
         by_node = {message.metadata.dst_node_id: message for message in messages}
-        scene = run.scene(max(server_round, 1), self._samples(messages))
-        turns = self.plan_evaluation(scene) if messages else ()
-        done, failures = run.coordinator.evaluate(
+        scene = self._situation(max(server_round, 1), messages)
+        turns = planned_evaluation(self.scheme, scene) if messages else ()
+        done, failures = coordinator.evaluate(
             server_round, turns, dict(arrays.to_torch_state_dict())
         )
         metrics = self.aggregate_evaluate(
@@ -271,7 +313,7 @@ class SplitStrategy(Strategy):
         if evaluate_fn is not None and (measured := evaluate_fn(server_round, arrays)) is not None:
             result.evaluate_metrics_serverapp[server_round] = measured
         trained = outcome or RoundOutcome(0, RoundPlan.parallel(turns), (), wall_s=0.0)
-        run.on_round(
+        self._listener.on_round(
             RoundOutcome(
                 server_round,
                 trained.plan,
@@ -284,13 +326,16 @@ class SplitStrategy(Strategy):
             metrics,
         )
 
-    def _samples(self, messages: list[Message]) -> dict[int, int]:
-        roster = self._bound().coordinator.roster
+    def _situation(self, server_round: int, messages: list[Message]) -> Scene:
+        """Return what to plan for: the devices that the wrapped strategy chose, by index."""
+        roster = self._running().roster
         nodes = [roster.by_node(message.metadata.dst_node_id) for message in messages]
-        return {node.index: node.n_train for node in sorted(nodes, key=lambda node: node.index)}
+        by_index = sorted(nodes, key=lambda node: node.index)
+        assert self._scene is not None
+        return self._scene(server_round, {node.index: node.n_train for node in by_index})
 
     def _node(self, device: int) -> int:
-        return self._bound().coordinator.roster.by_index(device).node_id
+        return self._running().roster.by_index(device).node_id
 
     def _reply(self, outcome: BranchOutcome, messages: dict[int, Message]) -> Message:
         """Return the complete reply of a branch, as its first device would have sent it."""
@@ -298,17 +343,17 @@ class SplitStrategy(Strategy):
         if not outcome.survived:
             reason = "; ".join(failure.reason for failure in outcome.failures)
             return Message(Error(_NO_SURVIVOR, reason), reply_to=message)
-        roster = self._bound().coordinator.roster
+        roster = self._running().roster
         devices = dict.fromkeys(turn.turn.device for turn in outcome.turns)
-        weight = self.branch_weight([roster.by_index(device).n_train for device in devices])
-        reply = _metrics_reply(outcome.turns, weight, message)
+        samples = [roster.by_index(device).n_train for device in devices]
+        reply = _metrics_reply(outcome.turns, self.scheme.branch_weight(samples), message)
         reply.content["arrays"] = to_record(outcome.adapters)
         return reply
 
-    def _bound(self) -> SplitRun:
-        if self._run is None:
-            raise FedsplitError("SplitStrategy: bind() must be called before start()")
-        return self._run
+    def _running(self) -> Coordinator:
+        if self._coordinator is None:
+            raise FedsplitError("SplitStrategy: rounds need start(), which finds the nodes")
+        return self._coordinator
 
 
 def _metrics_reply(turns: tuple[TurnOutcome, ...], weight: int, message: Message) -> Message:

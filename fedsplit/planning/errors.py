@@ -3,38 +3,11 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedsplit.errors import FedsplitError, require
+from fedsplit.errors import InfeasibleError, require
+
+__all__ = ["Array", "InfeasibleError", "checked", "checked_links"]
 
 Array = NDArray[np.float64]
-
-
-class InfeasibleError(FedsplitError):
-    """No plan meets a constraint.
-
-    Parameters
-    ----------
-    constraint : str
-        Which constraint, in words ("memory of device 3", "bandwidth of uplink").
-    needed, available : float
-        What the best plan would need and what there is, in `unit`.
-    unit : str
-        Unit of both.
-    """
-
-    def __init__(self, constraint: str, needed: float, available: float, unit: str) -> None:
-        self.constraint = constraint
-        self.needed = float(needed)
-        self.available = float(available)
-        self.unit = unit
-        super().__init__(
-            f"{constraint}: needs {self.needed:g} {unit}, has {self.available:g} {unit}, "
-            f"off by {self.shortfall:g} {unit}"
-        )
-
-    @property
-    def shortfall(self) -> float:
-        """By how much the constraint is missed, in `unit`."""
-        return abs(self.needed - self.available)
 
 
 def checked(

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from fedsplit.errors import FedsplitError, require
-from fedsplit.flower.strategy import SplitStrategy
 from fedsplit.plan import CLOUD, EDGE, Route, Turn
-from fedsplit.schemes.registry import find_strategy
+from fedsplit.schemes.registry import find_scheme
 from fedsplit.schemes.scene import Scene
+from fedsplit.schemes.scheme import Scheme
 from fedsplit.wireless import ChannelState
 
 Cut: TypeAlias = int | str | Mapping[str, object]
@@ -34,7 +34,7 @@ class CutRule:
 
     def __init__(self, cut: Cut, tail: int | None = None) -> None:
         self._blocks: int | None = None
-        self._planner: SplitStrategy | None = None
+        self._planner: Scheme | None = None
         self._tail = tail
         if isinstance(cut, int):
             self._blocks = cut
@@ -43,7 +43,7 @@ class CutRule:
         settings = {"name": cut} if isinstance(cut, str) else dict(cut)
         self._name = str(settings.pop("name", ""))
         try:
-            self._planner = find_strategy(self._name)(**settings)
+            self._planner = find_scheme(self._name)(**settings)
         except TypeError as error:
             raise FedsplitError(f"strategy.cut={cut!r}: {error}") from error
 
@@ -97,5 +97,6 @@ def _part(scene: Scene, at_once: int) -> Scene:
         scene,
         fleet=replace(scene.fleet, servers=slower),
         channel=narrow(scene.channel),
+        channel_by_step=None,
         mean_channel=lambda server_round: narrow(scene.mean_channel(server_round)),
     )

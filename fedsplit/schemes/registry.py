@@ -4,17 +4,17 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.strategy import SplitStrategy
+from fedsplit.schemes.scheme import Scheme
 
 GROUP = "fedsplit.strategies"
 
 
-def strategy_names(found: Iterable[EntryPoint] | None = None) -> tuple[str, ...]:
+def scheme_names(found: Iterable[EntryPoint] | None = None) -> tuple[str, ...]:
     """Return the names of all installed schemes, sorted."""
     return tuple(sorted(_by_name(found)))
 
 
-def find_strategy(name: str, found: Iterable[EntryPoint] | None = None) -> type[SplitStrategy]:
+def find_scheme(name: str, found: Iterable[EntryPoint] | None = None) -> type[Scheme]:
     """Return the scheme class registered as `name`.
 
     Parameters
@@ -28,7 +28,7 @@ def find_strategy(name: str, found: Iterable[EntryPoint] | None = None) -> type[
     ------
     FedsplitError
         If no or several distributions register `name`, or what they register is no
-        `SplitStrategy`; lists the names that exist.
+        `Scheme`; lists the names that exist.
     """
     entries = _by_name(found)
     if name not in entries:
@@ -38,9 +38,9 @@ def find_strategy(name: str, found: Iterable[EntryPoint] | None = None) -> type[
         places = ", ".join(entry.value for entry in candidates)
         raise FedsplitError(f"strategy={name!r}: registered more than once ({places})")
     scheme = candidates[0].load()
-    if not (isinstance(scheme, type) and issubclass(scheme, SplitStrategy)):
+    if not (isinstance(scheme, type) and issubclass(scheme, Scheme)):
         raise FedsplitError(
-            f"strategy={name!r}: {candidates[0].value} must be a subclass of SplitStrategy"
+            f"strategy={name!r}: {candidates[0].value} must be a subclass of Scheme"
         )
     return scheme
 

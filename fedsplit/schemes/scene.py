@@ -1,16 +1,16 @@
 """What a scheme sees when it plans a round."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedsplit.errors import require
-from fedsplit.fleet import CodecRatio, Fleet
-from fedsplit.plan import CodecPlan, Route, Turn
+from fedsplit.fleet import CodecRatio, Fleet, SentBytes, Timeline, timeline
+from fedsplit.plan import CodecPlan, RoundPlan, Route, Turn
 from fedsplit.profiles import ModelProfile
 from fedsplit.wireless import ChannelState
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LocalWork:
     """How much a device trains in one turn.
 
@@ -49,7 +49,7 @@ def _uncompressed(_: Mapping[str, object]) -> float:
     return 1.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Scene:
     """The situation that a scheme plans a round for.
 
@@ -78,6 +78,11 @@ class Scene:
         ``codec_ratio(settings)``: encoded over raw bytes that a codec is expected to reach.
     possible_cuts : callable, optional
         ``possible_cuts()``: the cuts of two-tier routes that the model allows; all by default.
+    try_route : callable, optional
+        ``try_route(route)`` raises unless the model can be trained on the route.
+    channel_by_step : callable, optional
+        ``channel_by_step(steps)``: the links at each of so many mini-batches of the round, where
+        they change within it; `channel` all the time by default.
     """
 
     server_round: int
@@ -91,6 +96,8 @@ class Scene:
     seed: int = 0
     codec_ratio: CodecRatio = _uncompressed
     possible_cuts: Callable[[], Sequence[int]] | None = None
+    try_route: Callable[[Route], None] | None = None
+    channel_by_step: Callable[[int], Sequence[ChannelState]] | None = None
 
     @property
     def n_blocks(self) -> int:
@@ -118,3 +125,37 @@ class Scene:
         Use `dataclasses.replace` to give it an edge, a bandwidth share or a server clock.
         """
         return Turn(device, route, self.work.steps_for(self.samples[device]), self.codec)
+
+    def on(self, channel: ChannelState) -> "Scene":
+        """Return the same situation over the links of `channel`, from the first step to the last.
+
+        What a scheme plans with: it cannot know how links change within the round.
+        """
+        return replace(self, channel=channel, channel_by_step=None)
+
+    def timeline(self, plan: RoundPlan, sent: SentBytes | None = None) -> Timeline:
+        """Return when everything in a round happens, and what it costs.
+
+        Parameters
+        ----------
+        plan : RoundPlan
+            The round.
+        sent : mapping, optional
+            The bytes really sent, in place of those that a codec is expected to make.
+
+        Raises
+        ------
+        FedsplitError
+            If the plan does not fit the fleet, the model or the bands.
+        """
+        steps = max(turn.steps for branch in plan.branches for turn in branch.turns)
+        states = [self.channel] if self.channel_by_step is None else self.channel_by_step(steps)
+        return timeline(
+            plan,
+            self.profile,
+            self.fleet,
+            states,
+            self.work.batch_size,
+            self.codec_ratio,
+            sent,
+        )

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from fedsplit.apps.config import codec_plan, config_dir, job, load_config, local_work, run_settings
 from fedsplit.apps.plan import build_scenario
-from fedsplit.apps.server_app import build_strategy
+from fedsplit.apps.server_app import build_scheme
 from fedsplit.strategies.vanilla import Vanilla
 
 from fedsplit.errors import FedsplitError
@@ -25,7 +25,7 @@ def test_the_default_job_is_complete() -> None:
     assert Path(str(job(config).model.source)).is_dir()
     assert local_work(config).batch_size == config.train.batch_size
     assert codec_plan(config).uplink["name"] == "identity"
-    build_strategy(config)
+    build_scheme(config)
 
 
 NEEDED = {
@@ -41,7 +41,7 @@ def test_every_file_makes_a_job_and_opens_with_its_command(group: str, name: str
     config = load_config([f"{group}={name}", *NEEDED.get((group, name), [])])
     job(config)
     codec_plan(config)
-    build_strategy(config)
+    build_scheme(config)
     first = (config_dir() / group / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# fedsplit run ")
     assert f"{group}=" in first
@@ -54,7 +54,7 @@ def test_a_model_can_be_any_name_or_path() -> None:
 
 def test_a_scheme_is_chosen_by_name_with_its_settings() -> None:
     scenario = build_scenario(load_config(["strategy=vanilla", "strategy.cut=3"]))
-    assert isinstance(scenario.strategy, Vanilla)
+    assert isinstance(scenario.scheme, Vanilla)
     (branch,) = scenario.plan_round(1).branches
     assert {str(turn.route) for turn in branch.turns} == {"device[0:3] -> server[3:6]"}
 
@@ -64,7 +64,7 @@ def build_all(overrides: list[str]) -> None:
     run_settings(config)
     job(config)
     local_work(config)
-    build_strategy(config)
+    build_scheme(config)
 
 
 @pytest.mark.parametrize(

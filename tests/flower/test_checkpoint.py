@@ -38,23 +38,28 @@ def checkpoint(server_round: int) -> Checkpoint:
 def test_a_resumed_run_ends_with_the_same_numbers(
     federation: Federation, tmp_path: Path, kind: type[FedAvg]
 ) -> None:
-    def scheme() -> SplitFed:
-        inner = kind(
+    def half() -> FedAvg:
+        return kind(
             fraction_train=0.5, min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1
         )
-        return SplitFed(cut=1, inner=inner)
 
-    whole, outcomes = federation.run(scheme(), rounds=2, steps=1)
+    scheme = SplitFed(cut=1)
+    whole, outcomes = federation.run(scheme, half(), rounds=2, steps=1)
 
-    interrupted = scheme()
-    adapters, _ = federation.run(interrupted, rounds=1, steps=1)
-    save_checkpoint(tmp_path, Checkpoint(1, adapters, strategy_state(interrupted.inner)))
+    interrupted = half()
+    adapters, _ = federation.run(scheme, interrupted, rounds=1, steps=1)
+    save_checkpoint(tmp_path, Checkpoint(1, adapters, strategy_state(interrupted)))
 
-    resumed = scheme()
+    resumed = half()
     saved = load_checkpoint(tmp_path)
-    restore_strategy(resumed.inner, saved.strategy)
+    restore_strategy(resumed, saved.strategy)
     again, rest = federation.run(
-        resumed, rounds=2, steps=1, adapters=saved.adapters, first_round=saved.server_round + 1
+        scheme,
+        resumed,
+        rounds=2,
+        steps=1,
+        adapters=saved.adapters,
+        first_round=saved.server_round + 1,
     )
     assert again.keys() == whole.keys()
     assert all(torch.equal(again[name], whole[name]) for name in whole)

@@ -10,9 +10,9 @@ from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.server.roster import discover, rediscover
+from fedsplit.flower.server.roster import Joiners, discover
+from fedsplit.testing.grid import N_EDGES, ThreadGrid
 from tests.flower.conftest import N_DEVICES, Federation
-from tests.flower.federation import N_EDGES, ThreadGrid
 
 
 def test_a_device_that_failed_takes_part_in_the_next_round(
@@ -26,7 +26,7 @@ def test_a_device_that_failed_takes_part_in_the_next_round(
             if len(trainings) == 1:
                 raise RuntimeError("battery empty")
 
-    _, outcomes = federation.run(SplitFed(cut=2, inner=fedavg), rounds=2, disturb=disturb)
+    _, outcomes = federation.run(SplitFed(cut=2), fedavg, rounds=2, disturb=disturb)
     _, first, second = outcomes
     assert [failure.who for failure in first.failures] == ["device 1"]
     assert not second.failures
@@ -38,17 +38,39 @@ def test_a_node_that_was_started_again_gets_its_old_place(
 ) -> None:
     """To Flower it is a new node, and the one that it replaces may still be listed for a while."""
     grid = ThreadGrid(client_app, N_DEVICES, edge_folder=tmp_path)
-    before = discover(grid, federation.job, 30, N_EDGES)
+    before = discover(grid, federation.job, N_EDGES)
     device, edge = before.by_index(1), before.edges[0]
     lost = replace(
         before,
         nodes=tuple(replace(node, node_id=1) if node == device else node for node in before.nodes),
         edges=tuple(replace(node, node_id=2) if node == edge else node for node in before.edges),
     )
-    back = rediscover(grid, federation.job, lost, 30)
-    assert (back.nodes, back.edges) == (before.nodes, before.edges)
+    joiners = Joiners(grid, federation.job)
+    back = lost
+    while (back.nodes, back.edges) != (before.nodes, before.edges):
+        joiners.tick(back)
+        back = joiners.seat(back, ())
     assert {1, 2} <= back.refused
-    assert rediscover(grid, federation.job, back, 30) == back, "nobody else joined"
+    joiners.tick(back)
+    assert joiners.seat(back, ()) == back, "nobody else joined"
+
+
+def test_nobody_takes_the_place_of_a_node_that_is_still_there(federation: Federation) -> None:
+    """Two more nodes join and say they are devices 0 and 1; only 1 was lost with its task."""
+    grid = ThreadGrid(client_app, N_DEVICES)
+    roster = discover(grid, federation.job)
+    first, second = roster.by_index(0), roster.by_index(1)
+    others = tuple(node for node in roster.nodes if node.index > 1)
+    # To the run, devices 0 and 1 are other nodes, which are listed too.
+    held = replace(roster, nodes=(replace(first, node_id=1), replace(second, node_id=2), *others))
+    listed = set(grid.get_node_ids()) | {1, 2}
+    grid.get_node_ids = lambda: listed  # type: ignore[method-assign]
+    joiners, back = Joiners(grid, federation.job), held
+    while first.node_id not in back.refused:
+        joiners.tick(held)
+        back = joiners.seat(back, gone={2})
+    assert back.by_index(0).node_id == 1
+    assert back.by_index(1).node_id == second.node_id
 
 
 @pytest.mark.parametrize("quorum", [2, 3])
@@ -60,8 +82,8 @@ def test_a_round_with_fewer_survivors_than_its_quorum_stops_the_run(
             raise RuntimeError("battery empty")
 
     if quorum == 2:
-        _, outcomes = federation.run(SplitFed(cut=2, inner=fedavg), disturb=disturb, quorum=quorum)
+        _, outcomes = federation.run(SplitFed(cut=2), fedavg, disturb=disturb, quorum=quorum)
         assert {turn.turn.device for turn in outcomes[1].turns} == {1, 2}
     else:
         with pytest.raises(FedsplitError, match=r"round 1: 2 of 4 branches finished .*device 0"):
-            federation.run(SplitFed(cut=2, inner=fedavg), disturb=disturb, quorum=quorum)
+            federation.run(SplitFed(cut=2), fedavg, disturb=disturb, quorum=quorum)

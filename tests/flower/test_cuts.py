@@ -15,8 +15,8 @@ from fedsplit.strategies.vanilla import Vanilla
 from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower import Cut, CutRule, Scene, SplitStrategy
 from fedsplit.plan import RoundPlan, Route
+from fedsplit.schemes import Cut, CutRule, Scene, Scheme
 from tests.flower.conftest import Federation
 from tests.flower.test_strategy import assert_equal
 from tests.strategies.scenes import N_BLOCKS, cost, make_scene
@@ -50,7 +50,7 @@ def test_a_number_cuts_every_device_there() -> None:
         ({"name": "card", "delay_weight": 0.9}, Card(delay_weight=0.9)),
     ],
 )
-def test_vanilla_with_a_rule_cuts_as_its_scheme(cut: Cut, planner: SplitStrategy) -> None:
+def test_vanilla_with_a_rule_cuts_as_its_scheme(cut: Cut, planner: Scheme) -> None:
     scene = wide_scene(9)
     found = routes(Vanilla(cut=cut).plan_round(scene))
     assert found == routes(planner.plan_round(scene))
@@ -58,7 +58,7 @@ def test_vanilla_with_a_rule_cuts_as_its_scheme(cut: Cut, planner: SplitStrategy
 
 
 @pytest.mark.parametrize("scheme", [SplitFed, Vanilla, Gsfl, Cpsl, FedsLlm])
-def test_every_scheme_with_a_free_cut_takes_a_rule(scheme: type[SplitStrategy]) -> None:
+def test_every_scheme_with_a_free_cut_takes_a_rule(scheme: type[Scheme]) -> None:
     scene = make_scene(8)
     for cut in ("fast", "joint", "sft"):
         plan = scheme(cut=cut).plan_round(scene)
@@ -89,8 +89,8 @@ def test_a_rule_reckons_with_the_part_of_the_band_that_a_device_gets() -> None:
 
 
 def test_a_rule_trains_what_the_fixed_cut_trains(federation: Federation, fedavg: Strategy) -> None:
-    fixed, _ = federation.run(Gsfl(groups=2, cut=1, inner=fedavg))
-    ruled, outcomes = federation.run(Gsfl(groups=2, cut="card", inner=fedavg))
+    fixed, _ = federation.run(Gsfl(groups=2, cut=1), fedavg)
+    ruled, outcomes = federation.run(Gsfl(groups=2, cut="card"), fedavg)
     assert not outcomes[1].failures
     groups = [branch.branch.turns for branch in outcomes[1].branches]
     assert sorted(len(turns) for turns in groups) == [2, 2]

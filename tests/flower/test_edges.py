@@ -9,18 +9,18 @@ from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower import Scene, SplitStrategy
 from fedsplit.flower.node import device as session
+from fedsplit.patience import Patience
 from fedsplit.plan import DEVICE, EDGE, RoundPlan, Route
+from fedsplit.schemes import Scene, Scheme
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import assert_equal
 
 
-class Edges(SplitStrategy):
+class Edges(Scheme):
     """Two edges; `groups` says which devices train one after the other."""
 
-    def __init__(self, groups: Sequence[Sequence[int]], inner: Strategy) -> None:
-        super().__init__(inner)
+    def __init__(self, groups: Sequence[Sequence[int]]) -> None:
         self.groups = groups
 
     def plan_round(self, scene: Scene) -> RoundPlan:
@@ -35,8 +35,8 @@ class Edges(SplitStrategy):
 def test_edges_as_nodes_equal_edges_in_the_server(
     federation: Federation, fedavg: Strategy, tmp_path: Path, groups: list[list[int]]
 ) -> None:
-    hosted, expected = federation.run(Edges(groups, fedavg))
-    remote, outcomes = federation.run(Edges(groups, fedavg), edge_folder=tmp_path)
+    hosted, expected = federation.run(Edges(groups), fedavg)
+    remote, outcomes = federation.run(Edges(groups), fedavg, edge_folder=tmp_path)
     assert_equal(remote, hosted, tolerance=0)
     assert not outcomes[1].failures
     for found, wanted in zip(outcomes[1].turns, expected[1].turns, strict=True):
@@ -44,7 +44,7 @@ def test_edges_as_nodes_equal_edges_in_the_server(
         assert found.loss_sum == wanted.loss_sum
 
 
-class AtTheEdge(SplitStrategy):
+class AtTheEdge(Scheme):
     """The route ends at the edge: there is nothing for the cloud to compute."""
 
     def plan_round(self, scene: Scene) -> RoundPlan:
@@ -56,8 +56,8 @@ class AtTheEdge(SplitStrategy):
 def test_a_route_may_end_at_an_edge(
     federation: Federation, fedavg: Strategy, tmp_path: Path
 ) -> None:
-    hosted, _ = federation.run(AtTheEdge(fedavg))
-    remote, outcomes = federation.run(AtTheEdge(fedavg), edge_folder=tmp_path)
+    hosted, _ = federation.run(AtTheEdge(), fedavg)
+    remote, outcomes = federation.run(AtTheEdge(), fedavg, edge_folder=tmp_path)
     assert_equal(remote, hosted, tolerance=0)
     assert "backhaul-up" not in outcomes[1].turns[0].link_bytes
 
@@ -71,7 +71,7 @@ def test_an_edge_that_fails_drops_its_own_devices_only(
             raise RuntimeError("power cut")
 
     _, outcomes = federation.run(
-        Edges([[0], [1], [2], [3]], fedavg), disturb=disturb, edge_folder=tmp_path
+        Edges([[0], [1], [2], [3]]), fedavg, disturb=disturb, edge_folder=tmp_path
     )
     assert [turn.turn.device for turn in outcomes[1].turns] == [0, 2]
     failed = [failure.who for failure in outcomes[1].failures if failure.phase == "train"]
@@ -88,7 +88,11 @@ def test_an_edge_does_not_wait_for_a_device_that_never_comes(
             raise RuntimeError("battery empty")
 
     _, outcomes = federation.run(
-        Edges([[0], [1], [2], [3]], fedavg), disturb=disturb, edge_folder=tmp_path, deadline_s=60
+        Edges([[0], [1], [2], [3]]),
+        fedavg,
+        disturb=disturb,
+        edge_folder=tmp_path,
+        patience=Patience(deadline_s=60),
     )
     assert [failure.who for failure in outcomes[1].failures] == ["device 1"]
     assert {turn.turn.device for turn in outcomes[1].turns} == {0, 2, 3}
@@ -105,6 +109,6 @@ def test_a_missing_edge_is_named_before_training(
                 replace(turn, edge=7) for branch in plan.branches for turn in branch.turns
             )
 
-    with pytest.raises(FedsplitError, match="edge=7: must be one of 0, 1"):
-        federation.run(Third([[0], [1], [2], [3]], fedavg), edge_folder=tmp_path)
+    with pytest.raises(FedsplitError, match="device 0: edge=7: must be from 0 to 1"):
+        federation.run(Third([[0], [1], [2], [3]]), fedavg, edge_folder=tmp_path)
     session._load_data.cache_clear()

@@ -7,7 +7,7 @@ from fedsplit.strategies.splitfed import SplitFed
 from fedsplit.strategies.vanilla import Vanilla
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower import find_strategy, strategy_names
+from fedsplit.schemes import find_scheme, scheme_names
 from fedsplit.schemes.registry import GROUP
 
 
@@ -16,13 +16,13 @@ def entry(name: str, value: str) -> EntryPoint:
 
 
 def test_the_projects_own_schemes_are_installed() -> None:
-    assert {"splitfed", "vanilla", "fedlora"} <= set(strategy_names())
-    assert find_strategy("splitfed") is SplitFed
+    assert {"splitfed", "vanilla", "fedlora"} <= set(scheme_names())
+    assert find_scheme("splitfed") is SplitFed
 
 
 def test_an_unknown_name_lists_what_exists() -> None:
     with pytest.raises(FedsplitError, match="strategy='splitfde': must be one of .*splitfed"):
-        find_strategy("splitfde")
+        find_scheme("splitfde")
 
 
 def test_a_name_registered_twice_is_refused() -> None:
@@ -31,14 +31,14 @@ def test_a_name_registered_twice_is_refused() -> None:
         entry("x", "fedsplit.strategies.vanilla:Vanilla"),
     ]
     with pytest.raises(FedsplitError, match="more than once"):
-        find_strategy("x", twice)
+        find_scheme("x", twice)
 
 
 def test_one_distribution_seen_twice_is_no_clash() -> None:
     twice = [entry("x", "fedsplit.strategies.vanilla:Vanilla")] * 2
-    assert find_strategy("x", twice) is Vanilla
+    assert find_scheme("x", twice) is Vanilla
 
 
 def test_something_else_than_a_scheme_is_refused() -> None:
-    with pytest.raises(FedsplitError, match="subclass of SplitStrategy"):
-        find_strategy("x", [entry("x", "json:dumps")])
+    with pytest.raises(FedsplitError, match="subclass of Scheme"):
+        find_scheme("x", [entry("x", "json:dumps")])

@@ -8,8 +8,9 @@ from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedsplit.flower import RoundOutcome, Scene, SplitStrategy
+from fedsplit.flower import RoundOutcome
 from fedsplit.plan import RoundPlan, Route
+from fedsplit.schemes import Scene, Scheme
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import assert_equal
 
@@ -33,11 +34,10 @@ def sums(outcomes: list[RoundOutcome]) -> list[float]:
     return [turn.loss_sum for outcome in outcomes for turn in (*outcome.turns, *outcome.evaluation)]
 
 
-class Home(SplitStrategy):
+class Home(Scheme):
     """All devices one after the other, their labels at home; or in groups of two."""
 
-    def __init__(self, width: int, inner: Strategy) -> None:
-        super().__init__(inner)
+    def __init__(self, width: int) -> None:
         self.width = width
 
     def plan_round(self, scene: Scene) -> RoundPlan:
@@ -51,7 +51,7 @@ class Home(SplitStrategy):
 @pytest.fixture
 def plain(federation: Federation, fedavg: Strategy) -> tuple[dict[str, Tensor], list[RoundOutcome]]:
     """Return two rounds in which every device is started in its turn."""
-    return federation.run(Vanilla(cut=2, inner=fedavg), rounds=2)
+    return federation.run(Vanilla(cut=2), fedavg, rounds=2)
 
 
 def test_results_are_the_same_to_the_last_bit(
@@ -59,7 +59,7 @@ def test_results_are_the_same_to_the_last_bit(
     fedavg: Strategy,
     plain: tuple[dict[str, Tensor], list[RoundOutcome]],
 ) -> None:
-    found, outcomes = federation.run(Vanilla(cut=2, inner=fedavg), rounds=2, start_ahead=True)
+    found, outcomes = federation.run(Vanilla(cut=2), fedavg, rounds=2, start_ahead=True)
     assert_equal(found, plain[0], tolerance=0)
     assert sums(outcomes) == sums(plain[1])
     for one, other in zip(outcomes[1].turns, plain[1][1].turns, strict=True):
@@ -71,8 +71,8 @@ def test_results_are_the_same_to_the_last_bit(
 def test_a_device_that_keeps_its_labels_may_be_started_ahead_too(
     federation: Federation, fedavg: Strategy, width: int
 ) -> None:
-    expected, _ = federation.run(Home(width, fedavg))
-    found, _ = federation.run(Home(width, fedavg), start_ahead=True)
+    expected, _ = federation.run(Home(width), fedavg)
+    found, _ = federation.run(Home(width), fedavg, start_ahead=True)
     assert_equal(found, expected, tolerance=0)
 
 
@@ -81,9 +81,7 @@ def test_the_next_device_starts_while_the_present_one_trains(
 ) -> None:
     def seconds(start_ahead: bool) -> tuple[float, dict[int, float]]:
         slow = Slow()
-        _, outcomes = federation.run(
-            Vanilla(cut=2, inner=fedavg), disturb=slow, start_ahead=start_ahead
-        )
+        _, outcomes = federation.run(Vanilla(cut=2), fedavg, disturb=slow, start_ahead=start_ahead)
         assert not outcomes[1].failures
         return outcomes[1].wall_s, slow.sent_s
 
@@ -108,12 +106,13 @@ def test_a_device_that_fails_while_it_waits_is_noticed_before_its_turn(
 
     noticed: list[tuple[str, float]] = []
     found, outcomes = federation.run(
-        Vanilla(cut=2, inner=fedavg),
+        Vanilla(cut=2),
+        fedavg,
         disturb=disturb,
         start_ahead=True,
         on_failure=lambda failure: noticed.append((failure.who, time.time())),
     )
-    expected, _ = federation.run(Vanilla(cut=2, inner=fedavg), disturb=disturb)
+    expected, _ = federation.run(Vanilla(cut=2), fedavg, disturb=disturb)
     assert_equal(found, expected, tolerance=0)
     ((who, when),) = noticed
     assert who == "device 1"
@@ -123,8 +122,8 @@ def test_a_device_that_fails_while_it_waits_is_noticed_before_its_turn(
 
 def test_one_place_is_enough(federation: Federation, fedavg: Strategy) -> None:
     found, outcomes = federation.run(
-        Vanilla(cut=2, inner=fedavg), concurrency=1, places=1, start_ahead=True
+        Vanilla(cut=2), fedavg, concurrency=1, places=1, start_ahead=True
     )
-    expected, _ = federation.run(Vanilla(cut=2, inner=fedavg))
+    expected, _ = federation.run(Vanilla(cut=2), fedavg)
     assert_equal(found, expected, tolerance=0)
     assert not outcomes[1].failures

@@ -17,10 +17,11 @@ from torch import Tensor
 from fedsplit.data import training_batches
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import train_turn
-from fedsplit.flower import Scene, SplitStrategy
 from fedsplit.flower.node import device as session
 from fedsplit.models import load
+from fedsplit.patience import Patience
 from fedsplit.plan import RoundPlan, Route
+from fedsplit.schemes import Scene, Scheme
 from fedsplit.seeds import derive_seed, generator
 from tests.flower.conftest import N_DEVICES, Federation
 
@@ -38,7 +39,7 @@ def train_unsplit(
     """Train the whole model on one device's batches, without any split: the oracle."""
     job = federation.job
     model = load(job.model)
-    samples = session._data(job).train(device)
+    samples = session.named_data(job).train(device)
     again = [repeat] if repeat else []
     rng = generator(job.seed, "batches", server_round, device, *again)
     result = train_turn(
@@ -53,7 +54,7 @@ def train_unsplit(
 
 
 def weighted_mean(federation: Federation, sets: Sequence[Adapters]) -> Adapters:
-    data = session._data(federation.job)
+    data = session.named_data(federation.job)
     sizes = torch.tensor([float(len(data.train(device))) for device in range(N_DEVICES)])
     shares = (sizes / sizes.sum()).tolist()
     return {
@@ -77,7 +78,7 @@ def assert_equal(found: Adapters, expected: Adapters, tolerance: float = 1e-6) -
     "scheme", [SplitFed(cut=1), SplitFed(cut=3), SplitFed(cut=1, tail=1), FedLora()]
 )
 def test_parallel_branches_equal_federated_averaging_of_the_unsplit_model(
-    federation: Federation, fedavg: Strategy, scheme: SplitStrategy
+    federation: Federation, fedavg: Strategy, scheme: Scheme
 ) -> None:
     scheme.inner = fedavg
     found, outcomes = federation.run(scheme, steps=3)
@@ -91,14 +92,14 @@ def test_parallel_branches_equal_federated_averaging_of_the_unsplit_model(
 def test_one_branch_equals_the_unsplit_model_handed_from_device_to_device(
     federation: Federation, fedavg: Strategy
 ) -> None:
-    found, _ = federation.run(Vanilla(cut=2, inner=fedavg), steps=2)
+    found, _ = federation.run(Vanilla(cut=2), fedavg, steps=2)
     adapters = initial(federation)
     for device in range(N_DEVICES):
         adapters = train_unsplit(federation, device, adapters, 2)
     assert_equal(found, adapters, tolerance=0)
 
 
-class DifferentCuts(SplitStrategy):
+class DifferentCuts(Scheme):
     """One branch whose devices are all cut at another place."""
 
     def plan_round(self, scene: Scene) -> RoundPlan:
@@ -111,7 +112,7 @@ class DifferentCuts(SplitStrategy):
         return RoundPlan.sequential(scene.turn(d, routes[d]) for d in scene.devices)
 
 
-class ThreeTiers(SplitStrategy):
+class ThreeTiers(Scheme):
     """Every device behind an edge of its own."""
 
     def plan_round(self, scene: Scene) -> RoundPlan:
@@ -122,14 +123,14 @@ class ThreeTiers(SplitStrategy):
 def test_cuts_may_differ_from_device_to_device_without_changing_the_result(
     federation: Federation, fedavg: Strategy
 ) -> None:
-    equal, _ = federation.run(Vanilla(cut=2, inner=fedavg))
-    different, _ = federation.run(DifferentCuts(fedavg))
+    equal, _ = federation.run(Vanilla(cut=2), fedavg)
+    different, _ = federation.run(DifferentCuts(), fedavg)
     assert_equal(different, equal, tolerance=0)
 
 
 def test_three_tiers_equal_two(federation: Federation, fedavg: Strategy) -> None:
-    two, _ = federation.run(SplitFed(cut=1, inner=fedavg))
-    three, outcomes = federation.run(ThreeTiers(fedavg))
+    two, _ = federation.run(SplitFed(cut=1), fedavg)
+    three, outcomes = federation.run(ThreeTiers(), fedavg)
     assert_equal(three, two, tolerance=0)
     assert outcomes[1].turns[0].link_bytes["backhaul-up"] > 0
 
@@ -151,7 +152,8 @@ def test_results_do_not_depend_on_concurrency_or_finishing_order(
             fraction_train=0.5, min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1
         )
         adapters, outcomes = federation.run(
-            scheme(cut=1, inner=inner),
+            scheme(cut=1),
+            inner,
             rounds=2,
             concurrency=concurrency,
             disturb=slow_down(order),
@@ -173,8 +175,8 @@ def test_any_flower_strategy_aggregates(federation: Federation, kind: type[FedAv
     def inner() -> Strategy:
         return kind(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
 
-    split, _ = federation.run(SplitFed(cut=1, inner=inner()))
-    whole, _ = federation.run(FedLora(inner()))
+    split, _ = federation.run(SplitFed(cut=1), inner())
+    whole, _ = federation.run(FedLora(), inner())
     assert_equal(split, whole, tolerance=0)
 
 
@@ -183,11 +185,11 @@ def test_only_members_of_the_round_are_averaged(federation: Federation) -> None:
     inner = FedAvg(
         fraction_train=0.5, min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1
     )
-    found, outcomes = federation.run(SplitFed(cut=1, inner=inner), steps=2)
+    found, outcomes = federation.run(SplitFed(cut=1), inner, steps=2)
     members = [turn.turn.device for turn in outcomes[1].turns]
     assert len(members) == 2
     start = initial(federation)
-    sizes = [len(session._data(federation.job).train(device)) for device in members]
+    sizes = [len(session.named_data(federation.job).train(device)) for device in members]
     trained = [train_unsplit(federation, device, start, 2) for device in members]
     expected = {
         name: sum(size * each[name] for size, each in zip(sizes, trained, strict=True)) / sum(sizes)
@@ -198,12 +200,12 @@ def test_only_members_of_the_round_are_averaged(federation: Federation) -> None:
 
 def test_evaluation_on_the_devices_can_be_switched_off(federation: Federation) -> None:
     inner = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
-    _, outcomes = federation.run(SplitFed(cut=1, inner=inner), steps=1)
+    _, outcomes = federation.run(SplitFed(cut=1), inner, steps=1)
     assert [outcome.server_round for outcome in outcomes] == [1]
     assert outcomes[0].evaluation == ()
 
 
-class ImpossibleLater(SplitStrategy):
+class ImpossibleLater(Scheme):
     """A good round, then one whose server is left without a block."""
 
     def plan_round(self, scene: Scene) -> RoundPlan:
@@ -222,7 +224,7 @@ def test_an_impossible_route_is_refused_before_anything_of_its_round_is_sent(
             trained.append(device)
 
     with pytest.raises(FedsplitError, match=r"route=device\[0:4\] -> server\[4:4\]: .* at most 3"):
-        federation.run(ImpossibleLater(fedavg), rounds=2, disturb=count)
+        federation.run(ImpossibleLater(), fedavg, rounds=2, disturb=count)
     assert sorted(trained) == list(range(N_DEVICES))
 
 
@@ -233,7 +235,7 @@ def test_a_failing_device_loses_its_turn_and_nothing_else(
         if device == 2 and message.metadata.message_type.startswith("train"):
             raise RuntimeError("battery empty")
 
-    found, outcomes = federation.run(Vanilla(cut=2, inner=fedavg), disturb=disturb)
+    found, outcomes = federation.run(Vanilla(cut=2), fedavg, disturb=disturb)
     adapters = initial(federation)
     for device in (0, 1, 3):
         adapters = train_unsplit(federation, device, adapters, 2)
@@ -252,7 +254,7 @@ def test_a_silent_device_is_given_up_at_the_deadline(
 
     started = time.monotonic()
     _, outcomes = federation.run(
-        SplitFed(cut=2, inner=fedavg), disturb=disturb, deadline_s=3, steps=1
+        SplitFed(cut=2), fedavg, disturb=disturb, patience=Patience(deadline_s=3), steps=1
     )
     assert time.monotonic() - started < 30
     assert [failure.index for failure in outcomes[1].failures] == [1]
@@ -268,7 +270,12 @@ def test_devices_that_wait_for_a_place_are_not_late(
 
     started = time.monotonic()
     _, outcomes = federation.run(
-        SplitFed(cut=2, inner=fedavg), disturb=disturb, concurrency=1, places=1, deadline_s=3
+        SplitFed(cut=2),
+        fedavg,
+        disturb=disturb,
+        concurrency=1,
+        places=1,
+        patience=Patience(deadline_s=3),
     )
     assert time.monotonic() - started > 4, "the last one had to wait for longer than the deadline"
     assert not outcomes[1].failures
@@ -286,7 +293,12 @@ def test_a_place_that_never_gets_free_does_not_hang_the_run(
     started = time.monotonic()
     with pytest.raises(FedsplitError, match="device 3: did not come within 1 s"):
         federation.run(
-            SplitFed(cut=2, inner=fedavg), disturb=disturb, concurrency=1, places=1, deadline_s=1
+            SplitFed(cut=2),
+            fedavg,
+            disturb=disturb,
+            concurrency=1,
+            places=1,
+            patience=Patience(deadline_s=1),
         )
     over.set()
     assert time.monotonic() - started < 20
@@ -306,7 +318,8 @@ def test_a_failure_is_reported_when_it_is_noticed_not_at_the_end_of_the_round(
             time.sleep(3)
 
     _, outcomes = federation.run(
-        SplitFed(cut=2, inner=fedavg),
+        SplitFed(cut=2),
+        fedavg,
         disturb=disturb,
         on_failure=lambda failure: noticed.append((failure.who, time.time())),
     )
@@ -324,4 +337,4 @@ def test_a_round_without_survivors_stops_the_run_and_says_why(
             raise RuntimeError(f"flood at {random.choice('xyz')}")
 
     with pytest.raises(ValueError, match=r"round 1: no device finished .*device 3: .*flood"):
-        federation.run(SplitFed(cut=2, inner=fedavg), disturb=disturb)
+        federation.run(SplitFed(cut=2), fedavg, disturb=disturb)

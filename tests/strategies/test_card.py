@@ -13,8 +13,8 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower import Scene
 from fedsplit.plan import RoundPlan, Route, Turn
+from fedsplit.schemes import Scene
 from tests.flower.conftest import Federation
 
 N_CLOCKS = 60
@@ -69,7 +69,7 @@ def test_every_device_gets_the_best_of_all_cuts_and_clocks(
 ) -> None:
     config = ["strategy=card", f"strategy.delay_weight={weight}", "fleet.devices=3", *overrides]
     scenario = build_scenario(load_config(config))
-    scheme = scenario.strategy
+    scheme = scenario.scheme
     assert isinstance(scheme, Card)
     (branch,) = scenario.plan_round(1).branches
     scene = scenario.system.scene(1, {turn.device: 1 for turn in branch.turns})
@@ -103,8 +103,8 @@ def test_a_larger_weight_trades_energy_for_delay() -> None:
 
 
 def test_it_trains_as_vanilla_split_learning(federation: Federation, fedavg: Strategy) -> None:
-    expected, _ = federation.run(Vanilla(cut=2, inner=fedavg))
-    found, outcomes = federation.run(Card(inner=fedavg))
+    expected, _ = federation.run(Vanilla(cut=2), fedavg)
+    found, outcomes = federation.run(Card(), fedavg)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)

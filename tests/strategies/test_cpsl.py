@@ -14,24 +14,24 @@ from hypothesis import strategies as st
 
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import ServingSpec
-from fedsplit.flower import Scene
-from fedsplit.flower.node.device import _data
+from fedsplit.flower.node.device import named_data
 from fedsplit.plan import RoundPlan, Route
+from fedsplit.schemes import Scene
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import assert_equal, initial, train_unsplit
 from tests.strategies.scenes import N_BLOCKS, cost, make_scene, scenes
 
 
 def test_one_cluster_trains_as_splitfed(federation: Federation, fedavg: Strategy) -> None:
-    cluster, _ = federation.run(Cpsl(clusters=1, cut=2, inner=fedavg))
-    splitfed, _ = federation.run(SplitFed(cut=2, inner=fedavg))
+    cluster, _ = federation.run(Cpsl(clusters=1, cut=2), fedavg)
+    splitfed, _ = federation.run(SplitFed(cut=2), fedavg)
     assert_equal(cluster, splitfed, tolerance=0)
 
 
 def test_a_cluster_goes_on_from_the_average_of_the_one_before(
     federation: Federation, fedavg: Strategy
 ) -> None:
-    found, outcomes = federation.run(Cpsl(clusters=2, inner=fedavg), rounds=2)
+    found, outcomes = federation.run(Cpsl(clusters=2), fedavg, rounds=2)
     adapters = initial(federation)
     trained: list[int] = []
     for outcome in outcomes[1:]:
@@ -40,7 +40,7 @@ def test_a_cluster_goes_on_from_the_average_of_the_one_before(
             train_unsplit(federation, device, adapters, 2, outcome.server_round)
             for device in members
         ]
-        sizes = [len(_data(federation.job).train(device)) for device in members]
+        sizes = [len(named_data(federation.job).train(device)) for device in members]
         adapters = {
             name: sum(n * each[name] for n, each in zip(sizes, sets, strict=True)) / sum(sizes)
             for name in adapters
@@ -51,7 +51,7 @@ def test_a_cluster_goes_on_from_the_average_of_the_one_before(
 
 
 def test_the_device_side_is_trained_too(federation: Federation, fedavg: Strategy) -> None:
-    found, _ = federation.run(Cpsl(clusters=2, cut=2, inner=fedavg))
+    found, _ = federation.run(Cpsl(clusters=2, cut=2), fedavg)
     start = initial(federation)
     on_device = [name for name in start if ".layers.0." in name or ".layers.1." in name]
     assert on_device
@@ -63,8 +63,8 @@ def test_any_flower_strategy_averages_a_cluster(federation: Federation, kind: ty
     def inner() -> Strategy:
         return kind(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
 
-    cluster, _ = federation.run(Cpsl(clusters=1, inner=inner()))
-    splitfed, _ = federation.run(SplitFed(inner=inner()))
+    cluster, _ = federation.run(Cpsl(clusters=1), inner())
+    splitfed, _ = federation.run(SplitFed(), inner())
     assert_equal(cluster, splitfed, tolerance=0)
 
 

@@ -37,7 +37,7 @@ def all_routes(n_blocks: int, min_blocks: int) -> list[Route]:
 )
 def test_every_device_gets_the_best_of_all_cuts(overrides: tuple[str, ...]) -> None:
     scenario = build_scenario(load_config(["strategy=fast", *overrides]))
-    scheme = scenario.strategy
+    scheme = scenario.scheme
     assert isinstance(scheme, Fast)
     for server_round in (1, 2):
         (branch,) = scenario.plan_round(server_round).branches
@@ -69,14 +69,14 @@ def test_cuts_follow_the_channel() -> None:
 
 def memory_for(federation: Federation, cut: int) -> float:
     """Return device memory for `cut` blocks and no more."""
-    costs = CutCosts.from_profile(federation.profile, federation.job.batch_size)
+    costs = CutCosts.from_profile(federation.system.profile, federation.job.batch_size)
     return float(np.mean(costs.memory_bytes[cut : cut + 2]))
 
 
 def assert_trains_as_vanilla(federation: Federation, fast: Fast, inner: Strategy) -> set[str]:
     """Return the routes that `fast` chose."""
-    expected, _ = federation.run(Vanilla(cut=1, inner=inner))
-    found, outcomes = federation.run(fast)
+    expected, _ = federation.run(Vanilla(cut=1), inner)
+    found, outcomes = federation.run(fast, inner)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
@@ -87,18 +87,18 @@ def assert_trains_as_vanilla(federation: Federation, fast: Fast, inner: Strategy
 def test_a_device_that_gains_nothing_by_the_server_keeps_the_whole_model(
     federation: Federation, fedavg: Strategy
 ) -> None:
-    routes = assert_trains_as_vanilla(federation, Fast(min_blocks=4, inner=fedavg), fedavg)
+    routes = assert_trains_as_vanilla(federation, Fast(min_blocks=4), fedavg)
     assert routes == {"device[0:4]"}
 
 
 def test_memory_makes_it_vanilla_split_learning(federation: Federation, fedavg: Strategy) -> None:
-    fast = Fast(min_blocks=2, device_memory_bytes=memory_for(federation, 2), inner=fedavg)
+    fast = Fast(min_blocks=2, device_memory_bytes=memory_for(federation, 2))
     routes = assert_trains_as_vanilla(federation, fast, fedavg)
     assert routes == {"device[0:2] -> server[2:4]"}
 
 
 def test_digits_are_classified_over_a_cut(digits: Federation, fedavg: Strategy) -> None:
-    fast = Fast(device_memory_bytes=memory_for(digits, 1), inner=fedavg)
+    fast = Fast(device_memory_bytes=memory_for(digits, 1))
     routes = assert_trains_as_vanilla(digits, fast, fedavg)
     assert len(routes) == 1
     assert "device[0:1] -> server" in routes.pop()

@@ -43,9 +43,9 @@ def test_a_given_accuracy_trains_as_splitfed_of_as_many_steps(
     federation: Federation, fedavg: Strategy
 ) -> None:
     learning = {"iterations": 1.5, "rounds": 20.0}
-    expected, _ = federation.run(SplitFed(cut=1, inner=fedavg), steps=3)
+    expected, _ = federation.run(SplitFed(cut=1), fedavg, steps=3)
     found, outcomes = federation.run(
-        FedsLlm(cut=1, accuracy=0.25, learning=learning, inner=fedavg), steps=8
+        FedsLlm(cut=1, accuracy=0.25, learning=learning), fedavg, steps=8
     )
     assert [turn.steps for turn in outcomes[1].turns] == [3] * 4
     assert found.keys() == expected.keys()
@@ -82,7 +82,7 @@ def test_planning_with_what_is_sent_shortens_the_training() -> None:
     for smashed_per in ("round", "iteration"):
         config = ["strategy=fedsllm", f"strategy.smashed_per={smashed_per}"]
         scenario = build_scenario(load_config(config))
-        scheme = scenario.strategy
+        scheme = scenario.scheme
         assert isinstance(scheme, FedsLlm)
         steps = scenario.plan_round(1).branches[0].turns[0].steps
         accuracy = 2 ** (-steps / scheme.learning.iterations)

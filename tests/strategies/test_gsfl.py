@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import ServingSpec, timeline
-from fedsplit.flower import Scene
-from fedsplit.flower.node.device import _data
+from fedsplit.flower.node.device import named_data
+from fedsplit.schemes import Scene
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import assert_equal, initial, train_unsplit
 from tests.strategies.scenes import cost, make_scene, scenes
@@ -24,8 +24,8 @@ from tests.strategies.scenes import cost, make_scene, scenes
 def test_one_group_trains_as_vanilla_split_learning(
     federation: Federation, fedavg: Strategy
 ) -> None:
-    one, outcomes = federation.run(Gsfl(groups=1, inner=fedavg))
-    vanilla, _ = federation.run(Vanilla(inner=fedavg))
+    one, outcomes = federation.run(Gsfl(groups=1), fedavg)
+    vanilla, _ = federation.run(Vanilla(), fedavg)
     assert_equal(one, vanilla, tolerance=0)
     assert len(outcomes[1].branches) == 1
 
@@ -33,8 +33,8 @@ def test_one_group_trains_as_vanilla_split_learning(
 def test_a_group_for_every_device_trains_as_splitfed(
     federation: Federation, fedavg: Strategy
 ) -> None:
-    groups, _ = federation.run(Gsfl(groups=N_DEVICES, inner=fedavg))
-    splitfed, _ = federation.run(SplitFed(inner=fedavg))
+    groups, _ = federation.run(Gsfl(groups=N_DEVICES), fedavg)
+    splitfed, _ = federation.run(SplitFed(), fedavg)
     # Branches may come in another order, and sums of floats depend on it.
     assert_equal(groups, splitfed, tolerance=1e-7)
 
@@ -43,7 +43,7 @@ def test_a_group_for_every_device_trains_as_splitfed(
 def test_what_the_last_device_of_each_group_leaves_is_averaged(
     federation: Federation, fedavg: Strategy, weights: str
 ) -> None:
-    found, outcomes = federation.run(Gsfl(groups=2, weights=weights, inner=fedavg))
+    found, outcomes = federation.run(Gsfl(groups=2, weights=weights), fedavg)
     last, shares = [], []
     for branch in outcomes[1].branches:
         adapters = initial(federation)
@@ -51,7 +51,7 @@ def test_what_the_last_device_of_each_group_leaves_is_averaged(
             adapters = train_unsplit(federation, turn.device, adapters, 2)
         last.append(adapters)
         members = [turn.device for turn in branch.branch.turns]
-        held = sum(len(_data(federation.job).train(device)) for device in members)
+        held = sum(len(named_data(federation.job).train(device)) for device in members)
         shares.append(held if weights == "samples" else 1)
     expected = {
         name: sum(share * each[name] for share, each in zip(shares, last, strict=True))
@@ -66,13 +66,13 @@ def test_any_flower_strategy_averages_groups(federation: Federation, kind: type[
     def inner() -> Strategy:
         return kind(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
 
-    groups, _ = federation.run(Gsfl(groups=1, inner=inner()))
-    vanilla, _ = federation.run(Vanilla(inner=inner()))
+    groups, _ = federation.run(Gsfl(groups=1), inner())
+    vanilla, _ = federation.run(Vanilla(), inner())
     assert_equal(groups, vanilla, tolerance=0)
 
 
 def test_it_classifies_images(digits: Federation, fedavg: Strategy) -> None:
-    _, outcomes = digits.run(Gsfl(groups=2, cut=1, inner=fedavg), rounds=2, steps=3)
+    _, outcomes = digits.run(Gsfl(groups=2, cut=1), fedavg, rounds=2, steps=3)
     assert [len(outcome.branches) for outcome in outcomes] == [0, 2, 2]
     assert not any(outcome.failures for outcome in outcomes)
     assert outcomes[2].evaluation[0].n_correct is not None

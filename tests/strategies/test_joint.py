@@ -127,8 +127,8 @@ def test_gradients_may_use_the_chosen_setting(table: Path) -> None:
 
 
 def test_it_trains_as_splitfed(federation: Federation, fedavg: Strategy) -> None:
-    expected, _ = federation.run(SplitFed(cut=2, inner=fedavg))
-    found, outcomes = federation.run(Joint(codec_table=None, inner=fedavg))
+    expected, _ = federation.run(SplitFed(cut=2), fedavg)
+    found, outcomes = federation.run(Joint(codec_table=None), fedavg)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)

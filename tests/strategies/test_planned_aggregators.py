@@ -13,7 +13,7 @@ from fedsplit.strategies.vanilla import Vanilla
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 from torch import Tensor
 
-from fedsplit.flower import SplitStrategy
+from fedsplit.schemes import Scheme
 from tests.flower.conftest import Federation
 
 TWO_STEPS = {"iterations": 2.0, "rounds": 20.0}
@@ -23,19 +23,19 @@ def inner_of(kind: type[FedAvg]) -> Strategy:
     return kind(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
 
 
-def scheme_of(name: str, inner: Strategy) -> SplitStrategy:
+def scheme_of(name: str) -> Scheme:
     if name == "fedsllm":
-        return FedsLlm(cut=1, accuracy=0.5, learning=TWO_STEPS, inner=inner)
+        return FedsLlm(cut=1, accuracy=0.5, learning=TWO_STEPS)
     if name == "joint":
-        return Joint(codec_table=None, inner=inner)
-    return {"fast": Fast, "card": Card}[name](inner=inner)
+        return Joint(codec_table=None)
+    return {"fast": Fast, "card": Card}[name]()
 
 
 @cache
 def baseline(
     federation: Federation, scheme: type[SplitFed], kind: type[FedAvg]
 ) -> dict[str, Tensor]:
-    return federation.run(scheme(cut=1, inner=inner_of(kind)))[0]
+    return federation.run(scheme(cut=1), inner_of(kind))[0]
 
 
 @pytest.mark.parametrize("kind", [FedAdam, FedMedian, Krum])
@@ -46,7 +46,7 @@ def baseline(
 def test_any_flower_strategy_aggregates(
     federation: Federation, name: str, same_as: type[SplitFed], kind: type[FedAvg]
 ) -> None:
-    found, outcomes = federation.run(scheme_of(name, inner_of(kind)))
+    found, outcomes = federation.run(scheme_of(name), inner_of(kind))
     expected = baseline(federation, same_as, kind)
     assert not outcomes[1].failures
     assert found.keys() == expected.keys()

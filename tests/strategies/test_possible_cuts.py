@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower import Scene, SplitStrategy
 from fedsplit.plan import RoundPlan, Route
+from fedsplit.schemes import Scene, Scheme
 from tests.strategies.scenes import N_BLOCKS, cost, make_scene
 
-SCHEMES: dict[str, SplitStrategy] = {
+SCHEMES: dict[str, Scheme] = {
     "card": Card(delay_weight=0.9),
     "fast": Fast(),
     "joint": Joint(),

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from fedsplit.assets import default_codec_table
 from fedsplit.codec import make_codec
 from fedsplit.errors import FedsplitError
-from fedsplit.flower import Scene
 from fedsplit.plan import CodecPlan, RoundPlan, Turn
 from fedsplit.planning import CodecTable, InfeasibleError
+from fedsplit.schemes import Scene
 from tests.flower.conftest import Federation
 from tests.flower.test_strategy import assert_equal
 from tests.strategies.scenes import cost, make_scene, scenes
@@ -42,14 +42,14 @@ def table_file(folder: Path, rows: Iterable[tuple[float, float]]) -> str:
 def test_without_codec_and_with_a_fixed_cut_it_trains_as_splitfed(
     federation: Federation, fedavg: Strategy, options: dict[str, str]
 ) -> None:
-    found, _ = federation.run(Sft(cut=2, inner=fedavg, **{**PLAIN, **options}), rounds=2)
-    splitfed, _ = federation.run(SplitFed(cut=2, inner=fedavg), rounds=2)
+    found, _ = federation.run(Sft(cut=2, **{**PLAIN, **options}), fedavg, rounds=2)
+    splitfed, _ = federation.run(SplitFed(cut=2), fedavg, rounds=2)
     assert_equal(found, splitfed, tolerance=0)
 
 
 def test_planned_compression_is_what_travels(federation: Federation, fedavg: Strategy) -> None:
-    plain, before = federation.run(Sft(cut=2, inner=fedavg, **PLAIN))
-    found, after = federation.run(Sft(cut=2, max_loss_increase=0.1, inner=fedavg))
+    plain, before = federation.run(Sft(cut=2, **PLAIN), fedavg)
+    found, after = federation.run(Sft(cut=2, max_loss_increase=0.1), fedavg)
     for raw, small in zip(before[1].turns, after[1].turns, strict=True):
         assert small.turn.codec.uplink["name"] != "identity"
         assert small.link_bytes["up"] < 0.7 * raw.link_bytes["up"]
@@ -65,13 +65,13 @@ def test_any_flower_strategy_averages_the_devices(
     def inner() -> Strategy:
         return kind(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
 
-    found, _ = federation.run(Sft(cut=2, inner=inner(), **PLAIN))
-    splitfed, _ = federation.run(SplitFed(cut=2, inner=inner()))
+    found, _ = federation.run(Sft(cut=2, **PLAIN), inner())
+    splitfed, _ = federation.run(SplitFed(cut=2), inner())
     assert_equal(found, splitfed, tolerance=0)
 
 
 def test_it_classifies_images(digits: Federation, fedavg: Strategy) -> None:
-    _, outcomes = digits.run(Sft(max_loss_increase=0.1, inner=fedavg), rounds=2, steps=3)
+    _, outcomes = digits.run(Sft(max_loss_increase=0.1), fedavg, rounds=2, steps=3)
     assert not any(outcome.failures for outcome in outcomes)
     assert all(turn.turn.codec.uplink["name"] != "identity" for turn in outcomes[2].turns)
     assert outcomes[2].evaluation[0].n_correct is not None

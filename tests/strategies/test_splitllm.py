@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower import Scene, SplitStrategy
-from fedsplit.flower.node.device import _data
+from fedsplit.flower.node.device import named_data
 from fedsplit.plan import RoundPlan, Route
+from fedsplit.schemes import Scene, Scheme
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import assert_equal, initial, train_unsplit
 from tests.strategies.scenes import N_BLOCKS, cost, make_scene, scenes
@@ -26,7 +26,7 @@ from tests.strategies.scenes import N_BLOCKS, cost, make_scene, scenes
 N_EDGES = 2
 
 
-class SameUsersTwoTiers(SplitStrategy):
+class SameUsersTwoTiers(Scheme):
     """The users that SplitLLM chooses, with the model on device and server alone."""
 
     def plan_round(self, scene: Scene) -> RoundPlan:
@@ -38,7 +38,7 @@ class SameUsersTwoTiers(SplitStrategy):
 def trained_alone(federation: Federation, devices: list[int], server_round: int = 1) -> object:
     start = initial(federation)
     sets = [train_unsplit(federation, device, start, 2, server_round) for device in devices]
-    sizes = [len(_data(federation.job).train(device)) for device in devices]
+    sizes = [len(named_data(federation.job).train(device)) for device in devices]
     return {
         name: sum(size * each[name] for size, each in zip(sizes, sets, strict=True)) / sum(sizes)
         for name in start
@@ -53,8 +53,7 @@ def trained_alone(federation: Federation, devices: list[int], server_round: int 
 def test_a_round_averages_one_user_of_each_edge_and_nobody_else(
     federation: Federation, fedavg: Strategy, scheme: SplitLlm
 ) -> None:
-    scheme.inner = fedavg
-    found, outcomes = federation.run(scheme)
+    found, outcomes = federation.run(scheme, fedavg)
     users = [turn.turn.device for turn in outcomes[1].turns]
     assert len(users) == N_EDGES < N_DEVICES
     assert_equal(found, trained_alone(federation, users))  # type: ignore[arg-type]
@@ -64,9 +63,9 @@ def test_a_round_averages_one_user_of_each_edge_and_nobody_else(
 def test_with_the_cloud_segment_empty_it_equals_two_tiers(
     federation: Federation, fedavg: Strategy
 ) -> None:
-    empty, outcomes = federation.run(SplitLlm(1, None, inner=fedavg), rounds=2)
-    two, _ = federation.run(SameUsersTwoTiers(fedavg), rounds=2)
-    three, more = federation.run(SplitLlm(1, 2, inner=fedavg), rounds=2)
+    empty, outcomes = federation.run(SplitLlm(1, None), fedavg, rounds=2)
+    two, _ = federation.run(SameUsersTwoTiers(), fedavg, rounds=2)
+    three, more = federation.run(SplitLlm(1, 2), fedavg, rounds=2)
     assert_equal(empty, two, tolerance=1e-7)
     assert_equal(three, two, tolerance=1e-7)
     assert "backhaul-up" not in outcomes[1].turns[0].link_bytes
@@ -74,7 +73,7 @@ def test_with_the_cloud_segment_empty_it_equals_two_tiers(
 
 
 def test_every_user_trains_once_in_a_pass(federation: Federation, fedavg: Strategy) -> None:
-    _, outcomes = federation.run(SplitLlm(1, 2, inner=fedavg), rounds=4, steps=1)
+    _, outcomes = federation.run(SplitLlm(1, 2), fedavg, rounds=4, steps=1)
     trained = [[turn.turn.device for turn in outcome.turns] for outcome in outcomes[1:]]
     for first, second in (trained[:2], trained[2:]):
         assert sorted(first + second) == list(range(N_DEVICES))
@@ -83,14 +82,14 @@ def test_every_user_trains_once_in_a_pass(federation: Federation, fedavg: Strate
 def test_a_user_that_fails_leaves_the_round_to_the_others(
     federation: Federation, fedavg: Strategy
 ) -> None:
-    chosen = federation.run(SplitLlm(1, 2, inner=fedavg))[1][1].turns
+    chosen = federation.run(SplitLlm(1, 2), fedavg)[1][1].turns
     lost, left = (turn.turn.device for turn in chosen)
 
     def disturb(message: Message, device: int) -> None:
         if device == lost and message.metadata.message_type.startswith("train"):
             raise RuntimeError("battery empty")
 
-    found, outcomes = federation.run(SplitLlm(1, 2, inner=fedavg), disturb=disturb)
+    found, outcomes = federation.run(SplitLlm(1, 2), fedavg, disturb=disturb)
     assert [failure.index for failure in outcomes[1].failures] == [lost]
     assert_equal(found, trained_alone(federation, [left]))  # type: ignore[arg-type]
 
@@ -100,10 +99,10 @@ def test_any_flower_strategy_averages_the_users(federation: Federation, kind: ty
     def inner() -> Strategy:
         return kind(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
 
-    def run(scheme: SplitStrategy) -> dict[str, Tensor]:
+    def run(scheme: Scheme) -> dict[str, Tensor]:
         return federation.run(scheme)[0]
 
-    three, two = run(SplitLlm(1, 2, inner=inner())), run(SameUsersTwoTiers(inner()))
+    three, two = run(SplitLlm(1, 2), inner()), run(SameUsersTwoTiers(), inner())
     assert_equal(three, two, tolerance=1e-6)
     assert any(not torch.equal(three[name], value) for name, value in initial(federation).items())
 
@@ -249,7 +248,7 @@ def test_edge_rounds_save_the_backhaul_not_the_radio() -> None:
 def test_users_of_an_edge_train_side_by_side_and_are_averaged_there(
     federation: Federation, fedavg: Strategy
 ) -> None:
-    found, outcomes = federation.run(SplitLlm(1, 2, edge_rounds=1, inner=fedavg))
+    found, outcomes = federation.run(SplitLlm(1, 2, edge_rounds=1), fedavg)
     assert [len(branch.turns) for branch in outcomes[1].branches] == [2, 2]
     assert_equal(found, trained_alone(federation, list(range(N_DEVICES))))  # type: ignore[arg-type]
 

@@ -7,8 +7,7 @@ of its own to the cloud, averages them between waves where the plan asks for it,
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from flwr.app import Context, Message
@@ -18,95 +17,33 @@ from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import Stage, TurnStatus, weighted_mean
 from fedsplit.execution.turn import DONE, FAILED
 from fedsplit.flower.link_settings import LinkSettings
-from fedsplit.flower.messages import Contact, Job, answer, read_arrays, read_task
+from fedsplit.flower.messages import answer, read_arrays, read_task
 from fedsplit.flower.node.device import at_work
 from fedsplit.flower.node.models import cached_model
+from fedsplit.flower.source import source_hash
+from fedsplit.flower.tasks import EdgeBranch, EdgeTask, EdgeTurn, Job, Verdict
 from fedsplit.models import SplitModel
-from fedsplit.plan import EDGE, CodecPlan, Route
+from fedsplit.plan import EDGE
 from fedsplit.transport import GrpcLink, GrpcServer, OpenRequest, Presence
 
 _POLL_S = 0.02
 
 
-@dataclass(frozen=True)
-class EdgeTurn:
-    """One turn that an edge is to serve: who may enter it, where it goes on, and what it weighs."""
-
-    token: str
-    route: str
-    n_blocks: int
-    codec: CodecPlan
-    seed: int
-    onward_address: str
-    onward_token: str
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class EdgeBranch:
-    """Turns that an edge is to serve together.
-
-    Either a single one, or the waves of a branch, `width` turns each, with `at_edge`: devices then
-    fetch their adapters here, and the edge averages what comes of a wave once it is told which of
-    its turns count.
-    """
-
-    turns: tuple[EdgeTurn, ...]
-    width: int = 1
-    at_edge: bool = False
-
-    @property
-    def n_waves(self) -> int:
-        """How many waves there are."""
-        return -(-len(self.turns) // self.width)
-
-    def wave(self, number: int) -> range:
-        """Return the places of a wave's turns."""
-        start = number * self.width
-        return range(start, min(start + self.width, len(self.turns)))
-
-
-@dataclass(frozen=True)
-class EdgeTask:
-    """What an edge is told: the branches to serve, and when to give up waiting for them.
-
-    The cloud says so if it gives up a turn; without a word, after `start_s` and `deadline_s`.
-    """
-
-    job: Job
-    contact: Contact
-    branches: tuple[EdgeBranch, ...]
-    train: bool
-    start_s: float
-    deadline_s: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Which turns of a wave count; the cloud says so when they are over.
-
-    Of a turn that does not stay at the edge, it says so only if it gave it up.
-    """
-
-    branch: int
-    wave: int
-    counted: tuple[int, ...]
-
-    @classmethod
-    def read(cls, words: Mapping[str, Any]) -> "Verdict":
-        """Return the verdict that the cloud sent as `words`.
-
-        Raises
-        ------
-        FedsplitError
-            If it is none.
-        """
-        counted = words.get("counted")
-        numbers = [words.get("branch"), words.get("wave")]
-        numbers += counted if isinstance(counted, list) else [None]
-        whole = all(type(number) is int and number >= 0 for number in numbers)
-        require(whole, "words", dict(words), "a branch, a wave and the turns that count")
-        return cls(words["branch"], words["wave"], tuple(words["counted"]))
+def hello(message: Message, context: Context) -> Message:
+    """Say which edge this node is, where devices reach it and which source it runs."""
+    job: Job = read_task(message, Job)
+    settings = context.node_config
+    for key in ("edge-id", "bind"):
+        if key not in settings:
+            raise FedsplitError(f"node-config: an edge must hold {key}")
+    link = LinkSettings.of_node(settings)
+    link.server_tls(job.security)
+    link.client_tls(job.security)
+    return answer(
+        message,
+        {"index": int(settings["edge-id"])},
+        {"source": source_hash(), "role": "edge", "address": str(link.advertise or link.bind)},
+    )
 
 
 def serve(message: Message, context: Context) -> Message:
@@ -118,7 +55,7 @@ def serve(message: Message, context: Context) -> Message:
         If the node was started without an address to bind, or the cloud is gone.
     """
     task = read_task(message, EdgeTask)
-    with at_work(task.contact, context, task.job) as presence:
+    with at_work(task.presence, context, task.job) as presence:
         return _serve(task, message, context, presence)
 
 
@@ -128,7 +65,7 @@ def _serve(task: EdgeTask, message: Message, context: Context, presence: Presenc
         raise FedsplitError('node-config: an edge must hold bind, such as bind="0.0.0.0:7000"')
     server_tls = settings.server_tls(task.job.security)
     requests = [
-        [_request(turn, task.train, branch.at_edge) for turn in branch.turns]
+        [_request(turn, task.train, branch.stays) for turn in branch.turns]
         for branch in task.branches
     ]
     segments = {one.route.segments[one.position] for some in requests for one in some}
@@ -150,22 +87,25 @@ def _serve(task: EdgeTask, message: Message, context: Context, presence: Presenc
                 downstream=_onward(turn, settings, task.job),
             )
         stays.append(_Stay(stage, model, branch, wanted, adapters))
-    with GrpcServer(stage, settings.bind, tls=server_tls, ping_s=task.job.ping_s):
+    with GrpcServer(stage, settings.bind, tls=server_tls, ping_s=task.job.patience.ping_s):
         _wait(task, stays, presence)
     return _answer(message, task, stays)
 
 
-def _request(turn: EdgeTurn, train: bool, at_edge: bool) -> OpenRequest:
-    route = Route.parse(turn.route, turn.n_blocks)
+def _request(turn: EdgeTurn, train: bool, stays: bool) -> OpenRequest:
+    route = turn.turn.route
     position = next(i for i, segment in enumerate(route.segments) if segment.tier == EDGE)
-    return OpenRequest(turn.token, route, position, turn.codec, turn.seed, train, at_edge)
+    return OpenRequest(turn.token, route, position, turn.turn.codec, turn.seed, train, stays)
 
 
 def _onward(turn: EdgeTurn, settings: LinkSettings, job: Job) -> tuple[GrpcLink, str] | None:
-    if not turn.onward_token:
+    if turn.onward is None:
         return None
-    tls = settings.client_tls(job.security)
-    return GrpcLink(turn.onward_address, tls=tls, ping_s=job.ping_s), turn.onward_token
+    tls, patience = settings.client_tls(job.security), job.patience
+    link = GrpcLink(
+        turn.onward.address, tls=tls, reply_timeout_s=patience.reply_s, ping_s=patience.ping_s
+    )
+    return link, turn.onward.token
 
 
 class _Stay:
@@ -190,10 +130,11 @@ class _Stay:
 
     def is_over(self, waited_s: float, task: EdgeTask) -> bool:
         """Return whether there is nothing left to serve, after waiting so long from the start."""
-        if self.branch.at_edge:
+        if self.branch.stays:
             return self._wave == self.branch.n_waves
         state = self._stage.status(self.branch.turns[0].token).state
-        late = waited_s > task.start_s + task.deadline_s
+        patience = task.job.patience
+        late = waited_s > patience.to_start_s + patience.deadline_s
         return self._given_up or late or state in (DONE, FAILED)
 
     def count(self, verdict: Verdict) -> None:
@@ -207,7 +148,7 @@ class _Stay:
         places = self.branch.wave(self._wave)
         named = verdict.wave == self._wave and set(verdict.counted) <= set(places)
         require(named, "verdict", verdict, f"on wave {self._wave} with turns of {places}")
-        if not self.branch.at_edge:
+        if not self.branch.stays:
             self._given_up = True
             return
         turns = [self.branch.turns[place] for place in verdict.counted]
@@ -222,7 +163,7 @@ class _Stay:
 
     def finish(self, task: EdgeTask) -> None:
         """Take what came of a single turn, or say why nothing did."""
-        if self.branch.at_edge:
+        if self.branch.stays:
             return
         token = self.branch.turns[0].token
         status = self._stage.status(token)

@@ -3,10 +3,9 @@
 import json
 from functools import lru_cache
 
-import torch
-
 from fedsplit.execution import compute
-from fedsplit.flower.messages import Job
+from fedsplit.execution.accelerator import torch_device
+from fedsplit.flower.tasks import Job
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, SplitModel, load
 from fedsplit.plan import Segment
@@ -22,10 +21,3 @@ def cached_model(job: Job, segments: tuple[Segment, ...]) -> SplitModel:
 def _load(spec: str, segments: tuple[Segment, ...], accelerator: str) -> SplitModel:
     model = from_mapping(ModelSpec, json.loads(spec), "model")
     return compute(lambda: load(model, segments, torch_device(accelerator)))
-
-
-def torch_device(accelerator: str) -> torch.device:
-    """Return the torch device that `accelerator` names; ``auto`` is a GPU when there is one."""
-    if accelerator == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(accelerator)

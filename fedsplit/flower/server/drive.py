@@ -10,8 +10,6 @@ from flwr.serverapp import Grid
 
 _POLL_S = 0.02
 _PROGRESS_S = 1.0
-# A node whose link broke still gets this long to say itself what went wrong.
-_LAST_WORDS_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ def drive(
     grid: Grid,
     branches: Sequence[Turns],
     tick: Callable[[], None],
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None],
+    last_words_s: float,
 ) -> None:
     """Run `branches` side by side to their ends; none waits for another.
 
@@ -92,8 +91,10 @@ def drive(
         What to run.
     tick : callable
         Called over and over meanwhile.
-    on_progress : callable, optional
+    on_progress : callable
         Called about once a second with the mini-batches done.
+    last_words_s : float
+        How long a node whose link broke may still say itself what went wrong.
     """
     waiting: list[_Waiting] = []
     steps_done = 0
@@ -123,7 +124,7 @@ def drive(
         replies = {reply.metadata.reply_to_message_id: reply for reply in grid.pull_messages(asked)}
         still, due = [], []
         for item in waiting:
-            is_due, answer = _answer(item, replies)
+            is_due, answer = _answer(item, replies, last_words_s)
             if is_due:
                 due.append((item, answer))
             else:
@@ -133,7 +134,7 @@ def drive(
             if isinstance(item.what, Call):
                 steps_done += item.what.steps
             advance(item.branch, answer)
-        if on_progress is not None and time.monotonic() >= report_due:
+        if time.monotonic() >= report_due:
             report_due = time.monotonic() + _PROGRESS_S
             on_progress(
                 steps_done
@@ -143,7 +144,9 @@ def drive(
             time.sleep(_POLL_S)
 
 
-def _answer(item: _Waiting, replies: dict[str, Message]) -> tuple[bool, Message | Lost | None]:
+def _answer(
+    item: _Waiting, replies: dict[str, Message], last_words_s: float
+) -> tuple[bool, Message | Lost | None]:
     """Return whether the branch need not wait any longer, and what it is to be sent."""
     now = time.monotonic()
     if isinstance(item.what, Await):
@@ -156,6 +159,6 @@ def _answer(item: _Waiting, replies: dict[str, Message]) -> tuple[bool, Message 
         return True, replies[item.message_id]
     elif (reason := item.what.broken()) is not None:
         item.broken_since = item.broken_since or now
-        if now > item.broken_since + _LAST_WORDS_S:
+        if now > item.broken_since + last_words_s:
             return True, Lost(reason)
     return False, None

@@ -1,6 +1,6 @@
 """Edge servers that are Flower nodes, as the cloud sees them: what they are given, what comes back.
 
-One message hands an edge all that waits for it, and has one answer; `edge_node` is the other side.
+One message hands an edge all that waits for it, and has one answer; `node.edge` is the other side.
 """
 
 import time
@@ -11,28 +11,27 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedsplit.errors import FedsplitError
+from fedsplit.errors import NodeLost
 from fedsplit.flower.messages import (
     EDGE,
-    Contact,
-    Job,
     read_arrays,
+    read_count,
     read_error,
     read_info,
     read_metrics,
     task_message,
 )
-from fedsplit.flower.node.edge import EdgeBranch, EdgeTask, Verdict
 from fedsplit.flower.server.host import StageHost
 from fedsplit.flower.server.liveness import StartClock
 from fedsplit.flower.server.roster import EdgeNode
+from fedsplit.flower.tasks import Contact, EdgeBranch, EdgeTask, Job, Verdict
 from fedsplit.plan import EDGE as EDGE_TIER
 from fedsplit.plan import Failure
 from fedsplit.transport.presence import BROKEN, EXPECTED, LEFT
 
 
 @dataclass(eq=False)
-class EdgeTicket:
+class Assignment:
     """A single turn, or the waves of a branch, handed to an edge, and what became of it.
 
     Parameters
@@ -65,13 +64,26 @@ class EdgeTicket:
     unsaid: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
 
     def judge(self, counted: Iterable[int]) -> None:
-        """Say which turns of the wave that is over count; `RemoteEdges.tick` passes it on."""
+        """Say which turns of the wave that is over count; `RemoteEdges.tick` passes it on.
+
+        Raises
+        ------
+        NodeLost
+            If the edge has failed.
+        """
+        if self.failure is not None:
+            raise NodeLost(self.failure)
         self.unsaid.append((self.waves_over, tuple(counted)))
+        self.waves_over += 1
+
+    def give_up(self) -> None:
+        """Say that the only turn does not count any more."""
+        self.unsaid.append((self.waves_over, ()))
         self.waves_over += 1
 
     def is_over(self) -> bool:
         """Return whether the edge has nothing left to do but answer."""
-        if self.branch.at_edge:
+        if self.branch.stays:
             return self.waves_over == self.branch.n_waves
         return self.links_done()
 
@@ -84,7 +96,7 @@ class EdgeTicket:
 class _Served:
     """What one message gave to an edge, and the token of its presence."""
 
-    tickets: list[EdgeTicket]
+    assignments: list[Assignment]
     presence: str
 
 
@@ -103,8 +115,6 @@ class RemoteEdges:
         The edges, by index.
     clock : StartClock
         When an edge that was sent a message has to come.
-    start_s, deadline_s : float
-        How long an edge is told to wait for a device to come, and for a turn to be over.
     on_failure : callable
         Called with each edge that fails, when that is noticed.
     """
@@ -113,11 +123,10 @@ class RemoteEdges:
         self,
         grid: Grid,
         host: StageHost,
+        *,
         job: Job,
         nodes: Mapping[int, EdgeNode],
         clock: StartClock,
-        start_s: float,
-        deadline_s: float,
         on_failure: Callable[[Failure], None],
     ) -> None:
         self._grid = grid
@@ -125,10 +134,8 @@ class RemoteEdges:
         self._job = job
         self.nodes = nodes
         self._clock = clock
-        self._start_s = start_s
-        self._deadline_s = deadline_s
         self._on_failure = on_failure
-        self._pending: dict[int, list[EdgeTicket]] = {}
+        self._pending: dict[int, list[Assignment]] = {}
         self._serving: dict[str, _Served] = {}
         self._over_since: dict[str, float] = {}
 
@@ -137,39 +144,39 @@ class RemoteEdges:
 
         Raises
         ------
-        FedsplitError
+        NodeLost
             If no node is this edge.
         """
         if edge not in self.nodes:
             known = ", ".join(str(index) for index in sorted(self.nodes))
-            raise FedsplitError(f"edge={edge}: must be one of {known}")
+            raise NodeLost(f"edge {edge} is no node of this run; there are {known}")
         return self.nodes[edge].address
 
-    def hand_out(self, ticket: EdgeTicket) -> None:
-        """Queue a ticket for its edge; `tick` sends it."""
-        self._pending.setdefault(ticket.edge, []).append(ticket)
+    def hand_out(self, assignment: Assignment) -> None:
+        """Queue a assignment for its edge; `tick` sends it."""
+        self._pending.setdefault(assignment.edge, []).append(assignment)
 
     def tick(self) -> None:
         """Collect answers, send what waits to every edge that is free, say what is unsaid."""
         for reply in self._grid.pull_messages(list(self._serving)):
             served = self._serving[reply.metadata.reply_to_message_id]
             self._end(reply.metadata.reply_to_message_id)
-            if reply.has_error():
-                self._fail(served.tickets, read_error(reply))
-            else:
-                self._collect(served.tickets, reply)
+            try:
+                self._collect(served.assignments, reply)
+            except NodeLost as error:
+                self._fail(served.assignments, str(error))
         self._give_up()
-        busy = {served.tickets[0].edge for served in self._serving.values()}
+        busy = {served.assignments[0].edge for served in self._serving.values()}
         for edge in [edge for edge in self._pending if edge not in busy]:
-            tickets = self._pending.pop(edge)
-            contact = self._host.expect(f"edge {edge}")
-            message = self._message(edge, tickets, contact)
+            assignments = self._pending.pop(edge)
+            presence = Contact(self._host.address, self._host.attendance.expect(f"edge {edge}"))
+            message = self._message(edge, assignments, presence)
             (message_id,) = self._grid.push_messages([message])
-            self._serving[message_id] = _Served(tickets, contact.token)
+            self._serving[message_id] = _Served(assignments, presence.token)
         for served in self._serving.values():
-            for index, ticket in enumerate(served.tickets):
-                while ticket.unsaid:
-                    verdict = Verdict(index, *ticket.unsaid.pop(0))
+            for index, assignment in enumerate(served.assignments):
+                while assignment.unsaid:
+                    verdict = Verdict(index, *assignment.unsaid.pop(0))
                     self._host.attendance.tell(served.presence, asdict(verdict))
 
     def _give_up(self) -> None:
@@ -177,13 +184,13 @@ class RemoteEdges:
         for message_id, served in list(self._serving.items()):
             if (reason := self._trouble(message_id, served)) is not None:
                 self._end(message_id)
-                self._fail(served.tickets, reason)
+                self._fail(served.assignments, reason)
 
-    def _fail(self, tickets: list[EdgeTicket], reason: str) -> None:
+    def _fail(self, assignments: list[Assignment], reason: str) -> None:
         """Give up an edge, and the turns that it had."""
-        edge, phase = tickets[0].edge, "train" if tickets[0].train else "evaluate"
-        for ticket in tickets:
-            ticket.failure = f"edge {edge}: {reason}"
+        edge, phase = assignments[0].edge, "train" if assignments[0].train else "evaluate"
+        for assignment in assignments:
+            assignment.failure = f"edge {edge}: {reason}"
         self._on_failure(Failure(EDGE_TIER, edge, phase, reason, time.time()))
 
     def _trouble(self, message_id: str, served: "_Served") -> str | None:
@@ -191,45 +198,60 @@ class RemoteEdges:
         if attention.state == BROKEN:
             return attention.reason
         if attention.state == EXPECTED:
-            late = self._clock.is_late(attention.since_s)
-            return f"did not come within {self._start_s:.0f} s" if late else None
-        if not all(ticket.is_over() for ticket in served.tickets):
+            return self._clock.trouble(attention.since_s)
+        if not all(assignment.is_over() for assignment in served.assignments):
             return None
         now = time.monotonic()
-        limit_s = self._start_s if attention.state == LEFT else self._deadline_s
+        patience = self._job.patience
+        limit_s = patience.to_start_s if attention.state == LEFT else patience.deadline_s
         late = now > self._over_since.setdefault(message_id, now) + limit_s
         return "no answer after its last step" if late else None
 
     def _end(self, message_id: str) -> None:
         self._host.attendance.forget(self._serving.pop(message_id).presence)
 
-    def _message(self, edge: int, tickets: list[EdgeTicket], contact: Contact) -> Message:
-        branches = tuple(ticket.branch for ticket in tickets)
+    def _message(self, edge: int, assignments: list[Assignment], presence: Contact) -> Message:
         task = EdgeTask(
-            self._job, contact, branches, tickets[0].train, self._start_s, self._deadline_s
+            job=self._job,
+            presence=presence,
+            branches=tuple(assignment.branch for assignment in assignments),
+            train=assignments[0].train,
         )
         arrays = {
             f"{index}/{name}": tensor
-            for index, ticket in enumerate(tickets)
-            for name, tensor in ticket.adapters.items()
+            for index, assignment in enumerate(assignments)
+            for name, tensor in assignment.adapters.items()
         }
         return task_message(self.nodes[edge].node_id, EDGE, task, arrays)
 
     @staticmethod
-    def _collect(tickets: list[EdgeTicket], reply: Message) -> None:
-        arrays, reasons, metrics = read_arrays(reply), read_info(reply), read_metrics(reply)
-        for index, ticket in enumerate(tickets):
+    def _collect(assignments: list[Assignment], reply: Message) -> None:
+        if reply.has_error():
+            raise NodeLost(read_error(reply))
+        reasons, metrics = read_info(reply), read_metrics(reply)
+        served = {
+            index: assignment
+            for index, assignment in enumerate(assignments)
+            if str(index) not in reasons
+        }
+        expected = {
+            f"{index}/{name}": tensor
+            for index, assignment in served.items()
+            for name, tensor in (assignment.adapters if assignment.train else {}).items()
+        }
+        arrays = read_arrays(reply, expected)
+        for index, assignment in enumerate(assignments):
             prefix = f"{index}/"
-            if str(index) in reasons:
-                ticket.failure = f"edge {ticket.edge}: {reasons[str(index)]}"
+            if index not in served:
+                assignment.failure = f"edge {assignment.edge}: {reasons[str(index)]}"
                 continue
-            for place, turn in enumerate(ticket.branch.turns):
-                if turn.onward_token and f"{prefix}{place}/up" in metrics:
-                    ticket.link_bytes[place] = {
-                        f"backhaul-{way}": int(metrics[f"{prefix}{place}/{way}"])
+            for place, turn in enumerate(assignment.branch.turns):
+                if turn.onward is not None and f"{prefix}{place}/up" in metrics:
+                    assignment.link_bytes[place] = {
+                        f"backhaul-{way}": read_count(metrics, f"{prefix}{place}/{way}")
                         for way in ("up", "down")
                     }
-            ticket.trained = {
+            assignment.trained = {
                 name.removeprefix(prefix): tensor
                 for name, tensor in arrays.items()
                 if name.startswith(prefix)

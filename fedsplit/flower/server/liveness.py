@@ -23,8 +23,8 @@ class StartClock:
     """
 
     def __init__(self, attendance: Attendance, start_s: float, places: int | None) -> None:
+        self.start_s = start_s
         self._attendance = attendance
-        self._start_s = start_s
         self._places = places
         self._full_until = 0.0
 
@@ -38,6 +38,8 @@ class StartClock:
         elif here:
             self._full_until = max(self._full_until, *(item.since_s for item in here))
 
-    def is_late(self, sent_s: float) -> bool:
-        """Return whether a node that was sent its task then should be there."""
-        return time.monotonic() > max(sent_s, self._full_until) + self._start_s
+    def trouble(self, sent_s: float) -> str | None:
+        """Return why a node that was sent its task then is late, or None if it is not."""
+        if time.monotonic() > max(sent_s, self._full_until) + self.start_s:
+            return f"did not come within {self.start_s:.0f} s"
+        return None

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedsplit.errors import FedsplitError
+from fedsplit.errors import NodeLost
+from fedsplit.flower.messages import read_count
 from fedsplit.plan import Branch, Failure, RoundPlan, Turn
 
 
@@ -80,12 +81,18 @@ def accuracy(turns: tuple[TurnOutcome, ...]) -> float | None:
 
 
 def check_complete(trained: Mapping[str, Tensor], handed_out: Mapping[str, Tensor]) -> None:
-    """Raise a `FedsplitError` unless `trained` has the names and shapes of `handed_out`."""
+    """Refuse adapters that are not finite, or not those `handed_out`.
+
+    Raises
+    ------
+    NodeLost
+        Naming the first that is wrong.
+    """
     if trained.keys() != handed_out.keys():
-        raise FedsplitError(f"adapters: {len(trained)} came back of {len(handed_out)} handed out")
+        raise NodeLost(f"adapters: {len(trained)} came back of {len(handed_out)} handed out")
     for name, tensor in trained.items():
         if tensor.shape != handed_out[name].shape or not tensor.isfinite().all():
-            raise FedsplitError(f"adapter {name!r} came back misshapen or not finite")
+            raise NodeLost(f"adapter {name!r} came back misshapen or not finite")
 
 
 def turn_outcome(
@@ -94,17 +101,25 @@ def turn_outcome(
     """Return what a turn did, from its device's `metrics` and the bytes between the servers.
 
     `started_s` is when it began, on `time.monotonic`'s clock.
+
+    Raises
+    ------
+    NodeLost
+        If a metric is absent or cannot be.
     """
-    radio = {"up": int(metrics["bytes-up"]), "down": int(metrics["bytes-down"])}
-    if metrics["adapters-down"]:
-        radio |= {name: int(metrics[name]) for name in ("adapters-up", "adapters-down")}
+    radio = {"up": read_count(metrics, "bytes-up"), "down": read_count(metrics, "bytes-down")}
+    if metrics.get("adapters-down"):
+        radio |= {name: read_count(metrics, name) for name in ("adapters-up", "adapters-down")}
+    if "loss-sum" not in metrics:
+        raise NodeLost("answer: loss-sum must be a finite number")
+    n_correct = read_count(metrics, "n-correct", -1)
     return TurnOutcome(
         turn=turn,
         loss_sum=metrics["loss-sum"],
-        n_targets=int(metrics["n-targets"]),
-        n_correct=int(metrics["n-correct"]) if metrics["n-correct"] >= 0 else None,
-        n_samples=int(metrics["n-samples"]),
-        steps=int(metrics["steps"]),
+        n_targets=read_count(metrics, "n-targets"),
+        n_correct=n_correct if n_correct >= 0 else None,
+        n_samples=read_count(metrics, "n-samples"),
+        steps=read_count(metrics, "steps"),
         link_bytes={**radio, **backhaul},
         wall_s=time.monotonic() - started_s,
     )

@@ -1,7 +1,7 @@
 """Who takes part: which Flower node is which device of the fleet."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import TypeAlias
@@ -12,17 +12,20 @@ from flwr.serverapp import Grid
 from flwr.supercore import log
 from flwr.supercore.run import Run
 
-from fedsplit.errors import FedsplitError
+from fedsplit.errors import FedsplitError, NodeLost
 from fedsplit.flower.messages import (
     HELLO,
-    Job,
+    read_count,
     read_error,
     read_info,
     read_metrics,
     task_message,
 )
+from fedsplit.flower.tasks import Job
 
-_POLL_S = 0.2
+MOST_SAMPLES = 10**9
+"""Samples that a device may say it has: more weight than this nobody's data have."""
+_POLL_S, _LOOK_S = 0.2, 1.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,12 @@ class Roster:
                 return node
         known = ", ".join(str(node.index) for node in self.nodes)
         raise FedsplitError(f"device={index}: must be one of {known}")
+
+    @property
+    def node_ids(self) -> frozenset[int]:
+        """Node ids of devices and edges."""
+        devices = {node.node_id for node in self.nodes}
+        return frozenset(devices | {edge.node_id for edge in self.edges})
 
     def by_node(self, node_id: int) -> DeviceNode:
         """Return the device that runs on Flower node `node_id`."""
@@ -143,8 +152,10 @@ class DeviceGrid(Grid):
         return self._grid.send_and_receive(messages, timeout=timeout)
 
 
-def discover(grid: Grid, job: Job, timeout_s: float, n_edges: int = 0) -> Roster:
+def discover(grid: Grid, job: Job, n_edges: int = 0) -> Roster:
     """Wait for the nodes and ask each which device or edge it is.
+
+    A node that answers what cannot be is left out, as if it had not come.
 
     Parameters
     ----------
@@ -152,23 +163,22 @@ def discover(grid: Grid, job: Job, timeout_s: float, n_edges: int = 0) -> Roster
         Flower's grid.
     job : Job
         The run's job; nodes check that they run the same source.
-    timeout_s : float
-        How long to wait for all of ``job.n_devices`` and `n_edges`.
     n_edges : int
         Edge servers that are nodes of their own.
 
     Raises
     ------
     FedsplitError
-        If nodes are missing after `timeout_s`, say they are the same one, run another source, or
-        cannot load the data.
+        If one of ``job.n_devices`` and `n_edges` is missing after ``job.patience.connect_s``, or
+        two nodes say they are the same one; tells what nodes that were left out said.
     """
-    deadline = time.monotonic() + timeout_s
+    patience_s = job.patience.connect_s
+    deadline = time.monotonic() + patience_s
     expected = job.n_devices + n_edges
     while len(node_ids := sorted(grid.get_node_ids())) < expected:
         if time.monotonic() > deadline:
             raise FedsplitError(
-                f"fleet: {len(node_ids)} of {expected} nodes connected within {timeout_s:.0f} s"
+                f"fleet: {len(node_ids)} of {expected} nodes connected within {patience_s:.0f} s"
             )
         time.sleep(_POLL_S)
     log(INFO, "Asking %s nodes which device they are", len(node_ids))
@@ -177,8 +187,14 @@ def discover(grid: Grid, job: Job, timeout_s: float, n_edges: int = 0) -> Roster
         timeout=max(deadline - time.monotonic(), _POLL_S),
     )
     places: _Places = {}
+    refused: dict[int, str] = {}
     for reply in replies:
-        node = _read_node(reply, job)
+        try:
+            node = read_node(reply, job)
+        except NodeLost as error:
+            refused[reply.metadata.src_node_id] = str(error)
+            log(WARNING, "a node is left out: %s", error)
+            continue
         if node.place in places:
             role, index = node.place
             raise FedsplitError(f"fleet: two nodes say they are {role} {index}")
@@ -187,42 +203,80 @@ def discover(grid: Grid, job: Job, timeout_s: float, n_edges: int = 0) -> Roster
         missing = [index for index in range(count) if (role, index) not in places]
         if missing:
             numbers = ", ".join(map(str, missing))
-            raise FedsplitError(f"fleet: no answer from {role} {numbers} within {timeout_s:.0f} s")
-    return _roster(places)
+            said = "; ".join(dict.fromkeys(refused.values()))
+            why = f"left out: {said}" if said else f"no answer within {patience_s:.0f} s"
+            raise FedsplitError(f"fleet: {role} {numbers} is missing ({why})")
+    return _roster(places, frozenset(refused))
 
 
-def rediscover(grid: Grid, job: Job, roster: Roster, timeout_s: float) -> Roster:
-    """Return `roster` with the nodes that joined since in the places of those they replace.
+class Joiners:
+    """Nodes that joined since: asked who they are as they come, and nobody waits for them.
 
-    A device that is started again may be a new node to Flower. Nodes that do not answer within
-    `timeout_s`, or not as they must, stay out.
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid.
+    job : Job
+        The run's job.
     """
-    held: list[DeviceNode | EdgeNode] = [*roster.nodes, *roster.edges]
-    places: _Places = {node.place: node for node in held}
-    known = {node.node_id for node in held}
-    joined = sorted(set(grid.get_node_ids()) - known - roster.refused)
-    if not joined:
-        return roster
-    messages = [task_message(node_id, HELLO, job) for node_id in joined]
-    refused = roster.refused | set(joined)
-    for reply in grid.send_and_receive(messages, timeout=timeout_s):
-        try:
-            node = _read_node(reply, job)
-        except FedsplitError as error:
-            log(WARNING, "a node that joined is left out: %s", error)
-            continue
-        role, index = node.place
-        if node.place not in places:
-            log(WARNING, "a node that joined is left out: there is no %s %s", role, index)
-            continue
-        # Flower may hold the one it replaces for alive, up to a minute after its end.
-        refused = refused - {node.node_id} | {places[node.place].node_id}
-        places[node.place] = node
-        log(INFO, "%s %s is back", role, index)
-    return _roster(places, refused)
+
+    def __init__(self, grid: Grid, job: Job) -> None:
+        self._grid = grid
+        self._job = job
+        self._asked: dict[str, int] = {}
+        self._come: list[Message] = []
+        self._look_due = 0.0
+
+    def tick(self, roster: Roster) -> None:
+        """Ask those who are new, and collect what those say who were asked; to be called often."""
+        if self._asked:
+            for reply in self._grid.pull_messages(list(self._asked)):
+                self._asked.pop(reply.metadata.reply_to_message_id, None)
+                self._come.append(reply)
+        if time.monotonic() < self._look_due:
+            return
+        self._look_due = time.monotonic() + _LOOK_S
+        known = roster.node_ids | roster.refused | set(self._asked.values())
+        known |= {reply.metadata.src_node_id for reply in self._come}
+        joined = sorted(set(self._grid.get_node_ids()) - known)
+        messages = [task_message(node_id, HELLO, self._job) for node_id in joined]
+        self._asked |= dict(zip(self._grid.push_messages(messages), joined, strict=True))
+
+    def seat(self, roster: Roster, gone: Collection[int]) -> Roster:
+        """Return `roster` with those who came in the places of those they replace.
+
+        A device that is started again may be a new node to Flower. It gets its place back if the
+        node that has it is not connected any more, or failed and is among those `gone`; whoever
+        else names that place stays out.
+        """
+        if not self._come:
+            return roster
+        held: list[DeviceNode | EdgeNode] = [*roster.nodes, *roster.edges]
+        places: _Places = {node.place: node for node in held}
+        alive = set(self._grid.get_node_ids()) - set(gone)
+        refused = set(roster.refused)
+        for reply in self._come:
+            refused.add(reply.metadata.src_node_id)
+            try:
+                node = read_node(reply, self._job)
+                before = places.get(node.place)
+                role, index = node.place
+                if before is None:
+                    raise NodeLost(f"there is no {role} {index}")
+                if before.node_id in alive:
+                    raise NodeLost(f"{role} {index} is another node, which is still there")
+            except NodeLost as error:
+                log(WARNING, "a node that joined is left out: %s", error)
+                continue
+            # Flower may hold the one it replaces for alive, up to a minute after its end.
+            refused = refused - {node.node_id} | {before.node_id}
+            places[node.place] = node
+            log(INFO, "%s %s is back", role, index)
+        self._come = []
+        return _roster(places, frozenset(refused))
 
 
-def _roster(places: _Places, refused: frozenset[int] = frozenset()) -> Roster:
+def _roster(places: _Places, refused: frozenset[int]) -> Roster:
     ordered = [places[place] for place in sorted(places)]
     return Roster(
         tuple(node for node in ordered if isinstance(node, DeviceNode)),
@@ -231,22 +285,35 @@ def _roster(places: _Places, refused: frozenset[int] = frozenset()) -> Roster:
     )
 
 
-def _read_node(reply: Message, job: Job) -> DeviceNode | EdgeNode:
+def read_node(reply: Message, job: Job) -> DeviceNode | EdgeNode:
+    """Return who a node says it is.
+
+    Raises
+    ------
+    NodeLost
+        If it failed, runs another source, or says what cannot be.
+    """
     if reply.has_error():
-        raise FedsplitError(f"node did not start: {read_error(reply)}")
-    info = read_info(reply)
-    index = int(read_metrics(reply)["index"])
-    if info["source"] != job.source:
-        raise FedsplitError(
-            f"{info['role']} {index} runs fedsplit source {info['source']}, the server "
+        raise NodeLost(f"node did not start: {read_error(reply)}")
+    info, metrics = read_info(reply), read_metrics(reply)
+    node_id, role = reply.metadata.src_node_id, info.get("role")
+    index = read_count(metrics, "index")
+    if role not in ("device", "edge"):
+        raise NodeLost(f"answer: role={role!r:.80} must be device or edge")
+    if info.get("source") != job.source:
+        raise NodeLost(
+            f"{role} {index} runs fedsplit source {info.get('source')!s:.40}, the server "
             f"{job.source}: must be the same; restart the node with this version"
         )
-    if info["role"] == "edge":
-        return EdgeNode(reply.metadata.src_node_id, index, info["address"])
-    return _device(reply, index)
-
-
-def _device(reply: Message, index: int) -> DeviceNode:
-    metrics = read_metrics(reply)
-    sizes = int(metrics["n-train"]), int(metrics["n-test"])
-    return DeviceNode(reply.metadata.src_node_id, index, *sizes)
+    if role == "edge":
+        address = info.get("address", "")
+        if not address:
+            raise NodeLost(f"edge {index}: names no address")
+        return EdgeNode(node_id, index, address)
+    if index >= job.n_devices:
+        raise NodeLost(f"device {index}: must be below {job.n_devices}")
+    counts = [read_count(metrics, name) for name in ("n-train", "n-test")]
+    for name, count, least in zip(("n-train", "n-test"), counts, (1, 0), strict=True):
+        if not least <= count <= MOST_SAMPLES:
+            raise NodeLost(f"device {index}: {name}={count} must be {least} to {MOST_SAMPLES}")
+    return DeviceNode(node_id, index, *counts)

@@ -112,7 +112,7 @@ class ThreadGrid(Grid):
             time.sleep(0.005)
         return replies
 
-    def _node_config(self, node: int) -> dict[str, int | str]:
+    def _node_config(self, node: int) -> dict[str, bool | float | int | str]:
         if node < self._n_devices:
             return {"partition-id": node, "num-partitions": self._n_devices}
         edge = node - self._n_devices

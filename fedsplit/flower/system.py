@@ -1,0 +1,120 @@
+"""The modelled system that rounds are planned for and costed on: model costs, machines, radio."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+
+from fedsplit.codec.ratio import gaussian_ratio
+from fedsplit.fleet import CodecRatio, Fleet, FleetSpec, SentBytes, Timeline, build_fleet
+from fedsplit.models import ModelSpec, check_route, possible_cuts
+from fedsplit.models.profile import profile_model
+from fedsplit.plan import CodecPlan, RoundPlan, Route
+from fedsplit.profiles import ModelProfile
+from fedsplit.schemes import LocalWork, Scene
+from fedsplit.wireless import Channel, ChannelSpec
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class System:
+    """What a run is planned for and costed on; nothing of it is measured.
+
+    Parameters
+    ----------
+    profile, fleet, channel
+        The model, the machines, the radio.
+    work, codec
+        What a turn trains and how boundaries are compressed.
+    codec_ratio : callable
+        Expected compression of codec settings.
+    seed : int
+        Root of all draws.
+    possible_cuts : callable
+        ``possible_cuts()``: the cuts of two-tier routes that the model allows.
+    try_route : callable
+        ``try_route(route)`` raises unless the model can be trained on the route.
+    """
+
+    profile: ModelProfile
+    fleet: Fleet
+    channel: Channel
+    work: LocalWork
+    codec: CodecPlan
+    codec_ratio: CodecRatio
+    seed: int
+    possible_cuts: Callable[[], Sequence[int]]
+    try_route: Callable[[Route], None]
+
+    def scene(self, server_round: int, samples: Mapping[int, int]) -> Scene:
+        """Return the situation of a round for the devices in `samples`."""
+        return Scene(
+            server_round=server_round,
+            samples=samples,
+            work=self.work,
+            profile=self.profile,
+            fleet=self.fleet,
+            channel=self.channel.realise(server_round),
+            mean_channel=self.channel.mean,
+            codec=self.codec,
+            seed=self.seed,
+            codec_ratio=self.codec_ratio,
+            possible_cuts=self.possible_cuts,
+            try_route=self.try_route,
+            channel_by_step=partial(self.channel.realise_steps, server_round),
+        )
+
+    def timeline(
+        self, plan: RoundPlan, server_round: int, sent: SentBytes | None = None
+    ) -> Timeline:
+        """Return when everything in a round happens, with the bytes really `sent` if known."""
+        return self.scene(server_round, {}).timeline(plan, sent)
+
+
+def make_system(
+    model: ModelSpec,
+    *,
+    fleet: FleetSpec | None = None,
+    channel: ChannelSpec | None = None,
+    work: LocalWork | None = None,
+    codec: CodecPlan | None = None,
+    seq_len: int = 128,
+    seed: int = 0,
+    profile: ModelProfile | None = None,
+) -> System:
+    """Return the system of a model, a fleet and a channel.
+
+    Parameters
+    ----------
+    model : ModelSpec
+        The model; nothing but its configuration is read.
+    fleet, channel : FleetSpec, ChannelSpec, optional
+        Machines and radio; the default ones if not given.
+    work, codec : LocalWork, CodecPlan, optional
+        What a turn trains and how boundaries are compressed.
+    seq_len : int
+        Tokens per sample.
+    seed : int
+        Root of all draws.
+    profile : ModelProfile, optional
+        What the model costs, if that is known already.
+
+    Raises
+    ------
+    FedsplitError
+        If the model cannot be read, or a setting is wrong.
+    """
+    machines = build_fleet(fleet or FleetSpec(), seed)
+    positions = machines.devices.positions_m
+    profile = profile or profile_model(model, seq_len)
+    return System(
+        profile=profile,
+        fleet=machines,
+        channel=Channel(
+            channel or ChannelSpec(), positions, machines.stations_m, seed, machines.home
+        ),
+        work=work or LocalWork(),
+        codec=codec or CodecPlan(),
+        codec_ratio=gaussian_ratio(profile),
+        seed=seed,
+        possible_cuts=cache(partial(possible_cuts, model)),
+        try_route=cache(partial(check_route, model)),
+    )

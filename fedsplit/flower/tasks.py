@@ -1,0 +1,184 @@
+"""What nodes are told: the job that all share, and the task of a device or an edge."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedsplit.data import DataSpec
+from fedsplit.errors import NodeLost, require, require_choice
+from fedsplit.execution import OptimizerSpec
+from fedsplit.flower.link_settings import PLAIN, SECURITIES
+from fedsplit.models import ModelSpec
+from fedsplit.patience import Patience
+from fedsplit.plan import AdapterWay, Turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What stays the same for all turns of a run and every node has to know.
+
+    Parameters
+    ----------
+    model : ModelSpec
+        The model to fine-tune.
+    n_devices : int
+        Devices that take part, and that a data set named here is split over.
+    data : DataSpec or None
+        The data that the devices hold; None where each device has a loader of its own.
+    optimizer : OptimizerSpec
+        The optimizer of every segment; it starts fresh at each turn.
+    batch_size : int
+        Samples per mini-batch, in training and evaluation.
+    seed : int
+        Root of every random draw.
+    threads : int
+        Torch threads of a device process; fixed, because sums depend on it.
+    accelerator : str
+        ``auto`` (a GPU when there is one), ``cpu`` or a torch device name.
+    source : str
+        Hash of the server's fedsplit source; a device with another one is refused.
+    security : str
+        What the run's link is: "plain", "tls", or "mutual" (nodes show certificates too).
+    patience : Patience
+        How long who waits for whom.
+
+    Raises
+    ------
+    SettingsError
+        If a value is out of range.
+    """
+
+    model: ModelSpec
+    n_devices: int
+    data: DataSpec | None = None
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    batch_size: int = 8
+    seed: int = 0
+    threads: int = 1
+    accelerator: str = "auto"
+    source: str = ""
+    security: str = PLAIN
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        require_choice("security", self.security, SECURITIES)
+        for name in ("n_devices", "batch_size", "threads"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+
+
+@dataclass(frozen=True)
+class Contact:
+    """Where a node calls, and the token that lets it in."""
+
+    address: str
+    token: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnTask:
+    """What a device is told to do in one turn.
+
+    Parameters
+    ----------
+    job : Job
+        The run's.
+    presence : Contact
+        Where the device shows its presence.
+    server_round : int
+        The round.
+    turn : Turn
+        Its share of the round.
+    seed : int
+        The turn's, the same on every tier.
+    way : AdapterWay
+        How adapters reach it and come back.
+    door : Contact or None
+        The link to the first server of its route; None on a route that never leaves the device.
+    ahead : bool
+        Whether it is to get ready first; it is told the door over its presence when it may begin.
+    """
+
+    job: Job
+    presence: Contact
+    server_round: int
+    turn: Turn
+    seed: int
+    way: AdapterWay
+    door: Contact | None
+    ahead: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeTurn:
+    """One turn that an edge is to serve: who may enter it, where it goes on, what it weighs."""
+
+    token: str
+    turn: Turn
+    seed: int
+    onward: Contact | None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class EdgeBranch:
+    """Turns that an edge is to serve together.
+
+    Either a single one, or the waves of a branch, `width` turns each, whose adapters stay
+    (`AdapterWay.EDGE`): devices then fetch theirs here, and the edge averages what comes of a wave
+    once it is told which of its turns count.
+    """
+
+    turns: tuple[EdgeTurn, ...]
+    width: int = 1
+    stays: bool = False
+
+    @property
+    def n_waves(self) -> int:
+        """How many waves there are."""
+        return -(-len(self.turns) // self.width)
+
+    def wave(self, number: int) -> range:
+        """Return the places of a wave's turns."""
+        start = number * self.width
+        return range(start, min(start + self.width, len(self.turns)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeTask:
+    """What an edge is told: the branches to serve.
+
+    The cloud says so if it gives up a turn; without a word the edge waits for the job's patience.
+    """
+
+    job: Job
+    presence: Contact
+    branches: tuple[EdgeBranch, ...]
+    train: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which turns of a wave count; the cloud says so when they are over.
+
+    Of a turn that does not stay at the edge, it says so only if it gave it up.
+    """
+
+    branch: int
+    wave: int
+    counted: tuple[int, ...]
+
+    @classmethod
+    def read(cls, words: Mapping[str, Any]) -> "Verdict":
+        """Return the verdict that the cloud sent as `words`.
+
+        Raises
+        ------
+        NodeLost
+            If it is none.
+        """
+        counted = words.get("counted")
+        numbers = [words.get("branch"), words.get("wave")]
+        numbers += counted if isinstance(counted, list) else [None]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise NodeLost(f"words={dict(words)!r}: must be a branch, a wave and turns that count")
+        return cls(words["branch"], words["wave"], tuple(words["counted"]))
