@@ -226,7 +226,7 @@ class StageBuilder:
                 sent[:, j] = (forward if stage.label == "forward" else backward)[:, stage.segment]
         on_device = np.array([tier == DEVICE for tier in tiers])
         on_edge = np.array([tier == EDGE for tier in tiers])
-        device_bytes = adapters[:, on_device].sum(axis=1)
+        device_bytes = self.costs.together("adapter_bytes", starts, stops, on_device)
         wired_bytes = device_bytes + adapters[:, on_edge].sum(axis=1)
         wire = ((BACKHAUL, wired_bytes),) if has_edges and not at_edge else ()
         inward = (*wire, (DOWNLINK, device_bytes))
