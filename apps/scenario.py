@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
-import torch
 from omegaconf import DictConfig
 
-from fedsplit.codec import make_codec
+from fedsplit.codec import gaussian_ratio
 from fedsplit.fleet import (
     CodecRatio,
     Fleet,
@@ -98,13 +97,14 @@ def build_system(config: DictConfig) -> System:
     spec = model_spec(config)
     model = json.dumps(to_mapping(spec), sort_keys=True)
     profile = _profile(model, config.data.get("seq_len", 1))
+    work = local_work(config)
     return System(
         profile,
         fleet,
         channel,
-        local_work(config),
+        work,
         codec_plan(config),
-        gaussian_ratio(profile),
+        gaussian_ratio(profile, work.batch_size),
         config.seed,
         cache(partial(possible_cuts, spec)),
     )
@@ -127,23 +127,3 @@ def refuse_impossible(strategy: SplitStrategy, system: System, spec: ModelSpec) 
 def _profile(model: str, seq_len: int) -> ModelProfile:
     """Profile a model once, however many scenarios sweep over something else."""
     return profile_model(from_mapping(ModelSpec, json.loads(model), "model"), seq_len)
-
-
-def gaussian_ratio(profile: ModelProfile, seed: int = 0) -> CodecRatio:
-    """Return the compression that codecs reach on Gaussian boundaries of the model's shape.
-
-    An estimate for plans: the bytes of a run depend on its data. Codecs that learn from earlier
-    batches are estimated at their first one.
-    """
-    width = max(int(profile.embed.boundary_bytes / 4 / profile.seq_len), 1)
-    sample = torch.randn((4, profile.seq_len, width), generator=torch.Generator().manual_seed(seed))
-
-    @cache
-    def measured(text: str) -> float:
-        payload = make_codec(json.loads(text), seed).encode(sample, samples=tuple(range(4)))
-        return len(payload) / (sample.numel() * sample.element_size())
-
-    def ratio(settings: Mapping[str, object]) -> float:
-        return measured(json.dumps(dict(settings), sort_keys=True))
-
-    return ratio

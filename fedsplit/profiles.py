@@ -185,6 +185,11 @@ class ModelProfile:
         """Number of blocks."""
         return len(self.blocks)
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of a boundary."""
+        return self.crossing.boundary.itemsize
+
     def segments(self, route: Route) -> tuple[UnitProfile, ...]:
         """Return the cost of each segment of `route`, in order.
 

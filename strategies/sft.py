@@ -154,9 +154,10 @@ class Sft(SplitStrategy):
 
     def _settings(self, scene: Scene) -> CodecTable:
         if self._table is not None:
-            return self._table
+            return self._table.at(scene.profile.itemsize)
         configured = scene.codec.uplink
-        return CodecTable(np.array([scene.codec_ratio(configured)]), np.zeros(1), (configured,))
+        ratio = np.array([scene.codec_ratio(configured)])
+        return CodecTable(ratio, np.zeros(1), (configured,), scene.profile.itemsize)
 
     def _codec(self, scene: Scene, large: SftPlan, device: int) -> CodecPlan:
         settings = large.table.settings[large.setting[device]]
