@@ -23,6 +23,7 @@ from fedsplit.models import ModelSpec, check_route, possible_cuts
 from fedsplit.models.profile import profile_model
 from fedsplit.plan import CodecPlan, RoundPlan
 from fedsplit.profiles import ModelProfile
+from fedsplit.transport import with_messages
 from fedsplit.wireless import Channel, ChannelSpec
 
 from .config import codec_plan, local_work, model_spec, plain
@@ -96,8 +97,8 @@ def build_system(config: DictConfig) -> System:
     channel = Channel(channel_spec, positions, fleet.stations_m, config.seed, fleet.home)
     spec = model_spec(config)
     model = json.dumps(to_mapping(spec), sort_keys=True)
-    profile = _profile(model, config.data.get("seq_len", 1))
     work = local_work(config)
+    profile = with_messages(_profile(model, config.data.get("seq_len", 1)), work.batch_size)
     return System(
         profile,
         fleet,

@@ -130,6 +130,8 @@ class Messages:
         A mini-batch on an open route, and its answer.
     forward, forward_reply, backward, backward_reply : Message
         The two calls of a mini-batch on a route that returns to the device, and their answers.
+    bare_step_reply, bare_backward_reply : Message
+        Answers without a gradient, where nothing before the cut is trained.
     turn_up, turn_down : float
         Once a turn: to enter and to leave it.
     """
@@ -140,6 +142,8 @@ class Messages:
     forward_reply: Message = Message()
     backward: Message = Message()
     backward_reply: Message = Message()
+    bare_step_reply: Message = Message()
+    bare_backward_reply: Message = Message()
     turn_up: float = 0.0
     turn_down: float = 0.0
 
