@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from omegaconf import DictConfig
@@ -55,6 +55,16 @@ class System:
     codec_ratio: CodecRatio
     seed: int
     possible_cuts: Callable[[], Sequence[int]]
+
+    def with_samples(self, samples: Mapping[int, int]) -> "System":
+        """Return the system whose devices have this many training samples, by index.
+
+        A run's nodes say how many they have; those of the configuration are for plans without data.
+        """
+        counts = self.fleet.samples.copy()
+        for device, count in samples.items():
+            counts[device] = count
+        return replace(self, fleet=replace(self.fleet, samples=counts))
 
     def scene(self, server_round: int, samples: Mapping[int, int]) -> Scene:
         """Return the situation of a round for the devices in `samples`."""

@@ -104,6 +104,8 @@ class Run:
             refuse_impossible(self._strategy, self._system, job.model)
             n_edges = self._system.fleet.n_edges if settings.edge_nodes else 0
             roster = discover(grid, job, settings.connect_s, n_edges)
+            known = {node.index: node.n_train for node in roster.nodes}
+            self._system = self._system.with_samples(known)
             between_machines = self._link.bind is not None
             coordinator = Coordinator(
                 grid,
