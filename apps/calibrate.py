@@ -81,13 +81,19 @@ class Outcome:
     ----------
     loss : float
         Mean loss per target on the test data, in nats, of the model run whole.
+    coded_loss : float
+        The same with the uplink's codec at the cut, as devices evaluate during a run.
     uplink, downlink : float
         Bytes sent over bytes of the uncompressed tensors.
+    itemsize : int
+        Bytes of an element of these.
     """
 
     loss: float
+    coded_loss: float
     uplink: float
     downlink: float
+    itemsize: int
 
     @property
     def traffic(self) -> float:
@@ -118,6 +124,7 @@ def fine_tune(training: CutTraining, uplink: Settings, downlink: Settings, seed:
     up = Loopback(uplink, derive_seed(seed, "uplink"))
     down = Loopback(downlink, derive_seed(seed, "downlink"))
     order = generator(seed, "order")
+    itemsize = 0
     model.train()
     for batch in training_batches(data.train(0), training.batch_size, order, training.steps):
         first, second = route.segments
@@ -126,17 +133,24 @@ def fine_tune(training: CutTraining, uplink: Settings, downlink: Settings, seed:
             straight_through(tensor, up, down, batch.samples) for tensor in boundary.tensors
         )
         received = Boundary(crossed, boundary.layout)
+        itemsize = boundary.tensors[0].element_size()
         optimizer.zero_grad()
         output = _output(model.run(second, model.travelling(batch.inputs, route), received))
         output.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    loss = evaluate(model, route, data.test(0), training.eval_samples)
-    return Outcome(loss, up.n_bytes / up.n_raw_bytes, down.n_bytes / down.n_raw_bytes)
+    loss, coded_loss = (
+        evaluate(model, route, data.test(0), training.eval_samples, codec)
+        for codec in (None, Loopback(uplink, derive_seed(seed, "evaluation")))
+    )
+    traffic = up.n_bytes / up.n_raw_bytes, down.n_bytes / down.n_raw_bytes
+    return Outcome(loss, coded_loss, *traffic, itemsize)
 
 
-def evaluate(model: SplitModel, route: Route, samples: Samples, limit: int) -> float:
-    """Return the mean loss per target on the first `limit` samples, without compression."""
+def evaluate(
+    model: SplitModel, route: Route, samples: Samples, limit: int, codec: Loopback | None = None
+) -> float:
+    """Return the mean loss per target on the first `limit` samples, through `codec` if given."""
     first, second = route.segments
     total, n_targets = 0.0, 0
     model.eval()
@@ -145,6 +159,9 @@ def evaluate(model: SplitModel, route: Route, samples: Samples, limit: int) -> f
             if i * _EVAL_BATCH >= limit:
                 break
             boundary = _boundary(model.run(first, batch.inputs))
+            if codec is not None:
+                sent = tuple(codec.send(tensor, batch.samples) for tensor in boundary.tensors)
+                boundary = Boundary(sent, boundary.layout)
             output = _output(model.run(second, model.travelling(batch.inputs, route), boundary))
             total += output.loss.item() * output.n_targets
             n_targets += output.n_targets
@@ -170,14 +187,21 @@ class Row:
     ratio : float
         Bytes sent over uncompressed bytes, in the compressed directions.
     loss_increase : float
-        Rise of the test loss against no compression, in nats, mean over seeds.
+        Rise of the test loss against no compression, in nats, mean over seeds: what it did to the
+        trained model, which is then run whole.
     settings : mapping
         See `fedsplit.codec.make_codec`.
+    coded_loss_increase : float
+        The same where the test runs through the uplink's codec too, as in a run's evaluation.
+    itemsize : int
+        Bytes of an uncompressed element.
     """
 
     ratio: float
     loss_increase: float
     settings: Settings
+    coded_loss_increase: float = 0.0
+    itemsize: int = 4
 
 
 def measure(
@@ -192,8 +216,14 @@ def measure(
         "downlink": [outcome.downlink for outcome in outcomes],
         "both": [outcome.traffic for outcome in outcomes],
     }
-    rise = fmean(o.loss - loss for o, loss in zip(outcomes, baseline.values(), strict=True))
-    return Row(fmean(ratios[direction]), rise, settings)
+    pairs = list(zip(outcomes, baseline.values(), strict=True))
+    return Row(
+        fmean(ratios[direction]),
+        fmean(outcome.loss - loss for outcome, loss in pairs),
+        settings,
+        fmean(outcome.coded_loss - loss for outcome, loss in pairs),
+        outcomes[0].itemsize,
+    )
 
 
 def calibrate(
@@ -208,8 +238,8 @@ def calibrate(
 ) -> int:
     """Measure `grid` for the job that `overrides` describe; return the exit code.
 
-    Writes `output` (CSV with the columns ratio, loss_increase, name, settings) and beside it a
-    plot with the same name and the suffix ``.png``.
+    Writes `output` (CSV with a column for each field of `Row`, and the codec's name) and beside it
+    a plot with the same name and the suffix ``.png``.
 
     Parameters
     ----------
@@ -247,12 +277,14 @@ def calibrate(
         for seed in range(work.seed, work.seed + seeds)
     }
     console.print(f"loss without compression {fmean(baseline.values()):.4f}, {steps} steps")
-    table = Table("settings", "ratio", "loss increase", title=f"{direction}, cut {cut}")
+    title = f"{direction}, cut {cut}; evaluated: model whole / through the codec, as in a run"
+    table = Table("settings", "ratio", "loss increase", "evaluated coded", title=title)
     rows = []
     for number, settings in enumerate(grid, 1):
         row = measure(training, settings, direction, baseline)
         rows.append(row)
-        table.add_row(json.dumps(dict(settings)), f"{row.ratio:.4f}", f"{row.loss_increase:+.4f}")
+        rises = f"{row.loss_increase:+.4f}", f"{row.coded_loss_increase:+.4f}"
+        table.add_row(json.dumps(dict(settings)), f"{row.ratio:.4f}", *rises)
         console.print(f"{number}/{len(grid)} {row.ratio:.4f} {row.loss_increase:+.4f}")
     write_table(rows, output)
     plot(rows, output.with_suffix(".png"))
@@ -270,6 +302,8 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
             "loss_increase": row.loss_increase,
             "name": row.settings["name"],
             "settings": json.dumps(dict(row.settings)),
+            "coded_loss_increase": row.coded_loss_increase,
+            "itemsize": row.itemsize,
         }
         for row in rows
     ]

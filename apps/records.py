@@ -1,10 +1,11 @@
 """From what came out of a round to what is kept of it."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from fedsplit.flower import RoundOutcome, TurnOutcome
 from fedsplit.flower.server.outcome import accuracy, mean_loss
+from fedsplit.plan import Route
 from fedsplit.report import RoundRecord
 
 # Which tier a link's bytes are counted to, by the name of the link.
@@ -35,23 +36,34 @@ def record_of(outcome: RoundOutcome, task: str) -> RoundRecord:
 def sent_bytes(outcome: RoundOutcome) -> dict[tuple[int, int, int], tuple[float, float]]:
     """Return the bytes that each finished turn put on each hop, for the timeline.
 
-    A device's link counts bytes up and down. On a U-shaped route both directions carry a boundary
-    and a gradient of equal raw size, so each gets half; what a round costs does not depend on it.
+    A device's link counts bytes up and down, an edge's link to the cloud too. On a U-shaped route
+    both directions carry a boundary and a gradient of equal raw size, so each gets half; what a
+    round costs does not depend on it. What comes home to a device behind an edge crosses both
+    links, so that the hop from edge to cloud has only the rest of the edge's link.
     """
     sent: dict[tuple[int, int, int], tuple[float, float]] = {}
     for branch in outcome.branches:
         for done in branch.turns:
             place = branch.branch.turns.index(done.turn)
-            up, down = done.link_bytes["up"], done.link_bytes["down"]
-            if done.turn.route.returns_home:
-                sent[branch.index, place, 0] = (up / 2, down / 2)
-                sent[branch.index, place, 1] = (down / 2, up / 2)
-            elif len(done.turn.route.segments) > 1:
-                sent[branch.index, place, 0] = (up, down)
-            if "backhaul-up" in done.link_bytes:
-                backhaul = (done.link_bytes["backhaul-up"], done.link_bytes["backhaul-down"])
-                sent[branch.index, place, 1] = backhaul
+            hops = _hops(done.turn.route, done.link_bytes)
+            sent |= {(branch.index, place, hop): both for hop, both in hops.items()}
     return sent
+
+
+def _hops(route: Route, link_bytes: Mapping[str, int]) -> dict[int, tuple[float, float]]:
+    """Return the bytes forward and backward on each hop of `route` that a link reported."""
+    last = len(route.segments) - 2
+    if last < 0:
+        return {}
+    up, down = float(link_bytes["up"]), float(link_bytes["down"])
+    wired = "backhaul-up" in link_bytes
+    wire_up, wire_down = (link_bytes.get(f"backhaul-{way}", 0) for way in ("up", "down"))
+    if not route.returns_home:
+        return {0: (up, down), **({1: (wire_up, wire_down)} if wired else {})}
+    hops = {0: (up / 2, down / 2), last: (down / 2, up / 2)}
+    if wired and last == 2:
+        hops[1] = (max(wire_up - up / 2, 0.0), max(wire_down - down / 2, 0.0))
+    return hops
 
 
 def _perplexity(loss: float | None) -> float:

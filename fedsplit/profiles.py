@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,95 @@ def total(units: Iterable[UnitProfile]) -> UnitProfile:
 
 
 @dataclass(frozen=True)
+class SharedWeights:
+    """Weights that several units use (tied embeddings): counted to each, held once by a tier.
+
+    Parameters
+    ----------
+    units : tuple of int
+        Their users: 0 for the embeddings, ``i + 1`` for block i, ``n_blocks + 1`` for the head.
+    parameter_bytes, adapter_bytes, optimizer_bytes : float
+        As in `UnitProfile`.
+    """
+
+    units: tuple[int, ...]
+    parameter_bytes: float
+    adapter_bytes: float = 0.0
+    optimizer_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class TensorForm:
+    """A tensor on the wire: torch's name of its type, bytes of an element, shape of one sample."""
+
+    dtype: str = "float32"
+    itemsize: int = 4
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """What crosses a cut with one mini-batch.
+
+    Parameters
+    ----------
+    boundary : TensorForm
+        The boundary behind the first block; behind others it may have another shape.
+    layout : str
+        How it is described to the other end (`fedsplit.models.Boundary`).
+    inputs : dict of str to TensorForm
+        What goes on beside it, such as the mask.
+    labels : dict of str to TensorForm
+        What goes on unless the route returns to the device.
+    """
+
+    boundary: TensorForm = TensorForm()
+    layout: str = ""
+    inputs: dict[str, TensorForm] = field(default_factory=dict)
+    labels: dict[str, TensorForm] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Message:
+    """Bytes of a message beside its boundary: ``fixed_bytes + samples sample_bytes``."""
+
+    fixed_bytes: float = 0.0
+    sample_bytes: float = 0.0
+
+    def bytes(self, samples: int) -> float:
+        """Return the bytes that a mini-batch of `samples` adds to its boundary."""
+        return self.fixed_bytes + samples * self.sample_bytes
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What links carry beside boundaries and gradients: headers, masks, labels.
+
+    Parameters
+    ----------
+    step, step_reply : Message
+        A mini-batch on an open route, and its answer.
+    forward, forward_reply, backward, backward_reply : Message
+        The two calls of a mini-batch on a route that returns to the device, and their answers.
+    bare_step_reply, bare_backward_reply : Message
+        Answers without a gradient, where nothing before the cut is trained.
+    turn_up, turn_down : float
+        Once a turn: to enter and to leave it.
+    """
+
+    step: Message = Message()
+    step_reply: Message = Message()
+    forward: Message = Message()
+    forward_reply: Message = Message()
+    backward: Message = Message()
+    backward_reply: Message = Message()
+    bare_step_reply: Message = Message()
+    bare_backward_reply: Message = Message()
+    turn_up: float = 0.0
+    turn_down: float = 0.0
+
+
+@dataclass(frozen=True)
 class ModelProfile:
     """Cost of a model for one sample of `seq_len` tokens, unit by unit.
 
@@ -76,6 +165,13 @@ class ModelProfile:
         ``embed.boundary_bytes`` that at cut 0.
     source : str
         "counted" (FLOPs and bytes from the model's graph) or "measured" (timed on a machine).
+    shared : tuple of SharedWeights
+        Weights that several units use.
+    crossing : Crossing
+        The form of what crosses a cut.
+    messages : Messages
+        What crosses a cut beside boundaries (`fedsplit.transport.with_messages`); nothing by
+        default, as in papers.
     """
 
     name: str
@@ -84,11 +180,19 @@ class ModelProfile:
     blocks: tuple[UnitProfile, ...]
     head: UnitProfile
     source: str = "counted"
+    shared: tuple[SharedWeights, ...] = ()
+    crossing: Crossing = Crossing()
+    messages: Messages = Messages()
 
     @property
     def n_blocks(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of a boundary."""
+        return self.crossing.boundary.itemsize
 
     def segments(self, route: Route) -> tuple[UnitProfile, ...]:
         """Return the cost of each segment of `route`, in order.
@@ -101,10 +205,33 @@ class ModelProfile:
             If `route` is for another number of blocks.
         """
         require(route.n_blocks == self.n_blocks, "route", str(route), f"{self.n_blocks} blocks")
-        parts = [list(self.blocks[segment.start : segment.stop]) for segment in route.segments]
-        parts[0].insert(0, self.embed)
-        parts[-1].append(self.head)
-        return tuple(total(part) for part in parts)
+        last = len(route.segments) - 1
+        return tuple(
+            self.total(range(segment.start + (i > 0), segment.stop + 1 + (i == last)))
+            for i, segment in enumerate(route.segments)
+        )
+
+    @property
+    def units(self) -> tuple[UnitProfile, ...]:
+        """Embeddings, blocks and head, in order."""
+        return (self.embed, *self.blocks, self.head)
+
+    def total(self, units: Iterable[int] | None = None) -> UnitProfile:
+        """Return the cost of some `units` (by their place in `units`; all by default) on one tier.
+
+        Weights that several of them share count once.
+        """
+        places = range(len(self.units)) if units is None else tuple(units)
+        whole = total(self.units[place] for place in places)
+        for group in self.shared:
+            again = max(len(set(group.units) & set(places)) - 1, 0)
+            whole = replace(
+                whole,
+                parameter_bytes=whole.parameter_bytes - again * group.parameter_bytes,
+                adapter_bytes=whole.adapter_bytes - again * group.adapter_bytes,
+                optimizer_bytes=whole.optimizer_bytes - again * group.optimizer_bytes,
+            )
+        return whole
 
     def per_block(self, read: Callable[[UnitProfile], float]) -> NDArray[np.float64]:
         """Return ``read(block)`` for every block, shape ``[n_blocks]``."""

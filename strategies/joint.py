@@ -80,10 +80,11 @@ class Joint(Scheme):
         costs = costs.only(scene.cuts)
         if not self.compress_gradients:
             costs = costs.compressed(1.0, ratio(scene.codec.downlink))
-        table = self.table
-        if table is None:
-            configured = scene.codec.uplink
-            table = CodecTable(np.array([ratio(configured)]), np.zeros(1), (configured,))
+        configured, itemsize = scene.codec.uplink, scene.profile.itemsize
+        if self.table is None:
+            table = CodecTable(np.array([ratio(configured)]), np.zeros(1), (configured,), itemsize)
+        else:
+            table = self.table.at(itemsize)
         return SftProblem(
             costs=costs,
             devices=devices_of(

@@ -98,7 +98,7 @@ class Sft(Scheme):
         ]
         if self.bandwidth == "equal":
             return RoundPlan.parallel(turns)
-        here = self._problem(scene, scene.devices, scene.channel)
+        here = self._problem(scene, scene.devices, scene.channel, list(scene.samples.values()))
         ratio = large.ratio[list(scene.devices)]
         shares = plan_small_timescale(here, large.cut, ratio, method=self.bandwidth).shares
         return RoundPlan.parallel(
@@ -109,21 +109,23 @@ class Sft(Scheme):
     def plan_frame(self, scene: Scene) -> SftPlan:
         """Return the large-timescale plan that holds in the round of `scene`, for all devices.
 
-        It is made on the mean channel of the first round that it holds for, so every round of a
-        frame, and a run that is resumed in it, finds the same plan.
+        It is made on the mean channel of the first round that it holds for, and of the data of all
+        devices, so every round of a frame, and a run that is resumed in it, finds the same plan,
+        whoever takes part.
         """
         round_, period = scene.server_round, self.large_period
         first = 1 if period is None else round_ - (round_ - 1) % period
         everyone = range(scene.fleet.n_devices)
-        problem = self._problem(scene, everyone, scene.mean_channel(first))
+        data = scene.fleet.samples.tolist()
+        problem = self._problem(scene, everyone, scene.mean_channel(first), data)
         if self.solver == "alm":
             return plan_large_timescale_alm(problem).plan
         return plan_large_timescale(problem)
 
-    def _problem(self, scene: Scene, devices: Sequence[int], channel: ChannelState) -> SftProblem:
+    def _problem(
+        self, scene: Scene, devices: Sequence[int], channel: ChannelState, samples: Sequence[int]
+    ) -> SftProblem:
         which = np.array(devices)
-        # Who does not take part in this round has said nothing about its data.
-        samples = [scene.samples.get(device, int(scene.fleet.samples[device])) for device in which]
         steps = [scene.work.steps_for(count) for count in samples]
         costs = CutCosts.from_profile(scene.profile, scene.work.batch_size)
         if self.cut is None:
@@ -149,9 +151,10 @@ class Sft(Scheme):
 
     def _settings(self, scene: Scene) -> CodecTable:
         if self._table is not None:
-            return self._table
+            return self._table.at(scene.profile.itemsize)
         configured = scene.codec.uplink
-        return CodecTable(np.array([scene.codec_ratio(configured)]), np.zeros(1), (configured,))
+        ratio = np.array([scene.codec_ratio(configured)])
+        return CodecTable(ratio, np.zeros(1), (configured,), scene.profile.itemsize)
 
     def _codec(self, scene: Scene, large: SftPlan, device: int) -> CodecPlan:
         settings = large.table.settings[large.setting[device]]

@@ -132,3 +132,9 @@ def saturate(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return tensor.to(dtype)
     wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     return torch.where(wide.isinf(), wide, wide.clamp(-largest, largest)).to(dtype)
+
+
+def bounded(rows: torch.Tensor) -> torch.Tensor:
+    """Return `rows`, changed in place: what rounding took beyond the type's range is at its end."""
+    largest = torch.finfo(rows.dtype).max
+    return rows.clamp_(-largest, largest)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import zstandard
 
-from fedsplit.codec.base import Codec, Payload, corrupt, from_raw, raw_bytes, saturate
+from fedsplit.codec.base import Codec, Payload, bounded, corrupt, from_raw, raw_bytes, saturate
 from fedsplit.errors import FedsplitError, require_choice
 
 
@@ -89,7 +89,7 @@ class Scaled(Codec):
         if not scale.isfinite().all():
             raise corrupt("a scale that is not finite")
         narrow = from_raw(octets[4 * n_rows :], (n_rows, width), self._wire)
-        return saturate(narrow.to(torch.float32) * scale, dtype).reshape(shape)
+        return saturate(bounded(narrow.to(torch.float32) * scale), dtype).reshape(shape)
 
 
 def row_shape(shape: Sequence[int]) -> tuple[int, int]:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 import torch
 
 from fedsplit.codec import checks
-from fedsplit.codec.base import Codec, Payload, corrupt, saturate
+from fedsplit.codec.base import Codec, Payload, bounded, corrupt, saturate
 from fedsplit.codec.dense import as_rows, finite_amax, row_shape
+from fedsplit.errors import FedsplitError
 
 _HEADER = struct.Struct("<I")
 _OVERSAMPLING = 4
 _POWER_ITERATIONS = 2
+_HARMLESS = 16  # values of 4**16 and below can be squared and added up
 
 
 class LowRank(Codec):
@@ -36,8 +38,15 @@ class LowRank(Codec):
 
     def _encode(self, tensor: torch.Tensor, samples: Sequence[int] | None) -> Payload:
         rows = as_rows(tensor)
-        finite_amax(rows)
-        left, right = truncated_svd(rows, self._rank_of(*rows.shape), self._seed)
+        exponent = _half_exponent(finite_amax(rows).max())
+        # Powers of two change no digit, and squares of what is left stay within float32.
+        try:
+            left, right = truncated_svd(
+                torch.ldexp(rows, -2 * exponent), self._rank_of(*rows.shape), self._seed
+            )
+        except RuntimeError as error:
+            raise FedsplitError(f"low_rank: tensor has no decomposition ({error})") from error
+        left, right = torch.ldexp(left, exponent), torch.ldexp(right, exponent)
         left_bytes, right_bytes = self._factors.encode(left), self._factors.encode(right)
         return b"".join((_HEADER.pack(len(left_bytes)), left_bytes, right_bytes))
 
@@ -56,10 +65,16 @@ class LowRank(Codec):
         rank = self._rank_of(n_rows, width)
         left = self._factors.decode(body[:n_left], (rank, n_rows), torch.float32)
         right = self._factors.decode(body[n_left:], (rank, width), torch.float32)
-        return saturate(left.T @ right, dtype).reshape(shape)
+        return saturate(bounded(left.T @ right), dtype).reshape(shape)
 
     def _rank_of(self, n_rows: int, width: int) -> int:
         return min(self._rank, n_rows, width)
+
+
+def _half_exponent(largest: torch.Tensor) -> torch.Tensor:
+    """Return n such that ``4**n`` is near `largest`, or 0 while its squares are harmless."""
+    exponent = torch.frexp(largest).exponent // 2
+    return torch.where(exponent.abs() > _HARMLESS, exponent, 0)
 
 
 def truncated_svd(matrix: torch.Tensor, rank: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

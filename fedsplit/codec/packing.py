@@ -17,6 +17,7 @@ _COUNTS = struct.Struct("<II")
 _ORIGIN = struct.Struct("<h")
 _PER_OCTAVE = 4
 _SMALLEST = -126 * _PER_OCTAVE  # the smallest normal float32, so that no scale is zero
+_LARGEST = 128 * _PER_OCTAVE - 1  # the largest that float32 holds, so that none is infinite
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,13 @@ class Scales:
 
     @classmethod
     def fit(cls, largest: torch.Tensor) -> "Scales":
-        """Return the smallest such powers that are not below `largest` [tokens, 1]."""
+        """Return the smallest such powers that are not below `largest` [tokens, 1].
+
+        Near the end of float32 they may be below it, by less than a step.
+        """
         steps = torch.ceil(_PER_OCTAVE * torch.log2(largest.cpu().reshape(-1)))
-        floor = max(steps.max().item() - 255, _SMALLEST)
-        codes = steps.clamp(min=floor).to(torch.int32)
+        floor = max(min(steps.max().item(), _LARGEST) - 255, _SMALLEST)
+        codes = steps.clamp(min=floor, max=_LARGEST).to(torch.int32)
         origin = int(codes.min())
         return cls((codes - origin).numpy(), origin)
 

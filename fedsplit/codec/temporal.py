@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsplit.codec import checks
-from fedsplit.codec.base import Codec, Payload, corrupt, saturate
+from fedsplit.codec.base import Codec, Payload, bounded, corrupt, saturate
 from fedsplit.codec.memory import Entry, SampleMemory, fit
 from fedsplit.errors import FedsplitError, require
 
@@ -119,8 +119,11 @@ class Temporal(Codec):
         self, rows: torch.Tensor, difference: torch.Tensor, entries: list[Entry | None]
     ) -> NDArray[np.uint8]:
         n = len(entries)
-        change = difference.reshape(n, -1).norm(dim=1)
-        same = (change <= self._threshold * rows.reshape(n, -1).norm(dim=1)).numpy()
+        change, size = (
+            torch.linalg.vector_norm(item.reshape(n, -1), dim=1, dtype=torch.float64)
+            for item in (difference, rows)
+        )
+        same = (change <= self._threshold * size).numpy()
         known = np.array([e is not None and e.age + 1 < self._key_every for e in entries])
         return np.where(known, np.where(same, _SAME, _RESIDUAL), _KEY).astype(np.uint8)
 
@@ -138,7 +141,7 @@ class Temporal(Codec):
         ):
             (where,) = np.nonzero(modes == mode)
             decoded = codec.decode(payload, (len(where), *references.shape[1:]), torch.float32)
-            references[where] = decoded + (references[where] if mode == _RESIDUAL else 0)
+            references[where] = bounded(decoded + references[where] * (mode == _RESIDUAL))
 
     def _remember(
         self,

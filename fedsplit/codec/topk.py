@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from fedsplit.codec import checks
-from fedsplit.codec.base import Codec, Payload, saturate
+from fedsplit.codec.base import Codec, Payload, bounded, saturate
 from fedsplit.codec.dense import as_rows, finite_amax, row_shape
 from fedsplit.codec.packing import Quantised, Scales, pack, unpack
 from fedsplit.codec.quantise import ROUNDINGS, Grid
@@ -108,7 +108,7 @@ class TopK(Codec):
         rows = torch.zeros(n_rows, width, dtype=torch.float32)
         rows.reshape(-1)[torch.from_numpy(kept.positions)] = values
         if kept.scales is not None:
-            rows *= kept.scales.values()
+            bounded(rows.mul_(kept.scales.values()))
         return saturate(rows, dtype).reshape(shape)
 
     def _noise(self, like: torch.Tensor) -> torch.Tensor:

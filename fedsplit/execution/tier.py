@@ -154,7 +154,7 @@ class Tier:
         self._model.install(self._parameters)
         gpus = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus), torch.set_grad_enabled(self._train):
-            torch.manual_seed(derive_seed(self._seed, "dropout", self._step, segment.start))
+            torch.manual_seed(dropout_seed(self._seed, self._step, segment))
             return self._model.run(segment, inputs, received)
 
     def _score(
@@ -183,6 +183,16 @@ class Tier:
     def _check_finite(self, name: str, gradient: Tensor | None) -> None:
         if gradient is not None and not gradient.isfinite().all():
             raise FedsplitError(f"gradient of {name}: must be finite (step {self._step})")
+
+
+def dropout_seed(seed: int, step: int, segment: Segment) -> int:
+    """Return the seed of what `segment` draws in a step, different from any other segment's.
+
+    Segments differ in where they start, but for embeddings alone on a tier and the block 0 behind
+    them.
+    """
+    alone = ("embeddings",) if segment.stop == 0 else ()
+    return derive_seed(seed, "dropout", step, segment.start, *alone)
 
 
 def _count_correct(output: Output, labels: Tensor) -> int | None:

@@ -23,11 +23,10 @@ def device_memory_bytes(
     peak = np.zeros(n_devices)
     for group in groups:
         own = np.array([tier == DEVICE for tier in group.tiers])
-        weights, activations, optimizer = (
-            costs.segments(name, group.starts, group.stops)[:, own].sum(axis=1)
-            for name in ("parameter_bytes", "activation_bytes", "optimizer_bytes")
+        weights, activations, optimizer, adapters = (
+            costs.together(name, group.starts, group.stops, own)
+            for name in ("parameter_bytes", "activation_bytes", "optimizer_bytes", "adapter_bytes")
         )
-        adapters = group.adapter_bytes[:, own].sum(axis=1)
         workspace = costs.largest("workspace_bytes", group.starts, group.stops)[:, own].max(axis=1)
         needed = training_memory_bytes(
             weights,
@@ -80,7 +79,7 @@ def server_memory_bytes(
             node = 1 + edge if tier == EDGE else np.zeros_like(edge)
             trained = 2 * group.adapter_bytes[:, column] + optimizer[:, column]
             if group.at_edge and tier == EDGE:
-                trained += group.adapter_bytes[:, own].sum(axis=1)
+                trained += costs.together("adapter_bytes", group.starts, group.stops, own)
             live = batch_size * activations[:, column]
             busy = batch_size * workspace[:, column]
             frozen = weights[:, column] - group.adapter_bytes[:, column]
@@ -114,4 +113,9 @@ def _shared_weights(
         wanted[node, start:stop] = True
         wanted[node, -1] |= is_last
     result: Array = wanted @ sizes
+    for group in profile.shared:
+        # No server holds the embeddings.
+        users = [unit - 1 for unit in group.units if unit > 0]
+        again = np.maximum(wanted[:, users].sum(axis=1) - 1, 0)
+        result -= again * (group.parameter_bytes - group.adapter_bytes)
     return result

@@ -22,6 +22,7 @@ from fedsplit.wireless import ChannelState, downlink_bps, uplink_bps
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 COMPUTE, UPLINK, DOWNLINK, BACKHAUL = "compute", "uplink", "downlink", "backhaul"
 
@@ -169,6 +170,7 @@ class StageBuilder:
         self._at_edge = np.repeat(kept, [len(branch.turns) for branch in plan.branches]).tolist()
         self._profile, self._fleet, self._states = profile, fleet, states
         self._batch, self._ratio, self._sent = batch_size, codec_ratio, sent
+        self._known: dict[str, float] = {}
         self.turns = read_turns(plan, fleet, states[0])
         self.costs = CostTable(profile)
         turns = self.turns
@@ -211,7 +213,7 @@ class StageBuilder:
         members = np.array(indices)
         adapters = self.costs.segments("adapter_bytes", starts, stops)
         stages = step_stages(tiers, has_edges)
-        forward, backward = self._boundary_bytes(members, indices, stops, adapters)
+        forward, backward = self._boundary_bytes(members, indices, tiers, stops, adapters)
         flops = {
             "forward": self.costs.segments("forward_flops", starts, stops),
             "backward": self.costs.segments("backward_flops", starts, stops),
@@ -226,7 +228,7 @@ class StageBuilder:
                 sent[:, j] = (forward if stage.label == "forward" else backward)[:, stage.segment]
         on_device = np.array([tier == DEVICE for tier in tiers])
         on_edge = np.array([tier == EDGE for tier in tiers])
-        device_bytes = adapters[:, on_device].sum(axis=1)
+        device_bytes = self.costs.together("adapter_bytes", starts, stops, on_device)
         wired_bytes = device_bytes + adapters[:, on_edge].sum(axis=1)
         wire = ((BACKHAUL, wired_bytes),) if has_edges and not at_edge else ()
         inward = (*wire, (DOWNLINK, device_bytes))
@@ -296,7 +298,12 @@ class StageBuilder:
         return Block(stages, node, work, sent, joules)
 
     def _boundary_bytes(
-        self, members: IntArray, indices: list[int], stops: IntArray, adapters: Array
+        self,
+        members: IntArray,
+        indices: list[int],
+        tiers: tuple[str, ...],
+        stops: IntArray,
+        adapters: Array,
     ) -> tuple[Array, Array]:
         """Return the bytes of each hop and mini-batch, forward and backward, ``[M, hops]``.
 
@@ -305,18 +312,17 @@ class StageBuilder:
         raw = self._batch * self.costs.boundary_bytes[stops[:, :-1]]
         trained_before = np.cumsum(adapters, axis=1)[:, :-1] > 0
         forward, backward = raw.copy(), np.where(trained_before, raw, 0.0)
-        if self._ratio is not None:
-            known: dict[str, float] = {}
-            for row, index in enumerate(indices):
-                codec = self._flat[index].codec
-                for settings, amount in ((codec.uplink, forward), (codec.downlink, backward)):
-                    name = repr(settings)
-                    if name not in known:
-                        known[name] = self._ratio(settings)
-                    amount[row] *= known[name]
+        # On its last hop a route that returns home leads down.
+        leads_up = np.array([receiver != DEVICE for receiver in tiers[1:]], dtype=bool)
+        steps = np.maximum(self.turns.steps[members], 1)
+        for row, index in enumerate(indices):
+            codec = self._flat[index].codec
+            up, down = self._expected(codec.uplink), self._expected(codec.downlink)
+            forward[row] *= np.where(leads_up, up, down)
+            backward[row] *= np.where(leads_up, down, up)
+        self._add_messages(forward, backward, tiers, steps, trained_before)
         if self._sent is not None:
             branch, place = self.turns.branch[members], self.turns.place[members]
-            steps = np.maximum(self.turns.steps[members], 1)
             for row in range(len(members)):
                 for hop in range(raw.shape[1]):
                     found = self._sent.get((int(branch[row]), int(place[row]), hop))
@@ -324,3 +330,37 @@ class StageBuilder:
                         forward[row, hop] = found[0] / steps[row]
                         backward[row, hop] = found[1] / steps[row]
         return forward, backward
+
+    def _expected(self, settings: Mapping[str, object]) -> float:
+        """Return the expected ratio of a codec."""
+        if self._ratio is None:
+            return 1.0
+        name = repr(settings)
+        if name not in self._known:
+            self._known[name] = self._ratio(settings)
+        return self._known[name]
+
+    def _add_messages(
+        self,
+        forward: Array,
+        backward: Array,
+        tiers: tuple[str, ...],
+        steps: IntArray,
+        trained_before: BoolArray,
+    ) -> None:
+        """Add headers, masks and labels, and a step's part of entering and leaving the turn."""
+        messages, batch, n_hops = self._profile.messages, self._batch, len(tiers) - 1
+        at_home = n_hops > 0 and tiers[-1] == DEVICE
+        outward = messages.step, messages.step_reply, messages.bare_step_reply
+        if at_home:
+            outward = messages.forward, messages.backward_reply, messages.bare_backward_reply
+        back_home = messages.forward_reply, messages.backward, messages.backward
+        for hop in range(n_hops):
+            homeward = at_home and hop == n_hops - 1
+            there, back, bare = back_home if homeward else outward
+            forward[:, hop] += there.bytes(batch)
+            replies = np.where(trained_before[:, hop], back.bytes(batch), bare.bytes(batch))
+            backward[:, hop] += replies
+            if not homeward:
+                forward[:, hop] += messages.turn_up / steps
+                backward[:, hop] += messages.turn_down / steps

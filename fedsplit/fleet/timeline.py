@@ -23,7 +23,7 @@ from fedsplit.fleet.stages import (
 from fedsplit.fleet.turns import Turns
 from fedsplit.fleet.waves import AGGREGATE, Waves, averaging, read_waves
 from fedsplit.plan import RoundPlan
-from fedsplit.profiles import ModelProfile, total
+from fedsplit.profiles import ModelProfile
 from fedsplit.wireless import ChannelState
 
 Array = NDArray[np.float64]
@@ -209,9 +209,9 @@ def timeline(
         require(fits, "channel devices", state.n_devices, f"{fleet.n_devices}, as in the fleet")
     builder = StageBuilder(plan, profile, fleet, states, batch_size, codec_ratio, sent)
     turns, groups = builder.turns, builder.groups()
-    waves = read_waves(plan, turns, groups, fleet)
+    waves = read_waves(plan, turns, groups, builder.costs, fleet)
     times = schedule(turns, waves, groups, fleet.serving, len(fleet.servers))
-    adapters = total((profile.embed, *profile.blocks, profile.head)).adapter_bytes
+    adapters = profile.total().adapter_bytes
     aggregation_s, aggregation_j = averaging(adapters, len(plan.branches), fleet, 0)
     totals = _totals(turns, groups, fleet)
     for chore in waves.chores:

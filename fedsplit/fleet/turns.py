@@ -1,6 +1,6 @@
 """A plan's turns and a profile's figures as arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.plan import RoundPlan, Turn
-from fedsplit.profiles import ModelProfile
+from fedsplit.profiles import ModelProfile, SharedWeights
 from fedsplit.wireless import ChannelState
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +50,34 @@ class CostTable:
     def segments(self, name: str, starts: IntArray, stops: IntArray) -> Array:
         """Return the sum of field `name` over each segment, ``[M, segments]``.
 
-        The embeddings count to the first segment, the head to the last.
+        The embeddings count to the first segment, the head to the last; weights that several units
+        of a segment share count once.
         """
+        total = self._plain(name, starts, stops)
+        for group, users in self._users(starts, stops):
+            total -= getattr(group, name, 0.0) * np.maximum(users - 1, 0)
+        return total
+
+    def together(self, name: str, starts: IntArray, stops: IntArray, which: BoolArray) -> Array:
+        """Return the sum of field `name` over the segments `which`, on one tier; ``[M]``."""
+        total: Array = self._plain(name, starts, stops)[:, which].sum(axis=1)
+        for group, users in self._users(starts, stops):
+            total -= getattr(group, name, 0.0) * np.maximum(users[:, which].sum(axis=1) - 1, 0)
+        return total
+
+    def _users(self, starts: IntArray, stops: IntArray) -> Iterator[tuple[SharedWeights, IntArray]]:
+        """Yield each group of shared weights, and how many users each segment has of it."""
+        last = self._profile.n_blocks + 1
+        for group in self._profile.shared:
+            users = np.zeros(starts.shape, dtype=np.int64)
+            for unit in group.units:
+                if unit in (0, last):
+                    users[:, 0 if unit == 0 else -1] += 1
+                else:
+                    users += (starts < unit) & (unit <= stops)
+            yield group, users
+
+    def _plain(self, name: str, starts: IntArray, stops: IntArray) -> Array:
         if name not in self._sums:
             values = [0.0, *(getattr(unit, name) for unit in self._profile.blocks)]
             self._sums[name] = np.cumsum(values, dtype=np.float64)

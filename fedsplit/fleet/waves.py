@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from fedsplit.fleet.cost import compute_delay_s, compute_energy_j
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.stages import BACKHAUL, Group
-from fedsplit.fleet.turns import Turns
+from fedsplit.fleet.turns import CostTable, Turns
 from fedsplit.plan import DEVICE, EDGE, AdapterWay, RoundPlan
 
 Array = NDArray[np.float64]
@@ -83,7 +83,9 @@ def averaging(adapter_bytes: float, n_sets: int, fleet: Fleet, node: int) -> tup
     return float(compute_delay_s(flops, clock, per_cycle)), float(joules)
 
 
-def read_waves(plan: RoundPlan, turns: Turns, groups: Sequence[Group], fleet: Fleet) -> Waves:
+def read_waves(
+    plan: RoundPlan, turns: Turns, groups: Sequence[Group], costs: CostTable, fleet: Fleet
+) -> Waves:
     """Return the waves of `plan`, and what is done around them.
 
     Where an edge averages (`AdapterWay.EDGE`), the adapters of its devices and its own cross the
@@ -95,7 +97,7 @@ def read_waves(plan: RoundPlan, turns: Turns, groups: Sequence[Group], fleet: Fl
     branch = turns.branch[first]
     opens = np.diff(branch, prepend=-1) > 0
     closes = np.append(opens[1:], True)
-    near, far = _adapter_bytes(turns, groups)
+    near, far = _adapter_bytes(turns, groups, costs)
     chores: list[Chore] = []
     of_interest = [b for b, one in enumerate(plan.branches) if one.way is not AdapterWay.MESSAGE]
     for wave in np.flatnonzero(np.isin(branch, of_interest)).tolist():
@@ -121,11 +123,13 @@ def read_waves(plan: RoundPlan, turns: Turns, groups: Sequence[Group], fleet: Fl
     return Waves(branch, first, before_s, after_s, tuple(chores))
 
 
-def _adapter_bytes(turns: Turns, groups: Sequence[Group]) -> tuple[Array, Array]:
+def _adapter_bytes(turns: Turns, groups: Sequence[Group], costs: CostTable) -> tuple[Array, Array]:
     """Return the adapters that each turn has on device and edge, and behind them; ``[T]``."""
     kept, rest = np.zeros(len(turns.branch)), np.zeros(len(turns.branch))
     for group in groups:
         near = np.array([tier in (DEVICE, EDGE) for tier in group.tiers])
-        kept[group.members] = group.adapter_bytes[:, near].sum(axis=1)
-        rest[group.members] = group.adapter_bytes[:, ~near].sum(axis=1)
+        for amount, which in ((kept, near), (rest, ~near)):
+            amount[group.members] = costs.together(
+                "adapter_bytes", group.starts, group.stops, which
+            )
     return kept, rest

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import INFO, WARNING
 
 import numpy as np
@@ -327,12 +327,19 @@ class SplitStrategy(Strategy):
         )
 
     def _situation(self, server_round: int, messages: list[Message]) -> Scene:
-        """Return what to plan for: the devices that the wrapped strategy chose, by index."""
+        """Return what to plan for: the devices that the wrapped strategy chose, by index.
+
+        What nodes said about their data takes the place of what the fleet assumes.
+        """
         roster = self._running().roster
         nodes = [roster.by_node(message.metadata.dst_node_id) for message in messages]
         by_index = sorted(nodes, key=lambda node: node.index)
         assert self._scene is not None
-        return self._scene(server_round, {node.index: node.n_train for node in by_index})
+        scene = self._scene(server_round, {node.index: node.n_train for node in by_index})
+        samples = scene.fleet.samples.copy()
+        for node in roster.nodes:
+            samples[node.index] = node.n_train
+        return replace(scene, fleet=replace(scene.fleet, samples=samples))
 
     def _node(self, device: int) -> int:
         return self._running().roster.by_index(device).node_id

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
-from fedsplit.codec.ratio import gaussian_ratio
+from fedsplit.codec import gaussian_ratio
 from fedsplit.fleet import CodecRatio, Fleet, FleetSpec, SentBytes, Timeline, build_fleet
 from fedsplit.models import ModelSpec, check_route, possible_cuts
 from fedsplit.models.profile import profile_model
 from fedsplit.plan import CodecPlan, RoundPlan, Route
 from fedsplit.profiles import ModelProfile
 from fedsplit.schemes import LocalWork, Scene
+from fedsplit.transport import with_messages
 from fedsplit.wireless import Channel, ChannelSpec
 
 
@@ -104,16 +105,17 @@ def make_system(
     """
     machines = build_fleet(fleet or FleetSpec(), seed)
     positions = machines.devices.positions_m
-    profile = profile or profile_model(model, seq_len)
+    work = work or LocalWork()
+    profile = with_messages(profile or profile_model(model, seq_len), work.batch_size)
     return System(
         profile=profile,
         fleet=machines,
         channel=Channel(
             channel or ChannelSpec(), positions, machines.stations_m, seed, machines.home
         ),
-        work=work or LocalWork(),
+        work=work,
         codec=codec or CodecPlan(),
-        codec_ratio=gaussian_ratio(profile),
+        codec_ratio=gaussian_ratio(profile, work.batch_size),
         seed=seed,
         possible_cuts=cache(partial(possible_cuts, model)),
         try_route=cache(partial(check_route, model)),

@@ -110,15 +110,20 @@ class Parameter:
 class Trace:
     """The operations of a forward pass in order, inputs first, and the parameters they use.
 
-    `blocks` is the number of blocks, `boundary_bytes[i]` the size of the tensor that enters block
-    `i`, the last entry of the one that leaves the last block.
+    `blocks` is the number of blocks, `boundaries[i]` the tensor that enters block `i` (on a device
+    without data), the last entry the one that leaves the last block.
     """
 
     operations: list[Operation]
     parameters: list[Parameter]
     result: int
     blocks: int
-    boundary_bytes: list[float]
+    boundaries: list[Tensor | None]
+
+    @property
+    def boundary_bytes(self) -> list[float]:
+        """Bytes of the boundaries."""
+        return [0.0 if item is None else float(_bytes(item)) for item in self.boundaries]
 
 
 def run_fake(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -212,7 +217,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._weights: set[int] = set()
         self._forward = True
         self._block = -1
-        self._boundaries = [0.0] * (n_blocks + 1)
+        self._boundaries: list[Tensor | None] = [None] * (n_blocks + 1)
         self._by_sequence: dict[int, int] = {}
         self._saved: dict[int, float] = {}
         self._saved_storages: set[int] = set()
@@ -234,11 +239,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             self._block = index
-            self._boundaries[index] = _first_bytes((args, kwargs))
+            self._boundaries[index] = _first((args, kwargs))
 
         def leave(_: nn.Module, __: Any, output: Any) -> None:
             self._block = index + 1
-            self._boundaries[index + 1] = _first_bytes(output)
+            self._boundaries[index + 1] = _first(output)
 
         handles = [
             module.register_forward_pre_hook(enter, with_kwargs=True),
@@ -411,8 +416,8 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _first_bytes(tree: Any) -> float:
-    return float(next(map(_bytes, _tensors(tree)), 0))
+def _first(tree: Any) -> Tensor | None:
+    return next(iter(_tensors(tree)), None)
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:

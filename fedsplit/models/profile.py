@@ -12,13 +12,15 @@ from fedsplit.errors import FedsplitError, require
 from fedsplit.layergraph import LayerGraph
 from fedsplit.models.adapters import add_adapters, is_adapter
 from fedsplit.models.blocks import find_blocks
+from fedsplit.models.boundary import Boundary
 from fedsplit.models.graph import layer_graph
 from fedsplit.models.graph_memory import peak_bytes
-from fedsplit.models.graph_trace import Trace, trace
+from fedsplit.models.graph_trace import Parameter, Trace, trace
 from fedsplit.models.spec import ModelSpec
+from fedsplit.models.split import travelling
 from fedsplit.models.tiny import image_size
 from fedsplit.models.weights import build
-from fedsplit.profiles import ModelProfile, UnitProfile
+from fedsplit.profiles import Crossing, ModelProfile, SharedWeights, TensorForm, UnitProfile
 
 OPTIMIZER_COPIES = 2
 """State that AdamW keeps per trained parameter."""
@@ -46,7 +48,11 @@ def profile_model(spec: ModelSpec, seq_len: int, batch: int = 1) -> ModelProfile
     model = planned_model(spec)
     inputs = example_batch(model.config, spec.task, seq_len, batch)
     name = spec.source or str(spec.model_type)
-    return profile_module(model, inputs, find_blocks(model), name, seq_len)
+    profile = profile_module(model, inputs, find_blocks(model), name, seq_len)
+    onward = travelling(inputs, with_ids=spec.share_token_ids)
+    forms = {key: _form(value) for key, value in onward.items()}
+    labels = {key: forms.pop(key) for key in ("labels",) if key in forms}
+    return replace(profile, crossing=replace(profile.crossing, inputs=forms, labels=labels))
 
 
 def profile_graph(spec: ModelSpec, seq_len: int, batch: int = 1) -> LayerGraph:
@@ -72,7 +78,8 @@ def profile_module(
 ) -> ModelProfile:
     """Return what any `model` costs, traced on `inputs` (see `fedsplit.models.graph`).
 
-    A parameter counts to every unit that uses it, for each tier needs a copy.
+    A parameter counts to every unit that uses it, for each tier needs a copy; `ModelProfile.shared`
+    says which do.
     """
     traced = trace(model, inputs, blocks)
     samples = next(iter(inputs.values())).shape[0]
@@ -82,7 +89,13 @@ def profile_module(
         kept += unit.activation_bytes
         units.append(replace(unit, workspace_bytes=max(peak / samples - kept, 0.0)))
     return ModelProfile(
-        name or type(model).__name__, seq_len, units[0], tuple(units[1:-1]), units[-1]
+        name or type(model).__name__,
+        seq_len,
+        units[0],
+        tuple(units[1:-1]),
+        units[-1],
+        shared=_shared_weights(traced),
+        crossing=_crossing(traced),
     )
 
 
@@ -113,10 +126,53 @@ def example_batch(
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
+def _users(traced: Trace) -> list[set[int]]:
+    """Return the parameters that each unit uses, embeddings first."""
+    used: list[set[int]] = [set() for _ in range(traced.blocks + 2)]
+    for step in traced.operations:
+        used[step.block + 1] |= step.parameters
+    return used
+
+
+def _shared_weights(traced: Trace) -> tuple[SharedWeights, ...]:
+    """Return the parameters that several units use, by who uses them."""
+    users: dict[int, list[int]] = {}
+    for unit, used in enumerate(_users(traced)):
+        for item in used:
+            users.setdefault(item, []).append(unit)
+    alike: dict[tuple[int, ...], list[Parameter]] = {}
+    for item, units in users.items():
+        if len(units) > 1:
+            alike.setdefault(tuple(units), []).append(traced.parameters[item])
+    return tuple(
+        SharedWeights(
+            units,
+            sum(weight.n_bytes for weight in weights),
+            sum(weight.n_bytes for weight in weights if weight.trainable),
+            OPTIMIZER_COPIES * sum(weight.n_bytes for weight in weights if weight.trainable),
+        )
+        for units, weights in sorted(alike.items())
+    )
+
+
+def _crossing(traced: Trace) -> Crossing:
+    """Return the form of the boundary behind the first block."""
+    tensor = traced.boundaries[min(1, traced.blocks)]
+    if tensor is None:
+        return Crossing()
+    layout = Boundary.pack({"output": tensor, "shared": {}}).layout
+    return Crossing(_form(tensor), layout)
+
+
+def _form(tensor: Tensor) -> TensorForm:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return TensorForm(dtype, tensor.dtype.itemsize, tuple(tensor.shape[1:]))
+
+
 def _unit(traced: Trace, position: int, samples: int) -> UnitProfile:
     """Return the cost of block `position`; -1 is what comes before the first."""
     inside = [step for step in traced.operations if step.block == position]
-    used = {item for step in inside for item in step.parameters}
+    used = _users(traced)[position + 1]
     weights = [traced.parameters[item] for item in used]
     adapter = sum(weight.n_bytes for weight in weights if weight.trainable)
 

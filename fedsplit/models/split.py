@@ -87,6 +87,22 @@ def _is_first(segment: Segment) -> bool:
     return segment.tier == DEVICE and segment.start == 0
 
 
+def travelling(inputs: Mapping[str, Tensor], with_ids: bool = False) -> dict[str, Tensor]:
+    """Return what later tiers of an open route need of a batch, in small types.
+
+    The attention mask, the labels, and the token ids if they go `with_ids`.
+    """
+    wanted = {"attention_mask", "position_ids", "labels", *(["input_ids"] if with_ids else [])}
+    found = dict(inputs)
+    if "input_ids" in found and "attention_mask" not in found:
+        found["attention_mask"] = torch.ones_like(found["input_ids"])
+    return {
+        name: value.to(_NARROW.get(name, value.dtype))
+        for name, value in found.items()
+        if name in wanted
+    }
+
+
 class _Reached(Exception):
     """Leaves the model's forward at the end of a segment, with the values that cross the cut."""
 
@@ -236,19 +252,10 @@ class SplitModel:
         The attention mask; the labels unless the route returns home; the token ids only if the
         spec shares them.
         """
-        wanted = {"attention_mask", "position_ids"}
-        if not route.returns_home:
-            wanted.add("labels")
-        if self.spec.share_token_ids:
-            wanted.add("input_ids")
-        found = dict(inputs)
-        if "input_ids" in found and "attention_mask" not in found:
-            found["attention_mask"] = torch.ones_like(found["input_ids"])
-        return {
-            name: value.to(_NARROW.get(name, value.dtype))
-            for name, value in found.items()
-            if name in wanted
-        }
+        found = travelling(inputs, with_ids=self.spec.share_token_ids)
+        if route.returns_home:
+            found.pop("labels", None)
+        return found
 
     def run(
         self, segment: Segment, inputs: Mapping[str, Tensor], boundary: Boundary | None = None

@@ -12,6 +12,7 @@ from fedsplit.errors import FedsplitError, require
 from fedsplit.planning.errors import Array, checked
 
 COLUMNS = ("ratio", "loss_increase", "name", "settings")
+_ITEMSIZE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,8 @@ class CodecTable:
         slightly negative.
     settings : tuple of dict
         What `fedsplit.codec.make_codec` reads, ``name`` included.
+    itemsize : int
+        Bytes of an uncompressed element that the ratios are relative to.
 
     Raises
     ------
@@ -37,6 +40,7 @@ class CodecTable:
     ratio: Array
     loss_increase: Array
     settings: tuple[dict[str, Any], ...]
+    itemsize: int = 4
 
     def __post_init__(self) -> None:
         ratio = checked("ratio", np.atleast_1d(self.ratio), positive=True)
@@ -56,6 +60,9 @@ class CodecTable:
     def read_csv(cls, path: str | Path) -> "CodecTable":
         """Read a table with the columns ``ratio, loss_increase, name, settings`` (JSON).
 
+        A column ``itemsize`` says how many bytes an uncompressed element had, the same in all
+        lines; 4 without it.
+
         Raises
         ------
         FedsplitError
@@ -67,6 +74,7 @@ class CodecTable:
         except OSError as error:
             raise FedsplitError(f"codec table {path}: {error.strerror}") from error
         ratios, losses, settings = [], [], []
+        widths: set[int] = set()
         for line, row in enumerate(rows, start=2):
             missing = [name for name in COLUMNS if row.get(name) is None]
             require(not missing, f"{path} line {line}", missing, f"a row of {', '.join(COLUMNS)}")
@@ -74,14 +82,31 @@ class CodecTable:
                 ratios.append(float(row["ratio"]))
                 losses.append(float(row["loss_increase"]))
                 settings.append({"name": row["name"], **json.loads(row["settings"])})
+                widths.add(int(row.get("itemsize") or _ITEMSIZE))
             except (ValueError, TypeError) as error:
                 raise FedsplitError(f"{path} line {line}: {error}") from error
-        return cls(np.array(ratios), np.array(losses), tuple(settings))
+        itemsize = min(widths, default=_ITEMSIZE)
+        alike = len(widths) <= 1 and itemsize > 0
+        require(alike, f"{path} itemsize", sorted(widths), "one positive number in all lines")
+        return cls(np.array(ratios), np.array(losses), tuple(settings), itemsize)
+
+    def at(self, itemsize: int) -> "CodecTable":
+        """Return the table for boundaries of elements of `itemsize` bytes.
+
+        A codec makes the same bytes of an element whatever its width, so that ratios change with
+        it; only what is sent as it lies in memory keeps its ratio.
+        """
+        as_is = np.array([setting["name"] == "identity" for setting in self.settings])
+        ratio = np.where(as_is, self.ratio, self.ratio * (self.itemsize / itemsize))
+        return CodecTable(ratio, self.loss_increase, self.settings, itemsize)
 
     def take(self, rows: list[int]) -> "CodecTable":
         """Return the table of these rows, in this order."""
         return CodecTable(
-            self.ratio[rows], self.loss_increase[rows], tuple(self.settings[row] for row in rows)
+            self.ratio[rows],
+            self.loss_increase[rows],
+            tuple(self.settings[row] for row in rows),
+            self.itemsize,
         )
 
     def envelope(self) -> "CodecTable":

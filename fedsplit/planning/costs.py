@@ -12,6 +12,7 @@ from fedsplit.planning.errors import Array, InfeasibleError, checked
 from fedsplit.profiles import ModelProfile, UnitProfile
 
 Mask = NDArray[np.bool_]
+WEIGHTS = ("parameter_bytes", "adapter_bytes", "optimizer_bytes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,11 @@ class CutCosts:
 
         def upto(name: str) -> Array:
             result: Array = np.cumsum([getattr(unit, name) for unit in units])
+            for group in profile.shared if name in WEIGHTS else ():
+                # A unit's second and later users on the device find its weights there.
+                places = [unit for unit in group.units if device_only or unit < len(units)]
+                for place in sorted(min(place, len(units) - 1) for place in places)[1:]:
+                    result[place:] -= getattr(group, name)
             return result
 
         def flops(unit: UnitProfile) -> float:

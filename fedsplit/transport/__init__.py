@@ -19,6 +19,7 @@ from fedsplit.transport.link import (
     Visit,
     new_token,
 )
+from fedsplit.transport.messages import with_messages
 from fedsplit.transport.presence import Attendance, Attention, Presence
 from fedsplit.transport.tensors import take_adapters
 
@@ -45,4 +46,5 @@ __all__ = [
     "Visit",
     "new_token",
     "take_adapters",
+    "with_messages",
 ]

@@ -61,13 +61,16 @@ def test_harsh_compression_is_seen_in_bytes_and_loss(uncompressed):
     assert gentle.traffic == pytest.approx(0.5)
     assert abs(gentle.loss - uncompressed.loss) < abs(harsh.loss - uncompressed.loss)
     assert harsh.uplink < 0.03
+    # A run evaluates through the codec, too: it pays in the test what it saves in bytes.
+    assert harsh.coded_loss > harsh.loss
+    assert uncompressed.coded_loss == uncompressed.loss
     assert harsh.downlink == 1
 
 
 def test_the_table_is_what_planning_reads(tmp_path):
     rows = [
-        Row(0.25, 0.001, {"name": "int8"}),
-        Row(0.05, 0.02, {"name": "topk", "keep": 0.2, "bits": 4}),
+        Row(0.25, 0.001, {"name": "int8"}, 0.002, 2),
+        Row(0.05, 0.02, {"name": "topk", "keep": 0.2, "bits": 4}, 0.03, 2),
     ]
     path = tmp_path / "deep" / "table.csv"
     write_table(rows, path)
@@ -75,6 +78,8 @@ def test_the_table_is_what_planning_reads(tmp_path):
     table = CodecTable.read_csv(path)
     assert table.ratio.tolist() == [0.25, 0.05]
     assert table.loss_increase.tolist() == [0.001, 0.02]
+    assert table.itemsize == 2
+    assert "coded_loss_increase" in path.read_text().splitlines()[0]
     assert list(table.settings) == [row.settings for row in rows]
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 

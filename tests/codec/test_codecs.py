@@ -230,3 +230,31 @@ def test_every_shipped_configuration_works_and_opens_with_its_command(path):
         tensor = torch.randn(2, 5, 16)
         received = Loopback(direction, 0).send(tensor, (0, 1))
         assert received.shape == tensor.shape
+
+
+EXTREMES = {
+    "the largest": torch.tensor([3.4028235e38, -3.4028235e38]),
+    "very large": torch.tensor([3e38, -2.9e38]),
+    "large": torch.tensor([1e30, -3e29]),
+    "small": torch.tensor([1e-30, -3e-31]),
+    "subnormal": torch.tensor([1e-41, -3e-42]),
+}
+
+
+@pytest.mark.parametrize("size", EXTREMES)
+@every_codec
+def test_values_at_the_ends_of_float32_come_back_or_are_refused(settings_, size):
+    """Twice, as codecs with memory send differences; never infinite, never by a foreign error."""
+    high, low = EXTREMES[size].tolist()
+    draw = torch.Generator().manual_seed(0)
+    link = Loopback(settings_, 0)
+    for _ in range(2):
+        tensor = low + (high - low) * torch.rand((6, 8), generator=draw, dtype=torch.float64)
+        tensor[0, 0], tensor[1, 1] = high, low
+        try:
+            found = link.send(tensor.float(), range(6)).double()
+        except FedsplitError:
+            assert abs(high) > 1e38
+            return
+        assert found.isfinite().all()
+        assert found.norm() <= 2 * tensor.norm()

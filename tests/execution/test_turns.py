@@ -8,6 +8,7 @@ import torch
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import OptimizerSpec, StepReport, evaluate_turn, train_turn
+from fedsplit.execution.tier import dropout_seed
 from fedsplit.models import load
 from fedsplit.plan import DEVICE, CodecPlan, Route
 from fedsplit.transport import InProcessLink, LinkStats
@@ -113,6 +114,29 @@ def test_branches_at_the_same_time_equal_each_alone_also_with_dropout() -> None:
     for seed in jobs:
         assert together[seed][0].reports == alone[seed][0].reports
         assert differing(together[seed][1], alone[seed][1]) == []
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        Route.two_tier(BLOCKS, 0),
+        Route.two_tier(BLOCKS, 2),
+        Route.three_tier(BLOCKS, 0, 2),
+        Route.three_tier(BLOCKS, 0, 0),
+        Route.u_shaped(BLOCKS, 0, 4),
+        Route.u_shaped(BLOCKS, 0, 0),
+        Route.u_shaped(BLOCKS, 1, 4),
+    ],
+    ids=str,
+)
+def test_segments_that_compute_draw_masks_of_their_own(route: Route) -> None:
+    last = len(route.segments) - 1
+    seeds = [
+        dropout_seed(0, 1, segment)
+        for place, segment in enumerate(route.segments)
+        if place in (0, last) or segment.start < segment.stop
+    ]
+    assert len(set(seeds)) == len(seeds)
 
 
 def test_dropout_differs_between_steps_and_turns_and_is_off_in_evaluation() -> None:

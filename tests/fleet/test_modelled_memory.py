@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 
 from fedsplit.fleet import ServingSpec, timeline
 from fedsplit.plan import RoundPlan, Route, Turn
+from fedsplit.profiles import SharedWeights
 from tests.fleet.fleet_scenarios import N_BLOCKS, random_fleet, random_profile, random_state
 
 BATCH = 8
+WEIGHTS = ("parameter_bytes", "adapter_bytes", "optimizer_bytes")
+kinds = st.sampled_from(["device only", "u"])
 few = settings(max_examples=30, deadline=None)
 
 
@@ -126,3 +129,51 @@ def test_an_edge_holds_a_wave_at_a_time_and_what_it_averages(seed, n, times):
     assert server_memory(profile, fleet, plan, node=1) == pytest.approx(expected + handed_up)
     flat = RoundPlan.parallel(turns)
     assert server_memory(profile, fleet, plan) == pytest.approx(server_memory(profile, fleet, flat))
+
+
+@few
+@given(seed=st.integers(0, 1000), cuts=st.tuples(st.integers(0, 5), st.integers(0, 5)), kind=kinds)
+def test_tied_weights_count_once_where_their_users_share_a_tier(seed, cuts, kind):
+    """Memory, traffic and averaging: as of a model whose head brings no weights of its own."""
+    plain = random_profile(seed)
+    tied = SharedWeights((0, N_BLOCKS + 1), 3e6, 2e5, 4e5)
+    more = {name: getattr(tied, name) for name in WEIGHTS}
+    grown = replace(
+        plain,
+        embed=replace(plain.embed, **{n: getattr(plain.embed, n) + v for n, v in more.items()}),
+    )
+    counted_twice = replace(
+        grown,
+        head=replace(plain.head, **{n: getattr(plain.head, n) + v for n, v in more.items()}),
+        shared=(tied,),
+    )
+    first, last = sorted(cuts)
+    route = {
+        "device only": Route.device_only(N_BLOCKS),
+        "u": Route.u_shaped(N_BLOCKS, first, last),
+    }[kind]
+    fleet = random_fleet(seed, 2)
+    plan = RoundPlan.parallel(Turn(i, route, 2) for i in range(2))
+    found, expected = (
+        timeline(plan, profile, fleet, random_state(seed, fleet), BATCH).cost
+        for profile in (counted_twice, grown)
+    )
+    for name in ("device_memory_bytes", "server_memory_bytes", "uplink_bytes", "downlink_bytes"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name))
+    assert found.delay_s == pytest.approx(expected.delay_s)
+    assert found.server_compute_s == pytest.approx(expected.server_compute_s)
+
+
+def test_weights_that_blocks_share_count_once_on_a_server():
+    plain = random_profile(2)
+    tied = SharedWeights((2, 3, 5), 1e6)
+    blocks = [
+        replace(block, parameter_bytes=block.parameter_bytes + 1e6 * (i + 1 in tied.units))
+        for i, block in enumerate(plain.blocks)
+    ]
+    profile = replace(plain, blocks=tuple(blocks), shared=(tied,))
+    fleet = random_fleet(2, 1)
+    for cut, copies in ((0, 1), (2, 1), (3, 1), (5, 0)):
+        plan = RoundPlan.parallel([Turn(0, Route.two_tier(N_BLOCKS, cut), 1)])
+        extra = server_memory(profile, fleet, plan) - server_memory(plain, fleet, plan)
+        assert extra == pytest.approx(copies * 1e6)

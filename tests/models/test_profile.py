@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from fedsplit.models import Boundary, ModelSpec, load
 from fedsplit.models.blocks import find_blocks
 from fedsplit.models.profile import example_batch, profile_model, profile_module
 from fedsplit.models.profile_measured import measure_model
-from fedsplit.plan import Segment
+from fedsplit.plan import Route, Segment
 from fedsplit.profiles import ModelProfile, total
 
 TINY = {"vocab_size": 64, "n_embd": 32, "n_layer": 4, "n_head": 4}
@@ -106,6 +107,37 @@ def test_bytes_are_those_of_a_loaded_model() -> None:
     first = total([profile.embed, *profile.blocks[:2]])
     assert first.parameter_bytes == pytest.approx(device.held_bytes, rel=1e-3)
     assert first.optimizer_bytes == 2 * adapters
+
+
+TIED = ModelSpec(model_type="gpt2", config=TINY | {"tie_word_embeddings": True}, train="full")
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize(
+    "route", [Route.device_only(4), Route.u_shaped(4, 1, 3), Route.u_shaped(4, 0, 4)], ids=str
+)
+def test_tied_embeddings_count_once_where_they_share_a_tier(route: Route, train: str) -> None:
+    """Against what a device holds that loads these segments."""
+    spec = replace(TIED, train=train)
+    profile = profile_model(spec, seq_len=16)
+    (tied,) = profile.shared
+    assert tied.units == (0, 5)
+    assert tied.parameter_bytes == 4 * 64 * 32
+    assert tied.adapter_bytes == (tied.parameter_bytes if train == "full" else 0)
+    held = load(spec, route.on("device"))
+    own = [0, 5, *(i + 1 for part in route.on("device") for i in range(part.start, part.stop))]
+    found = profile.total(own)
+    assert found.parameter_bytes == pytest.approx(held.held_bytes, rel=2e-3)
+    adapters = {name: t for part in route.on("device") for name, t in held.adapters(part).items()}
+    assert found.adapter_bytes == sum(t.nbytes for t in adapters.values())
+
+
+def test_tied_embeddings_count_on_either_side_of_a_cut() -> None:
+    profile = profile_model(replace(TIED, train="lora"), seq_len=16)
+    first, last = profile.segments(Route.two_tier(4, 2))
+    assert first.parameter_bytes + last.parameter_bytes == sum(
+        unit.parameter_bytes for unit in profile.units
+    )
 
 
 def test_only_masks_are_shared_by_the_samples_of_a_batch() -> None:

@@ -1,6 +1,6 @@
 """Costs per cut are those of the model's profile; a device holds only what fits."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from fedsplit.errors import FedsplitError
 from fedsplit.plan import Route
 from fedsplit.planning.costs import CutCosts, Devices
 from fedsplit.planning.errors import InfeasibleError
-from fedsplit.profiles import ModelProfile, UnitProfile
+from fedsplit.profiles import ModelProfile, SharedWeights, UnitProfile
 
 _UNITS = st.builds(
     UnitProfile,
@@ -116,3 +116,37 @@ def test_wrong_shapes_and_ranges_are_refused() -> None:
         Devices([1.0]).allowed_cuts(_costs(), 4)
     with pytest.raises(FedsplitError, match="batch"):
         CutCosts.from_profile(ModelProfile("m", 1, UnitProfile(), (), UnitProfile()), 0)
+
+
+@given(
+    st.lists(
+        st.builds(UnitProfile, *(st.floats(0, 1e3) for _ in range(8))), min_size=2, max_size=6
+    ),
+    st.lists(st.integers(0, 7), min_size=2, max_size=4, unique=True),
+    st.booleans(),
+)
+def test_shared_weights_count_once_on_a_device(blocks, users, device_only: bool) -> None:
+    """Against the segments of the same profile, at every cut; tied embeddings are 0 and last."""
+    last = len(blocks) + 1
+    shared = SharedWeights(tuple(sorted({min(user, last) for user in users})), 100.0, 10.0, 20.0)
+    more = {"parameter_bytes": 100.0, "adapter_bytes": 10.0, "optimizer_bytes": 20.0}
+    units = [
+        replace(unit, **{name: getattr(unit, name) + v for name, v in more.items()})
+        if place in shared.units
+        else unit
+        for place, unit in enumerate([UnitProfile(), *blocks, UnitProfile()])
+    ]
+    profile = ModelProfile("m", 8, units[0], tuple(units[1:-1]), units[-1], shared=(shared,))
+    costs = CutCosts.from_profile(profile, 1, device_only=device_only)
+    for cut in range(len(blocks) + 1):
+        whole = device_only and cut == len(blocks)
+        route = Route.device_only(cut) if whole else Route.two_tier(len(blocks), cut)
+        device = profile.segments(route)[0]
+        assert costs.adapter_bits[cut] == pytest.approx(8 * device.adapter_bytes)
+        assert costs.memory_bytes[cut] == pytest.approx(
+            device.parameter_bytes
+            + device.adapter_bytes
+            + device.optimizer_bytes
+            + device.activation_bytes
+            + device.workspace_bytes
+        )

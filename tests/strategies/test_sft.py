@@ -96,9 +96,24 @@ def test_a_plan_keeps_to_band_memory_and_loss(
     needed = cost(RoundPlan.parallel(turns), scene).device_memory_bytes
     assert (needed <= scene.fleet.devices.memory_bytes).all()
     large = scheme.plan_frame(scene)
-    samples = [scene.samples.get(n, scene.fleet.samples[n]) for n in range(scene.fleet.n_devices)]
-    rise = np.average(large.table.loss_increase[large.setting], weights=samples)
+    rise = np.average(large.table.loss_increase[large.setting], weights=scene.fleet.samples)
     assert rise <= 0.03 + 1e-9
+
+
+@pytest.mark.parametrize("period", [None, 4])
+def test_a_frame_has_one_plan_whoever_takes_part(period: int | None) -> None:
+    """Devices that say how much data they have must not change what was planned before."""
+    scheme = Sft(large_period=period)
+    everyone = make_scene(4)
+    plans = []
+    for number, present in enumerate(([0, 1, 2, 3], [0, 3], [0], [1, 2]), start=1):
+        # What takes part reports other counts than the configuration has for plans without data.
+        samples = {device: 7 * (device + 1) for device in present}
+        scene = replace(everyone, server_round=number, samples=samples)
+        plans.append(scheme.plan_frame(scene))
+    for plan in plans[1:]:
+        assert plan.cut == plans[0].cut
+        assert plan.ratio.tolist() == plans[0].ratio.tolist()
 
 
 @pytest.mark.parametrize("seed", range(4))
