@@ -1,33 +1,71 @@
-"""The one exception that fedsplit raises for bad input."""
+"""What fedsplit raises for bad input."""
 
+import difflib
 from collections.abc import Iterable
 
 
 class FedsplitError(ValueError):
-    """Bad input, named: which field, what it was, what is allowed."""
+    """What was given cannot be used."""
+
+
+class SettingsError(FedsplitError):
+    """A wrong value of the user's: which field, what it was, what is allowed."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"{field}={value!r}: must be {allowed}")
+        self.field, self.value, self.allowed = field, value, allowed
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
-    """Raise a `FedsplitError` naming `field`, its `value` and what is `allowed`.
+    """Raise a `SettingsError` naming `field`, its `value` and what is `allowed`.
 
     Raises
     ------
-    FedsplitError
+    SettingsError
         If `condition` is false.
     """
     if not condition:
-        raise FedsplitError(f"{field}={value!r}: must be {allowed}")
+        raise SettingsError(field, value, allowed)
 
 
 def require_choice(field: str, value: object, choices: Iterable[object]) -> None:
-    """Raise a `FedsplitError` listing `choices` unless `value` is one of them.
+    """Raise a `SettingsError` listing `choices` unless `value` is one of them.
 
     Raises
     ------
-    FedsplitError
+    SettingsError
         If `value` is not among `choices`.
     """
     known = list(choices)
     if value not in known:
-        listed = ", ".join(str(choice) for choice in known)
-        raise FedsplitError(f"{field}={value!r}: must be one of {listed}")
+        raise SettingsError(field, value, f"one of {', '.join(map(str, known))}")
+
+
+def require_known(field: str, value: object, known: Iterable[str]) -> None:
+    """Raise a `SettingsError` with the nearest known name unless the last part of `field` is known.
+
+    Parameters
+    ----------
+    field : str
+        Dotted name of a setting, whose last part is looked up in `known`.
+    value : object
+        What it was given.
+    known : iterable of str
+        Names that may stand in its place.
+
+    Raises
+    ------
+    SettingsError
+        If it is none of them; lists the nearest first.
+    """
+    names = list(known)
+    parent, dot, name = field.rpartition(".")
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        allowed = f"a known setting; the nearest is {parent}{dot}{near[0]}"
+    else:
+        place = f" of {parent}" if parent else ""
+        allowed = f"a known setting{place}: {', '.join(names) or 'there are none'}"
+    raise SettingsError(field, value, allowed)
