@@ -10,9 +10,7 @@ from pathlib import Path
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Strategy
 from flwr.supercore import log
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from fedsplit.errors import FedsplitError
@@ -35,10 +33,12 @@ from fedsplit.flower.server.checkpoint import (
     strategy_state,
 )
 from fedsplit.flower.source import source_hash
+from fedsplit.mapping import call
 from fedsplit.models.adapters import lora_config
 from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
 
+from .aggregator import build_aggregator
 from .config import job, link_settings, load_config, output_folder, plain, run_settings
 from .plan_report import round_row
 from .records import record_of, sent_bytes
@@ -68,12 +68,8 @@ def build_strategy(config: DictConfig) -> SplitStrategy:
     """Return the configured scheme over the configured Flower strategy."""
     settings = plain(config.strategy)
     name = str(settings.pop("name"))
-    inner: Strategy = instantiate(config.aggregator)
-    scheme = find_strategy(name)
-    try:
-        return scheme(inner=inner, **settings)
-    except TypeError as error:
-        raise FedsplitError(f"strategy.{name}: {error}") from error
+    inner = build_aggregator(plain(config.aggregator))
+    return call(find_strategy(name), {**settings, "inner": inner}, "strategy")
 
 
 class Run:
@@ -90,7 +86,10 @@ class Run:
         self._checkpoint = load_checkpoint(folder) if resumed else None
         if self._checkpoint is not None:
             self._report = RunReport.resume(
-                folder, self._checkpoint.server_round, self._settings.rounds
+                folder,
+                self._checkpoint.server_round,
+                self._settings.rounds,
+                config={**plain(config), "resume": None},
             )
         else:
             self._report = RunReport(folder, plain(config), self._settings.rounds)

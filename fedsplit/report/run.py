@@ -74,9 +74,16 @@ class RunReport:
 
     @classmethod
     def resume(
-        cls, folder: Path, last_round: int, n_rounds: int, console: Console | None = None
+        cls,
+        folder: Path,
+        last_round: int,
+        n_rounds: int,
+        console: Console | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> "RunReport":
         """Continue the report in `folder` after round `last_round`; later records are dropped.
+
+        `config` takes the place of the configuration before, where some of it changed.
 
         Raises
         ------
@@ -87,6 +94,8 @@ class RunReport:
         kept = [record for record in records if record.round <= last_round]
         reached = kept[-1].round if kept else 0
         require(reached == last_round, "last_round", last_round, f"at most {reached}")
+        if config is not None:
+            write_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
         report = cls.__new__(cls)
         report._start(folder, n_rounds, console, kept)
         report._write(None)
