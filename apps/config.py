@@ -22,7 +22,16 @@ from omegaconf.errors import OmegaConfBaseException
 from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.mapping import from_mapping
 
-from .overrides import OPEN, PATHS, PATHS_OR_NAMES, Override, absolute_path, config_dir, groups, parse
+from .overrides import (
+    OPEN,
+    PATHS,
+    PATHS_OR_NAMES,
+    Override,
+    absolute_path,
+    config_dir,
+    groups,
+    parse,
+)
 
 if TYPE_CHECKING:
     from fedsplit.flower import Job, LinkSettings, LocalWork
@@ -189,14 +198,13 @@ def _nearest(known: Mapping[str, Any], key: str, node: object) -> str:
     parent, dot, name = key.rpartition(".")
     if others := _files_with(key):
         return f"absent, or given with {' or '.join(others)}"
-    places = list(_places(known))
+    root = key.partition(".")[0]
+    places = [place for place in _places(known) if not parent or place.startswith(f"{root}.")]
     siblings = [str(item) for item in node] if isinstance(node, Mapping) else []
-    beside = difflib.get_close_matches(name, siblings, n=1)
-    elsewhere = [place for place in places if place.rpartition(".")[2] == name]
     near = (
-        [f"{parent}{dot}{item}" for item in beside]
-        or elsewhere
-        or difflib.get_close_matches(key, places, n=1)
+        [f"{parent}{dot}{item}" for item in difflib.get_close_matches(name, siblings, n=1)]
+        or [place for place in places if place.rpartition(".")[2] == name]
+        or difflib.get_close_matches(key, places, n=1, cutoff=0.8)
     )
     if near:
         return f"a known setting; the nearest is {near[0]}"

@@ -83,7 +83,9 @@ def config_dir() -> Path:
 def groups() -> Mapping[str, tuple[str, ...]]:
     """Return the names of the files of each group of the configuration."""
     folders = sorted(path for path in config_dir().iterdir() if path.is_dir())
-    named = {path.name: tuple(sorted(file.stem for file in path.glob("*.yaml"))) for path in folders}
+    named = {
+        path.name: tuple(sorted(file.stem for file in path.glob("*.yaml"))) for path in folders
+    }
     del named["deploy"]
     return named
 
@@ -118,7 +120,7 @@ def _values_of(text: str, multirun: bool) -> list[str]:
         return [text]
     if not swept.is_sweep_override() or (_is_path(key) and not multirun):
         return [text]
-    require(multirun, key, value, "one value; several need -m (--multirun) of `fedsplit plan`")
+    require(multirun, key, value, "one value; several need `fedsplit plan --multirun` (-m)")
     try:
         return [f"{key}={item}" for item in swept.sweep_string_iterator()]
     except (HydraException, ValueError, TypeError) as error:
@@ -220,4 +222,4 @@ def _hydra(text: str) -> HydraOverride:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        return OverridesParser.create(config_loader=loader).parse_override(text)
+        return OverridesParser.create(config_loader=loader).parse_overrides([text])[0]

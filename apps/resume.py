@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from fedsplit.errors import FedsplitError, SettingsError, require, require_known
+from fedsplit.errors import FedsplitError, SettingsError, require
 
 from .config import absolute, change_values, chosen, load_config, plain
 from .overrides import Override
@@ -35,15 +35,15 @@ def resumed(folder: Path, changes: Sequence[Override]) -> DictConfig:
     """
     saved = read_config(folder)
     default = plain(chosen([]))
-    for key, value in saved.items():
-        require_known(f"{folder / CONFIG}: {key}", value, [f"{folder / CONFIG}: {k}" for k in default])
+    unknown = sorted(set(saved) - set(default) - {"paper"})
+    require(not unknown, f"{folder / CONFIG}", unknown, "the configuration of a run")
     # Runs saved by an earlier version lack what came later.
     before = {
         key: {**value, **saved[key]}
         if key in MAY_CHANGE and isinstance(value, dict) and isinstance(saved.get(key), dict)
         else saved.get(key, value)
         for key, value in default.items()
-    }
+    } | {key: saved[key] for key in saved if key == "paper"}
     config = OmegaConf.create(before)
     for change in changes:
         if change.is_choice:
@@ -53,7 +53,9 @@ def resumed(folder: Path, changes: Sequence[Override]) -> DictConfig:
     _require_unchanged(before, plain(config))
     for change in changes:
         same = change.key != "output" or change.value in (None, str(folder))
-        require(same, "output", change.value, f"absent with resume={str(folder)!r}, where it goes on")
+        require(
+            same, "output", change.value, f"absent with resume={str(folder)!r}, where it goes on"
+        )
     config.resume = str(folder)
     config.output = None
     return config
@@ -84,7 +86,9 @@ def _require_unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> N
     for key in dict.fromkeys((*new, *old)):
         may_change = key.split(".")[0] in MAY_CHANGE and key not in _MUST_STAY
         if not may_change and new.get(key) != old.get(key):
-            allowed = f"{old.get(key)!r} as in the run that goes on; start another for anything else"
+            allowed = (
+                f"{old.get(key)!r} as in the run that goes on; start another for anything else"
+            )
             raise SettingsError(key, new.get(key), allowed)
 
 

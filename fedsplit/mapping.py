@@ -78,9 +78,7 @@ def call(factory: Callable[..., Made], values: Mapping[str, Any], where: str) ->
     """
     parameters = inspect.signature(factory).parameters
     hints = _hints(factory.__init__ if isinstance(factory, type) else factory)
-    known = [
-        name for name, parameter in parameters.items() if parameter.kind not in _COLLECTING
-    ]
+    known = [name for name, parameter in parameters.items() if parameter.kind not in _COLLECTING]
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     given: dict[str, Any] = {}
     for name, value in values.items():

@@ -92,9 +92,7 @@ class Maker:
         ({"cut": 1, "tail": 0}, "strategy.tail=0: must be null or at least 1"),
     ],
 )
-def test_a_call_is_checked_against_the_signature(
-    values: dict[str, object], complaint: str
-) -> None:
+def test_a_call_is_checked_against_the_signature(values: dict[str, object], complaint: str) -> None:
     assert call(Maker, {"cut": {"name": "fast"}}, "strategy").tail is None
     with pytest.raises(FedsplitError, match=f"^{complaint}"):
         call(Maker, values, "strategy")
