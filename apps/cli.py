@@ -4,63 +4,98 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import yaml
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from fedsplit.errors import FedsplitError, require
-from fedsplit.report import make_console
+from fedsplit.report.tables import make_console, plain_text
 
 _USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    options = _parse(arguments)
-    console = make_console()
+    """Run the command line; return the exit code.
+
+    What is wrong with the user's input is one line on standard error, and exit code 2. What is
+    wrong with the program keeps its traceback.
+    """
     try:
-        return int(options.command(options, console))
-    except FedsplitError as error:
-        Console(stderr=True).print(f"[red]error[/red]: {error}", highlight=False, soft_wrap=True)
-        return _USAGE
+        options = _parse(arguments)
+        return int(options.command(options, make_console()))
+    except (FedsplitError, HydraException, OmegaConfBaseException) as error:
+        return _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _refuse(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         return 130
 
 
+def _refuse(reason: str) -> int:
+    line = plain_text(" ".join(reason.split()))
+    Console(stderr=True).print(
+        f"[red]error[/red]: {line}", highlight=False, soft_wrap=True, emoji=False
+    )
+    return _USAGE
+
+
 def _run(options: argparse.Namespace, console: Console) -> int:
-    from .config import load_config
+    from .config import load_config, require_plain
+
+    config = load_config(options.overrides)
+    require_plain(config)
+    if options.cfg:
+        console.print(OmegaConf.to_yaml(config), end="", markup=False, emoji=False, soft_wrap=True)
+        return 0
     from .launch.run import run
 
-    if options.cfg:
-        console.print(OmegaConf.to_yaml(load_config(options.overrides)), end="", markup=False)
-        return 0
     return run(options.overrides, console)
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
+    from .config import load_config
+
+    if not options.multirun:
+        load_config(options.overrides)
     from .plan import plan
 
     return plan(options.overrides, options.multirun, console)
 
 
 def _calibrate(options: argparse.Namespace, console: Console) -> int:
+    from .config import load_config
+
+    load_config(options.overrides)
+    grid = None if options.grid is None else _read_grid(options.grid)
     from .calibrate import GRID, calibrate
 
-    grid: Any = GRID
-    if options.grid is not None:
-        grid = OmegaConf.to_container(OmegaConf.load(options.grid))
-        require(isinstance(grid, list), "--grid", str(options.grid), "a list of codec settings")
     return calibrate(
         options.overrides,
         output=options.output,
         console=console,
-        grid=grid,
+        grid=GRID if grid is None else grid,
         direction=options.direction,
         steps=options.steps,
         seeds=options.seeds,
     )
+
+
+def _read_grid(file: Path) -> list[dict[str, Any]]:
+    allowed = "a YAML file with a list of codec settings"
+    try:
+        grid = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise FedsplitError(f"--grid={str(file)!r}: must be {allowed} ({error})") from error
+    listed = isinstance(grid, list) and all(isinstance(item, dict) for item in grid)
+    require(listed, "--grid", str(file), allowed)
+    return list(grid)
 
 
 def _deploy(options: argparse.Namespace, console: Console) -> int:
@@ -81,13 +116,24 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options, late = parser.parse_known_args(arguments)
     if late:
         if "overrides" not in options or any(word.startswith("-") for word in late):
-            parser.error(f"unrecognized arguments: {' '.join(late)}")
+            parser.error(f"unknown: {' '.join(late)}; settings are written KEY=VALUE")
         options.overrides = [*options.overrides, *late]
     return options
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise FedsplitError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fedsplit", description="Split federated fine-tuning over wireless networks."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -116,11 +162,11 @@ def _parser() -> argparse.ArgumentParser:
         "ratio and loss change, and a plot.",
     )
     calibrate.add_argument("overrides", nargs="*", metavar="OVERRIDES")
-    calibrate.add_argument("--output", type=Path, default=Path("codecs.csv"), metavar="CSV")
+    calibrate.add_argument("--output", type=_path, default=Path("codecs.csv"), metavar="CSV")
     calibrate.add_argument("--direction", default="uplink", help="uplink, downlink or both")
     calibrate.add_argument("--steps", type=int, default=200, help="mini-batches of each setting")
     calibrate.add_argument("--seeds", type=int, default=1, help="runs of each setting")
-    calibrate.add_argument("--grid", type=Path, metavar="YAML", help="a list of codec settings")
+    calibrate.add_argument("--grid", type=_path, metavar="YAML", help="a list of codec settings")
     calibrate.set_defaults(command=_calibrate)
     deploy = commands.add_parser(
         "deploy",
@@ -128,9 +174,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Prints the commands of SuperLink, edges, devices and the run for a topology "
         "file such as conf/deploy/example.yaml.",
     )
-    deploy.add_argument("topology", type=Path, metavar="TOPOLOGY.yaml")
+    deploy.add_argument("topology", type=_path, metavar="TOPOLOGY.yaml")
     deploy.add_argument("--start", action="store_true", help="start them all on this machine")
-    deploy.add_argument("--output", type=Path, help="folder for the results, on the server")
+    deploy.add_argument("--output", type=_path, help="folder for the results, on the server")
     deploy.set_defaults(command=_deploy)
     reproduce = commands.add_parser(
         "reproduce",

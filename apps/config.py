@@ -1,11 +1,16 @@
-"""From Hydra's configuration to the library's own dataclasses."""
+"""From Hydra's configuration to the library's own dataclasses.
 
-import re
+What needs torch, transformers or Flower is imported where it is used: a wrong setting is refused,
+and the configuration shown, before any of them is loaded.
+"""
+
+import difflib
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -13,23 +18,33 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsplit.assets import default_checkpoint
-from fedsplit.data import DataSpec
-from fedsplit.errors import FedsplitError, require
-from fedsplit.execution import OptimizerSpec
-from fedsplit.flower import Job, LinkSettings
+from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.mapping import from_mapping
-from fedsplit.models import ModelSpec
 from fedsplit.patience import Patience
-from fedsplit.plan import CodecPlan
-from fedsplit.schemes import LocalWork, scheme_names
+from fedsplit.schemes import LocalWork
+
+from .overrides import (
+    OPEN,
+    PATHS,
+    PATHS_OR_NAMES,
+    Override,
+    absolute_path,
+    config_dir,
+    groups,
+    parse,
+)
+
+if TYPE_CHECKING:
+    from fedsplit.data import DataSpec
+    from fedsplit.flower import Job, LinkSettings
+    from fedsplit.models import ModelSpec
+    from fedsplit.plan import CodecPlan
 
 _PACKAGED = "package:default"
 _RUN_LIMITS = ("connect_s", "start_s", "deadline_s", "last_words_s")
 _LINK_LIMITS = ("reply_s", "backward_s", "ping_s")
-_CHOICE = re.compile(r"(model|strategy)=(.+)", re.DOTALL)
-# `data=text path=notes.txt` reads better than `data.path`, and nothing else is called so.
-_SHORT = re.compile(r"(path|name)=")
+_MAX_SEED = 2**63 - 1
+_MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -69,12 +84,9 @@ class RunSettings:
         counts = ("rounds", "evaluate_every", "concurrency", "threads", "server_threads", "quorum")
         for name in counts:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-
-
-def config_dir() -> Path:
-    """Return the folder of the configuration: in the wheel beside this file, else at the root."""
-    here = Path(__file__).resolve().parent
-    return next(path for path in (here / "conf", here.parent / "conf") if path.is_dir())
+        for name in ("threads", "server_threads"):
+            value = getattr(self, name)
+            require(value <= _MAX_THREADS, name, value, f"at most {_MAX_THREADS}")
 
 
 def load_config(overrides: Sequence[str]) -> DictConfig:
@@ -82,68 +94,176 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
 
     ``model=NAME_OR_PATH`` names any checkpoint, and ``strategy=NAME`` any installed scheme, beside
     those that have a file in conf/; ``path=`` and ``name=`` stand for ``data.path`` and
-    ``data.name``. With ``resume=FOLDER`` the configuration is the one that the
-    run in FOLDER was started with, and further overrides change values in it.
+    ``data.name``. Paths are taken as they are written, and are absolute in what is returned. With
+    ``resume=FOLDER`` the configuration is the one that the run in FOLDER was started with, and
+    further overrides change what may change in it (`apps.resume`).
 
     Parameters
     ----------
     overrides : sequence of str
-        Hydra overrides.
+        As KEY=VALUE, in Hydra's notation.
 
     Raises
     ------
     FedsplitError
-        If an override is wrong, or names an unknown scheme.
+        If an override is wrong or unknown, or what must be given is not.
     """
-    resume = next((item.split("=", 1)[1] for item in overrides if item.startswith("resume=")), "")
-    if resume not in ("", "null"):
-        return _resumed(Path(resume), [o for o in overrides if not o.startswith("resume=")])
-    directory = config_dir()
-    chosen = [item for override in overrides for item in _expand(override, directory)]
+    changes = parse(overrides)
+    folder = next((change.value for change in changes if change.key == "resume"), None)
+    try:
+        if folder is not None:
+            from .resume import resumed
+
+            return resumed(Path(folder), [item for item in changes if item.key != "resume"])
+        config = chosen(changes)
+        change_values(config, changes)
+    except (HydraException, OmegaConfBaseException, RecursionError) as error:
+        raise FedsplitError(f"configuration: {error}") from error
+    return config
+
+
+def chosen(changes: Sequence[Override]) -> DictConfig:
+    """Return the configuration of the files that `changes` choose."""
+    choices = {change.key: str(change.value) for change in changes if change.is_choice}
+    scheme = choices.get("strategy", "")
+    if scheme and scheme not in groups()["strategy"]:
+        choices.pop("strategy")
+    else:
+        scheme = ""
+    words = [f"{'+' * (group == 'paper')}{group}={name}" for group, name in choices.items()]
     # Hydra keeps its state globally; whoever composed before must not be in the way.
     GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(directory), version_base="1.3"):
-            config = compose("config", chosen)
-        OmegaConf.resolve(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise FedsplitError(f"configuration: {error}") from error
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose("config", [*words, *["~strategy"] * bool(scheme)])
+    if scheme:
+        OmegaConf.update(config, "strategy", {"name": scheme}, force_add=True)
     return config
 
 
-def _expand(override: str, directory: Path) -> list[str]:
-    override = _SHORT.sub(r"data.\1=", override, count=1) if _SHORT.match(override) else override
-    match = _CHOICE.fullmatch(override)
-    if match is None:
-        return [override]
-    group, value = match[1], match[2].strip("'\"")
-    known = {path.stem for path in (directory / group).glob("*.yaml")}
-    if value in known:
-        return [override]
-    if group == "model":
-        return ["model=checkpoint", f"model.source='{value}'"]
-    names = scheme_names()
-    require(value in names, "strategy", value, f"one of {', '.join(names)}")
-    return ["~strategy", f"+strategy.name={value}"]
+def change_values(config: DictConfig, changes: Sequence[Override]) -> None:
+    """Set single values in `config`, each of which must be known there; resolve and complete it.
+
+    Raises
+    ------
+    FedsplitError
+        Naming what is unknown, or missing.
+    """
+    known = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(known, dict)
+    known = {str(name): value for name, value in known.items()}
+    own_scheme = known.get("strategy", {}).get("name") not in groups()["strategy"]
+    opened = (*OPEN, *["strategy"] * own_scheme)
+    for change in changes:
+        if not change.is_choice:
+            _require_known(known, change.key, change.value, opened)
+            OmegaConf.update(config, change.key, change.value, merge=True, force_add=True)
+    missing = sorted(OmegaConf.missing_keys(config))
+    require(not missing, missing[0] if missing else "", None, "given")
+    OmegaConf.resolve(config)
+    for key in (*PATHS, *PATHS_OR_NAMES):
+        value = OmegaConf.select(config, key)
+        if isinstance(value, str):
+            OmegaConf.update(config, key, absolute_path(key, value))
 
 
-def _resumed(folder: Path, overrides: list[str]) -> DictConfig:
-    file = folder / "config.yaml"
-    require(file.is_file(), "resume", str(folder), "the output folder of a run (with config.yaml)")
-    config = OmegaConf.load(file)
-    try:
-        config.merge_with_dotlist(overrides)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise FedsplitError(f"configuration: {error}") from error
-    config.resume = config.output = str(folder.resolve())
-    assert isinstance(config, DictConfig)
-    return config
+def _require_known(
+    known: Mapping[str, Any], key: str, value: object, opened: Sequence[str]
+) -> None:
+    """Refuse a setting that is not in the mapping `known`, unless it is below one of `opened`."""
+    if any(key.startswith(f"{name}.") for name in opened):
+        return
+    node: Any = known
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            raise SettingsError(key, value, _nearest(known, key, node))
+        node = node[part]
+    if isinstance(node, Mapping):
+        names = ", ".join(map(str, node)) or "settings"
+        require(isinstance(value, Mapping), key, value, f"a mapping of {names}")
+    if isinstance(value, Mapping) and key not in opened:
+        for name, item in value.items():
+            _require_known(known, f"{key}.{name}", item, opened)
+
+
+def _nearest(known: Mapping[str, Any], key: str, node: object) -> str:
+    """Say what is known in place of `key`, whose part before the unknown one is `node`."""
+    parent, dot, name = key.rpartition(".")
+    if others := _files_with(key):
+        return f"absent, or given with {' or '.join(others)}"
+    root = key.partition(".")[0]
+    places = [place for place in _places(known) if not parent or place.startswith(f"{root}.")]
+    siblings = [str(item) for item in node] if isinstance(node, Mapping) else []
+    near = (
+        [f"{parent}{dot}{item}" for item in difflib.get_close_matches(name, siblings, n=1)]
+        or [place for place in places if place.rpartition(".")[2] == name]
+        or difflib.get_close_matches(key, places, n=1, cutoff=0.8)
+    )
+    if near:
+        return f"a known setting; the nearest is {near[0]}"
+    return f"a known setting{f' of {parent}' if parent else ''}: {', '.join(siblings)}"
+
+
+def _files_with(key: str) -> list[str]:
+    """Return the choices of its group that would know `key`."""
+    group, _, rest = key.partition(".")
+    files = {
+        name: OmegaConf.load(config_dir() / group / f"{name}.yaml")
+        for name in groups().get(group, ())
+    }
+    return [
+        f"{group}={name}"
+        for name, file in files.items()
+        if _holds(OmegaConf.to_container(file, resolve=False), rest)
+    ]
+
+
+def _holds(values: object, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _places(known: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in known.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _places(value, f"{prefix}{name}.")
+
+
+def absolute(overrides: Sequence[str], config: DictConfig) -> list[str]:
+    """Return `overrides` so that they say the same in any working folder, without ``output``.
+
+    The server app runs in another folder than the user.
+    """
+    kept = [item.text for item in parse(overrides) if item.key not in ("output", "resume")]
+    if config.resume is not None:
+        kept += [item.text for item in parse([f"resume={config.resume}"])]
+    return kept
 
 
 def output_folder(config: DictConfig, default: str = "") -> Path:
     """Return where the run writes: as configured, else `default`, else by the time of day."""
-    folder = config.output or default or time.strftime("outputs/%Y-%m-%d_%H-%M-%S")
-    return Path(folder).resolve()
+    folder = config.resume or config.output or default or time.strftime("outputs/%Y-%m-%d_%H-%M-%S")
+    return Path(os.path.abspath(folder))
+
+
+def make_folder(folder: Path) -> Path:
+    """Make `folder`, if there is none, and return it.
+
+    Raises
+    ------
+    FedsplitError
+        If it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise SettingsError("output", str(folder), f"a folder; {error.strerror}") from error
+    require(writable, "output", str(folder), "a folder that can be written to")
+    return folder
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -154,65 +274,124 @@ def plain(config: Any) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()}
 
 
-def model_spec(config: DictConfig) -> ModelSpec:
+def model_spec(config: DictConfig) -> "ModelSpec":
     """Return the ``model`` group as a `ModelSpec`, with the folder of the shipped checkpoint."""
+    from fedsplit.assets import default_checkpoint
+    from fedsplit.models import ModelSpec
+
     values = plain(config.model)
     if values.get("source") == _PACKAGED:
         values["source"] = str(default_checkpoint())
     return from_mapping(ModelSpec, values, "model")
 
 
-def data_spec(config: DictConfig) -> DataSpec:
+def data_spec(config: DictConfig) -> "DataSpec":
     """Return the ``data`` group."""
+    from fedsplit.data import DataSpec
+
     return from_mapping(DataSpec, plain(config.data), "data")
 
 
-def job(config: DictConfig, source: str = "") -> Job:
+def job(config: DictConfig, source: str = "") -> "Job":
     """Return what every node of the run has to know."""
+    from fedsplit.execution import OptimizerSpec
+    from fedsplit.flower import Job
+
     link = link_settings(config)
-    return Job(
-        model=model_spec(config),
-        data=data_spec(config),
-        optimizer=from_mapping(OptimizerSpec, plain(config.train.optimizer), "train.optimizer"),
-        n_devices=config.fleet.devices,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        threads=config.run.threads,
-        accelerator=config.run.accelerator,
-        source=source,
-        security=link.security,
-        patience=patience(config),
-    )
+    try:
+        return Job(
+            model=model_spec(config),
+            data=data_spec(config),
+            optimizer=from_mapping(OptimizerSpec, plain(config.train.optimizer), "train.optimizer"),
+            n_devices=n_devices(config),
+            batch_size=local_work(config).batch_size,
+            seed=seed(config),
+            threads=config.run.threads,
+            accelerator=config.run.accelerator,
+            source=source,
+            security=link.security,
+            patience=patience(config),
+        )
+    except SettingsError as error:
+        places = {"threads": "run.threads"}
+        raise SettingsError(
+            places.get(error.field, error.field), error.value, error.allowed
+        ) from error
+
+
+def require_plain(config: DictConfig) -> None:
+    """Refuse wrong values of all that can be checked without torch and Flower.
+
+    Raises
+    ------
+    FedsplitError
+        Naming the field.
+    """
+    from fedsplit.fleet import FleetSpec
+    from fedsplit.wireless import ChannelSpec
+
+    run_settings(config)
+    patience(config)
+    seed(config)
+    n_devices(config)
+    from_mapping(ChannelSpec, plain(config.channel), "channel")
+    from_mapping(FleetSpec, plain(config.fleet), "fleet")
+
+
+def seed(config: DictConfig) -> int:
+    """Return the root of every random draw."""
+    value = config.seed
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_SEED
+    require(whole, "seed", value, f"a whole number from 0 to {_MAX_SEED}")
+    return int(value)
+
+
+def n_devices(config: DictConfig) -> int:
+    """Return how many devices take part."""
+    value = config.fleet.devices
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    require(whole, "fleet.devices", value, "a whole number, at least 1")
+    return int(value)
 
 
 def run_settings(config: DictConfig) -> RunSettings:
     """Return how the run is carried out."""
     values = {"rounds": config.rounds, "evaluate_every": config.evaluate.every, **plain(config.run)}
-    return from_mapping(RunSettings, _without(values, _RUN_LIMITS), "run")
+    places = {"run.rounds": "rounds", "run.evaluate_every": "evaluate.every"}
+    try:
+        return from_mapping(RunSettings, _without(values, _RUN_LIMITS), "run")
+    except SettingsError as error:
+        raise SettingsError(
+            places.get(error.field, error.field), error.value, error.allowed
+        ) from error
 
 
 def patience(config: DictConfig) -> Patience:
     """Return how long who waits for whom: the time limits of the groups ``run`` and ``link``."""
-    chosen: dict[str, Any] = {}
-    for group, names in (("run", _RUN_LIMITS), ("link", _LINK_LIMITS)):
-        values = plain(config.get(group, {}))
-        chosen |= {name: values[name] for name in names if name in values}
-    return from_mapping(Patience, chosen, "run and link")
+    places = {
+        name: f"{group}.{name}"
+        for group, names in (("run", _RUN_LIMITS), ("link", _LINK_LIMITS))
+        for name in names
+    }
+    try:
+        limits = {name: OmegaConf.select(config, place) for name, place in places.items()}
+        return from_mapping(Patience, limits, "limits")
+    except SettingsError as error:
+        name = error.field.rpartition(".")[2]
+        raise SettingsError(places[name], error.value, error.allowed) from error
 
 
 def _without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
 
 
-def link_settings(config: DictConfig) -> LinkSettings:
-    """Return the ``link`` group: how devices and edges reach the server.
+def link_settings(config: DictConfig) -> "LinkSettings":
+    """Return the ``link`` group: how devices and edges reach the server."""
+    from fedsplit.flower import LinkSettings
 
-    Runs saved before there was one have none.
-    """
-    values = _without(plain(config.get("link", {})), _LINK_LIMITS)
-    settings = from_mapping(LinkSettings, values, "link")
-    if settings.bind is None and settings.certificate is not None:
-        raise FedsplitError("link.bind=None: must be given with link.certificate")
+    settings = from_mapping(LinkSettings, _without(plain(config.link), _LINK_LIMITS), "link")
+    secured = settings.certificate is not None
+    require(settings.bind is not None or not secured, "link.bind", None, "given with a certificate")
     return settings
 
 
@@ -223,6 +402,8 @@ def local_work(config: DictConfig) -> LocalWork:
     return from_mapping(LocalWork, train, "train")
 
 
-def codec_plan(config: DictConfig) -> CodecPlan:
+def codec_plan(config: DictConfig) -> "CodecPlan":
     """Return the ``codec`` group: settings of the way up and the way down."""
+    from fedsplit.plan import CodecPlan
+
     return from_mapping(CodecPlan, plain(config.codec), "codec")

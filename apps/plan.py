@@ -1,33 +1,31 @@
 """``fedsplit plan``: what a scheme would cost, round by round, without training anything."""
 
 import itertools
-import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from fedsplit.errors import FedsplitError, require
+from fedsplit.errors import FedsplitError
 from fedsplit.fleet import Timeline, write_chrome_trace, write_gantt, write_json
 from fedsplit.flower import System
 from fedsplit.plan import RoundPlan
+from fedsplit.report import plain_text
 from fedsplit.schemes import Scheme, planned
 
-from .config import config_dir, load_config
+from .config import load_config, make_folder, require_plain
+from .overrides import expand_sweeps
 from .plan_report import RoundRow, comparison_table, round_row, write_results
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
 
 # Beyond this, pictures and traces sum a turn's mini-batches up.
 MAX_DETAILED_ACTIVITIES = 20_000
+_USAGE = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,32 +70,20 @@ def build_scenario(config: DictConfig) -> Scenario:
     return Scenario(build_system(config), build_scheme(config))
 
 
-def expand_sweeps(overrides: Sequence[str], multirun: bool) -> list[tuple[str, ...]]:
-    """Return the overrides of each scenario: Hydra's sweeps (``a=1,2``, ``glob(*)``) as a product.
+def scenarios(overrides: Sequence[str], multirun: bool) -> dict[str, tuple[str, ...]]:
+    """Return the overrides of each scenario by its name: the product of all that is swept over.
 
     Raises
     ------
     FedsplitError
         If an override cannot be parsed, or sweeps without `multirun`.
     """
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            loader = GlobalHydra.instance().config_loader()
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-            choices = []
-            for text, override in zip(overrides, parsed, strict=True):
-                if override.is_sweep_override():
-                    if not multirun:
-                        raise FedsplitError(f"{text!r}: several values need --multirun (-m)")
-                    key = override.get_key_element()
-                    values = override.sweep_string_iterator()
-                    choices.append([f"{key}={value}" for value in values])
-                else:
-                    choices.append([text])
-    except HydraException as error:
-        raise FedsplitError(f"configuration: {error}") from error
-    return list(itertools.product(*choices))
+    choices = expand_sweeps(overrides, multirun)
+    named = {}
+    for chosen in itertools.product(*choices):
+        swept = [text for text, values in zip(chosen, choices, strict=True) if len(values) > 1]
+        named[" ".join(map(_short_name, swept or chosen)) or "default"] = chosen
+    return named
 
 
 def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
@@ -108,40 +94,52 @@ def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
     overrides : sequence of str
         Hydra overrides; with `multirun`, sweeps too.
     multirun : bool
-        Whether overrides may sweep.
+        Whether overrides may sweep. Then a scenario that is refused does not end the others: its
+        row says why.
     console : Console
         Where the table goes.
 
     Returns
     -------
     int
-        Exit code, 0.
+        Exit code: 0, or 2 if every scenario of a sweep was refused.
+
+    Raises
+    ------
+    FedsplitError
+        If the one scenario without `multirun` is refused.
     """
-    expanded = expand_sweeps(overrides, multirun)
     results: dict[str, list[RoundRow]] = {}
-    first: Timeline | None = None
-    output: str | None = None
-    for chosen in expanded:
-        swept = [text for i, text in enumerate(chosen) if len({e[i] for e in expanded}) > 1]
-        name = " ".join(map(_short_name, swept or chosen)) or "default"
-        config = load_config(chosen)
-        require(config.rounds >= 1, "rounds", config.rounds, "at least 1")
-        output = output or config.output
-        with _named_files(chosen):
+    refused: dict[str, str] = {}
+    output = ""
+    first: Scenario | None = None
+    for name, chosen in scenarios(overrides, multirun).items():
+        try:
+            config = load_config(chosen)
+            require_plain(config)
             scenario = build_scenario(config)
             check_first_round(scenario.scheme, scenario.system)
             results[name] = [scenario.row(r) for r in range(1, config.rounds + 1)]
-            first = first or scenario.timeline(1)
-    folder = Path(output or f"outputs/plan_{time.strftime('%Y-%m-%d_%H-%M-%S')}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_results(results, folder)
-    if first is not None and len(results) == 1:
-        detail = first.n_activities <= MAX_DETAILED_ACTIVITIES
-        write_json(first, folder / "timeline.json")
-        write_chrome_trace(first, folder / "trace.json", detail)
-        write_gantt(first, folder / "gantt.png", detail)
-    console.print(comparison_table(results))
-    console.print(f"[bold]{folder}[/bold]", highlight=False)
+        except FedsplitError as error:
+            if not multirun:
+                raise
+            refused[name] = str(error)
+        else:
+            output, first = output or config.output or "", first or scenario
+    if first is None:
+        console.print(comparison_table(results, refused))
+        return _USAGE
+    default = f"outputs/plan_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    folder = make_folder(Path(output or default))
+    write_results(results, folder, refused)
+    if len(results) == 1:
+        line = first.timeline(1)
+        detail = line.n_activities <= MAX_DETAILED_ACTIVITIES
+        write_json(line, folder / "timeline.json")
+        write_chrome_trace(line, folder / "trace.json", detail)
+        write_gantt(line, folder / "gantt.png", detail)
+    console.print(comparison_table(results, refused))
+    console.print(f"[bold]{plain_text(folder)}[/bold]", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -151,22 +149,3 @@ def _short_name(override: str) -> str:
     with suppress(ValueError):
         value = f"{float(value):g}"
     return f"{key.rpartition('.')[2]}={value}"
-
-
-@contextmanager
-def _named_files(overrides: Sequence[str]) -> Iterator[None]:
-    """Name the file that a wrong setting of the channel or fleet comes from."""
-    try:
-        yield
-    except FedsplitError as error:
-        wrong = re.match(r"(channel|fleet)[.:]", str(error))
-        if wrong is None:
-            raise
-        group = wrong[1]
-        defaults = OmegaConf.load(config_dir() / "config.yaml").defaults
-        choice = next((item[group] for item in defaults if group in item), "")
-        for text in overrides:
-            key, _, value = text.partition("=")
-            choice = value if key == group else choice
-        file = config_dir() / group / f"{choice}.yaml"
-        raise FedsplitError(f"{file} or an override: {error}") from error

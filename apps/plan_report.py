@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fedsplit.fleet import Fleet, RoundCost
 from fedsplit.plan import RoundPlan
+from fedsplit.report import plain_text
 
 Results = Mapping[str, Sequence["RoundRow"]]
 MAX_BARS = 40
@@ -83,9 +84,12 @@ def totals(rows: Sequence[RoundRow]) -> dict[str, float]:
     }
 
 
-def comparison_table(results: Results) -> Table:
-    """Return one row per scenario; all figures are modelled."""
-    rounds = " or ".join(str(n) for n in sorted({len(rows) for rows in results.values()}))
+def comparison_table(results: Results, refused: Mapping[str, str] | None = None) -> Table:
+    """Return one row per scenario; all figures are modelled.
+
+    Rows of scenarios in `refused` say why, by name.
+    """
+    rounds = " or ".join(str(n) for n in sorted({len(rows) for rows in results.values()})) or "no"
     table = Table(
         title=f"Modelled cost of {rounds} rounds: seconds in total, the rest per round",
         caption="* more than the machine has" if _crowded(results) else None,
@@ -120,7 +124,9 @@ def comparison_table(results: Results) -> Table:
             _short(total[f"{tier}_peak_bytes"] / 1e6) + "*" * bool(total[f"{tier}s_over_memory"])
             for tier in ("device", "server")
         )
-        table.add_row(name, *map(_short, figures), *peaks)
+        table.add_row(plain_text(name), *map(_short, figures), *peaks)
+    for name, reason in (refused or {}).items():
+        table.add_row(plain_text(f"{name}: refused, {' '.join(reason.split())}"), *["-"] * 8)
     return table
 
 
@@ -136,8 +142,11 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def write_results(results: Results, folder: Path) -> None:
-    """Write ``plan.csv`` (a line per scenario and round), ``plan.json`` and ``plan.png``."""
+def write_results(results: Results, folder: Path, refused: Mapping[str, str] | None = None) -> None:
+    """Write ``plan.csv`` (a line per scenario and round), ``plan.json`` and ``plan.png``.
+
+    Scenarios in `refused` are in ``plan.json`` alone, each with its reason under ``refused``.
+    """
     lines = [{"scenario": name, **asdict(row)} for name, rows in results.items() for row in rows]
     with (folder / "plan.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(lines[0]))
@@ -146,7 +155,7 @@ def write_results(results: Results, folder: Path) -> None:
     record: dict[str, Any] = {
         name: {"total": totals(rows), "rounds": [asdict(row) for row in rows]}
         for name, rows in results.items()
-    }
+    } | {name: {"refused": reason} for name, reason in (refused or {}).items()}
     (folder / "plan.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     _plot(results, folder / "plan.png")
 

@@ -10,9 +10,7 @@ from pathlib import Path
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Strategy
 from flwr.supercore import log
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from fedsplit.errors import FedsplitError
@@ -27,6 +25,7 @@ from fedsplit.flower.server.checkpoint import (
     strategy_state,
 )
 from fedsplit.flower.source import source_hash
+from fedsplit.mapping import call
 from fedsplit.models import SplitModel
 from fedsplit.models.adapters import lora_config
 from fedsplit.plan import Failure
@@ -34,6 +33,7 @@ from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
 from fedsplit.schemes import Scheme, find_scheme
 
+from .aggregator import build_aggregator
 from .config import job, link_settings, load_config, output_folder, plain, run_settings
 from .plan_report import round_row
 from .records import record_of, sent_bytes
@@ -63,11 +63,7 @@ def build_scheme(config: DictConfig) -> Scheme:
     """Return the configured scheme."""
     settings = plain(config.strategy)
     name = str(settings.pop("name"))
-    scheme = find_scheme(name)
-    try:
-        return scheme(**settings)
-    except TypeError as error:
-        raise FedsplitError(f"strategy.{name}: {error}") from error
+    return call(find_scheme(name), settings, "strategy")
 
 
 class Run(RunListener):
@@ -80,12 +76,15 @@ class Run(RunListener):
         self._link = link_settings(config)
         self._system = build_system(config)
         self._scheme = build_scheme(config)
-        self._aggregator: Strategy = instantiate(config.aggregator)
+        self._aggregator = build_aggregator(plain(config.aggregator))
         resumed = config.resume is not None
         self._checkpoint = load_checkpoint(folder) if resumed else None
         if self._checkpoint is not None:
             self._report = RunReport.resume(
-                folder, self._checkpoint.server_round, self._settings.rounds
+                folder,
+                self._checkpoint.server_round,
+                self._settings.rounds,
+                config={**plain(config), "resume": None},
             )
         else:
             self._report = RunReport(folder, plain(config), self._settings.rounds)

@@ -3,6 +3,7 @@
 Whoever catches one knows what may go on: only a `NodeLost` costs its own turn and no more.
 """
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -78,3 +79,33 @@ def require_choice(field: str, value: object, choices: Iterable[object]) -> None
     known = list(choices)
     if value not in known:
         raise SettingsError(field, value, f"one of {', '.join(map(str, known))}")
+
+
+def require_known(field: str, value: object, known: Iterable[str]) -> None:
+    """Raise a `SettingsError` with the nearest known name unless the last part of `field` is known.
+
+    Parameters
+    ----------
+    field : str
+        Dotted name of a setting, whose last part is looked up in `known`.
+    value : object
+        What it was given.
+    known : iterable of str
+        Names that may stand in its place.
+
+    Raises
+    ------
+    SettingsError
+        If it is none of them; lists the nearest first.
+    """
+    names = list(known)
+    parent, dot, name = field.rpartition(".")
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        allowed = f"a known setting; the nearest is {parent}{dot}{near[0]}"
+    else:
+        place = f" of {parent}" if parent else ""
+        allowed = f"a known setting{place}: {', '.join(names) or 'there are none'}"
+    raise SettingsError(field, value, allowed)

@@ -2,12 +2,13 @@
 
 import dataclasses
 import enum
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import dacite
-
-from fedsplit.errors import FedsplitError
+from fedsplit.errors import FedsplitError, SettingsError, require, require_choice, require_known
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -15,34 +16,185 @@ if TYPE_CHECKING:
     T = TypeVar("T", bound=DataclassInstance)
 else:
     T = TypeVar("T")
+Made = TypeVar("Made")
 
-_STRICT = dacite.Config(strict=True, cast=[tuple, float, enum.Enum])
+_WORDS: dict[object, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    NoneType: "null",
+}
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build the dataclass `cls` from `values`, nested dataclasses included.
+
+    Nothing is guessed: text is no number, ``true`` is not 1, 2.0 is no whole number.
 
     Parameters
     ----------
     cls : type
         The dataclass to build.
     values : Mapping
-        Field values; lists stand for tuples and integers for floats.
+        Field values; lists stand for tuples and whole numbers for floats.
     where : str
         What the values describe ("data", "train.optimizer"), for the error.
 
     Raises
     ------
     FedsplitError
-        If a field is unknown, missing or of the wrong type; names the field and the known ones.
+        If a field is unknown, missing, of the wrong type or refused by `cls`; names it as
+        ``where.field``, and what is allowed.
     """
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    hints = _hints(cls)
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        require_known(f"{where}.{name}", value, fields)
+        given[name] = convert(hints[name], value, f"{where}.{name}")
+    for name, field in fields.items():
+        optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
+        require(optional or name in given, f"{where}.{name}", None, "given")
+    return _made(cls, given, where, fields)
+
+
+def call(factory: Callable[..., Made], values: Mapping[str, Any], where: str) -> Made:
+    """Call `factory` with `values` as its keyword arguments, checked against its signature.
+
+    Parameters
+    ----------
+    factory : callable
+        A class or function whose parameters are annotated, or not.
+    values : Mapping
+        Its arguments as plain values, or as the objects that they are to be.
+    where : str
+        What the values describe, for the error.
+
+    Raises
+    ------
+    FedsplitError
+        If an argument is unknown, missing, of the wrong type or refused; names it as
+        ``where.argument``, and what is allowed.
+    """
+    parameters = inspect.signature(factory).parameters
+    hints = _hints(factory.__init__ if isinstance(factory, type) else factory)
+    known = [name for name, parameter in parameters.items() if parameter.kind not in _COLLECTING]
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        if not takes_all:
+            require_known(f"{where}.{name}", value, known)
+        given[name] = convert(hints.get(name, Any), value, f"{where}.{name}")
+    for name in known:
+        optional = parameters[name].default is not inspect.Parameter.empty
+        require(optional or name in given, f"{where}.{name}", None, "given")
+    return _made(factory, given, where, known)
+
+
+_COLLECTING = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
+
+def convert(kind: Any, value: Any, field: str) -> Any:
+    """Return `value` as the type `kind` has it.
+
+    Raises
+    ------
+    FedsplitError
+        If it is of another type; names `field`.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return _one_of(parts, value, field)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if isinstance(value, kind):
+            return value
+        names = ", ".join(item.name for item in dataclasses.fields(kind))
+        require(isinstance(value, Mapping), field, value, f"a mapping of {names}")
+        return from_mapping(kind, value, field)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        require_choice(field, value, [member.value for member in kind])
+        return kind(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is tuple:
+        return _tuple(parts, value, field)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        require(isinstance(value, Mapping), field, value, "a mapping")
+        return {key: convert(parts[1], item, f"{field}.{key}") for key, item in value.items()}
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        require(listed, field, value, "a list")
+        return [convert(parts[0], item, f"{field}[{at}]") for at, item in enumerate(value)]
+    wanted = origin or kind
+    if isinstance(wanted, type) and wanted not in (object, Any):
+        right = isinstance(value, wanted) and not (isinstance(value, bool) and wanted is not bool)
+        require(right, field, value, _words(kind))
+    return value
+
+
+def _one_of(kinds: Sequence[Any], value: Any, field: str) -> Any:
+    """Return `value` as the first of `kinds` that it fits."""
+    if value is None and NoneType in kinds:
+        return None
+    others = [kind for kind in kinds if kind is not NoneType]
+    for kind in others:
+        try:
+            return convert(kind, value, field)
+        except SettingsError as error:
+            if len(others) == 1 and error.field != field:
+                raise
+    raise SettingsError(field, value, " or ".join(map(_words, kinds)))
+
+
+def _tuple(kinds: Sequence[Any], value: Any, field: str) -> tuple[Any, ...]:
+    require(isinstance(value, list | tuple), field, value, "a list")
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = [kinds[0]] * len(value)
+    require(len(value) == len(kinds), field, value, f"a list of {len(kinds)}")
+    pairs = enumerate(zip(kinds, value, strict=True))
+    return tuple(convert(kind, item, f"{field}[{at}]") for at, (kind, item) in pairs)
+
+
+def _words(kind: Any) -> str:
+    origin = get_origin(kind) or kind
+    if origin in _WORDS:
+        return _WORDS[origin]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "a mapping"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return "a list"
+    return f"a {getattr(origin, '__name__', origin)}"
+
+
+@cache
+def _hints(described: Any) -> dict[str, Any]:
+    return get_type_hints(described)
+
+
+def _made(
+    factory: Callable[..., Made], given: Mapping[str, Any], where: str, names: Iterable[str]
+) -> Made:
+    """Call `factory`; a field that it refuses is named as the user knows it."""
     try:
-        return dacite.from_dict(cls, dict(values), _STRICT)
+        return factory(**given)
+    except SettingsError as error:
+        field = _full(error.field, where, names)
+        raise SettingsError(field, error.value, error.allowed) from error
     except FedsplitError:
         raise
-    except (dacite.DaciteError, ValueError, TypeError) as error:
-        known = ", ".join(field.name for field in dataclasses.fields(cls))
-        raise FedsplitError(f"{where}: {error}; known fields: {known}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FedsplitError(f"{where}: {error}") from error
+
+
+def _full(field: str, where: str, names: Iterable[str]) -> str:
+    """Return ``train.optimizer.lr`` for ``lr`` or ``optimizer.lr`` of ``train.optimizer``."""
+    head = field.partition(".")[0]
+    if field.startswith(f"{where}."):
+        return field
+    if head == where.rpartition(".")[2]:
+        return where + field.removeprefix(head)
+    return f"{where}.{field}" if head in names else field
 
 
 def to_mapping(value: "DataclassInstance") -> dict[str, Any]:

@@ -5,20 +5,18 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fedsplit.errors import FedsplitError, require
 from fedsplit.flower.server.checkpoint import holds_checkpoint, load_checkpoint
-from fedsplit.report import is_finished, read_records, round_line, summary_table
-from fedsplit.report.run import CONFIG, RESULTS
+from fedsplit.report import plain_text, read_records, round_line, summary_table
+from fedsplit.report.run import RESULTS
 
-from ..config import job, load_config, output_folder, plain, run_settings
-from ..scenario import build_system, check_first_round
-from ..server_app import ERROR_FILE, PROGRESS, build_scheme
+from ..check import check
+from ..config import absolute, load_config, make_folder, output_folder
+from ..resume import cut_short
+from ..server_app import ERROR_FILE, PROGRESS
 from .local_flower import LocalFlower
 
 LOG = "flower.log"
@@ -37,9 +35,10 @@ def run(overrides: Sequence[str], console: Console) -> int:
     folder = output_folder(config)
     overrides, config = cut_short(overrides, config, folder)
     check(config, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     (folder / ERROR_FILE).unlink(missing_ok=True)
-    console.print(f"fedsplit: {config.strategy.name}, {config.rounds} rounds, output in {folder}")
+    begin = f"fedsplit: {config.strategy.name}, {config.rounds} rounds, output in {folder}"
+    console.print(plain_text(begin))
     settings = {"hydra": shlex.join(absolute(overrides, config)), "output": str(folder)}
     federation = {
         "num-supernodes": config.fleet.devices,
@@ -55,8 +54,8 @@ def run(overrides: Sequence[str], console: Console) -> int:
     if status != _COMPLETED:
         error = folder / ERROR_FILE
         cause = error.read_text() if error.exists() else f"{status}: {details}"
-        console.print(f"[red]run failed[/red]: {cause}", highlight=False)
-        console.print(f"Flower's log: {folder / LOG}", soft_wrap=True)
+        console.print(f"[red]run failed[/red]: {plain_text(cause)}", highlight=False)
+        console.print(f"Flower's log: {plain_text(folder / LOG)}", soft_wrap=True)
         _show_how_to_go_on(folder, console)
         return 1
     console.print(summary_table(read_records(folder), folder))
@@ -66,72 +65,7 @@ def run(overrides: Sequence[str], console: Console) -> int:
 def _show_how_to_go_on(folder: Path, console: Console) -> None:
     if holds_checkpoint(folder):
         command = shlex.join(["fedsplit", "run", f"resume={folder}"])
-        console.print(f"go on with: {command}", highlight=False, soft_wrap=True)
-
-
-def cut_short(
-    overrides: Sequence[str], config: DictConfig, folder: Path
-) -> tuple[Sequence[str], DictConfig]:
-    """Return what goes on with the run in `folder`, if it is this one and did not come to its end.
-
-    It goes on after its last checkpoint, or begins anew if it did not reach one. Without a run in
-    `folder`, or with ``resume=``, what is given is returned.
-
-    Raises
-    ------
-    FedsplitError
-        If `folder` holds another run, or this one is complete.
-    """
-    if config.resume is not None or not (folder / RESULTS).exists():
-        return overrides, config
-    name = f"output={str(folder)!r}"
-    given = plain(load_config(absolute(overrides, config)))
-    if yaml.safe_load((folder / CONFIG).read_text()) != given:
-        raise FedsplitError(f"{name}: holds another run; use resume= or another folder")
-    if is_finished(folder):
-        raise FedsplitError(f"{name}: holds this run already, to its end")
-    if holds_checkpoint(folder):
-        resumed = [f"resume={folder}"]
-        return resumed, load_config(resumed)
-    (folder / RESULTS).unlink()
-    return overrides, config
-
-
-def check(config: DictConfig, folder: Path) -> None:
-    """Find what is wrong with a configuration before anything is started.
-
-    Raises
-    ------
-    FedsplitError
-        Naming the field.
-    """
-    run_settings(config)
-    job(config)
-    instantiate(config.aggregator)
-    check_first_round(build_scheme(config), build_system(config))
-    if config.resume is not None:
-        reached = load_checkpoint(folder).server_round
-        least = reached + 1 if is_finished(folder) else reached
-        require(config.rounds >= least, "rounds", config.rounds, f"above {reached}, already done")
-
-
-def absolute(overrides: Sequence[str], config: DictConfig) -> list[str]:
-    """Return `overrides` with paths that do not depend on the working folder.
-
-    The server app runs in another folder than the user.
-    """
-    fixed = [item for item in overrides if not item.startswith(("resume=", "output="))]
-    for key, value in (
-        ("model.source", config.model.get("source")),
-        ("data.path", config.data.get("path")),
-        ("strategy.codec_table", config.strategy.get("codec_table")),
-    ):
-        if value is not None and Path(value).exists():
-            fixed.append(f"++{key}='{Path(value).resolve()}'")
-    if config.resume is not None:
-        fixed = [item.lstrip("+") for item in fixed]
-        fixed.append(f"resume={config.resume}")
-    return fixed
+        console.print(f"go on with: {plain_text(command)}", highlight=False, soft_wrap=True)
 
 
 class Watch:
@@ -179,7 +113,8 @@ class Watch:
             self._read_at = changed
             records = read_records(self._folder)
             for record in records[self._shown :]:
-                self._console.print(round_line(record, self._rounds), soft_wrap=True)
+                line = plain_text(round_line(record, self._rounds))
+                self._console.print(line, soft_wrap=True)
             self._shown = max(self._shown, len(records))
         try:
             state = json.loads((self._folder / PROGRESS).read_text())

@@ -2,13 +2,14 @@
 
 from fedsplit.report.records import RoundRecord
 from fedsplit.report.run import RunReport, is_finished, read_records
-from fedsplit.report.tables import make_console, round_line, summary_table
+from fedsplit.report.tables import make_console, plain_text, round_line, summary_table
 
 __all__ = [
     "RoundRecord",
     "RunReport",
     "is_finished",
     "make_console",
+    "plain_text",
     "read_records",
     "round_line",
     "summary_table",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedsplit.errors import FedsplitError
 from fedsplit.mapping import from_mapping
 from fedsplit.plan import Failure
 
@@ -68,7 +69,10 @@ class RoundRecord:
         FedsplitError
             If a field is unknown or of the wrong type.
         """
-        return from_mapping(cls, values, "results.json")
+        try:
+            return from_mapping(cls, values, "record")
+        except FedsplitError as error:
+            raise FedsplitError(f"results.json: {error}") from error
 
     def flat(self) -> dict[str, Any]:
         """Return the record as one row: nested keys joined by dots, tuples as their lengths."""

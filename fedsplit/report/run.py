@@ -74,9 +74,16 @@ class RunReport:
 
     @classmethod
     def resume(
-        cls, folder: Path, last_round: int, n_rounds: int, console: Console | None = None
+        cls,
+        folder: Path,
+        last_round: int,
+        n_rounds: int,
+        console: Console | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> "RunReport":
         """Continue the report in `folder` after round `last_round`; later records are dropped.
+
+        `config` takes the place of the configuration before, where some of it changed.
 
         Raises
         ------
@@ -87,6 +94,8 @@ class RunReport:
         kept = [record for record in records if record.round <= last_round]
         reached = kept[-1].round if kept else 0
         require(reached == last_round, "last_round", last_round, f"at most {reached}")
+        if config is not None:
+            write_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
         report = cls.__new__(cls)
         report._start(folder, n_rounds, console, kept)
         report._write(None)
@@ -157,16 +166,36 @@ def read_records(folder: Path) -> list[RoundRecord]:
     FedsplitError
         If there is no results.json in `folder`, or it is not one that `RunReport` wrote.
     """
-    path = folder / RESULTS
     try:
-        rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
-    except FileNotFoundError as error:
-        raise FedsplitError(f"folder={str(folder)!r}: has no {RESULTS}") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise FedsplitError(f"{path}: is not a results file: {error!r}") from error
-    return [RoundRecord.from_json(values) for values in rounds]
+        rounds = _results(folder)["rounds"]
+        return [RoundRecord.from_json(values) for values in rounds]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(folder, error) from error
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether the run in `folder` came to its end."""
-    return "summary" in json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    """Return whether the run in `folder` came to its end.
+
+    Raises
+    ------
+    FedsplitError
+        As for `read_records`.
+    """
+    return "summary" in _results(folder)
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    path = folder / RESULTS
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FedsplitError(f"folder={str(folder)!r}: has no {RESULTS}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(folder, error) from error
+    if not isinstance(results, dict):
+        raise _unreadable(folder, f"a {type(results).__name__}")
+    return results
+
+
+def _unreadable(folder: Path, error: object) -> FedsplitError:
+    return FedsplitError(f"{folder / RESULTS}: is not a results file ({error})")

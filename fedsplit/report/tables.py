@@ -5,18 +5,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedsplit.report.records import RoundRecord
 
 _FIRST, _LAST = 3, 9
 _LOG_WIDTH = 120
+# Line breaks, and what joins an emoji of several characters.
+_KEPT = "\n\u200d"
 _MODELLED = {"delay_s": "delay s", "energy_j": "energy J"}
 
 
 def make_console() -> Console:
     """Return a console as wide as the terminal, or as our tables where there is none (a log)."""
     return Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH)
+
+
+def plain_text(value: object) -> str:
+    """Return `value` as text that rich prints as it is, without markup or control characters.
+
+    Line breaks stay; every other character that is not printable becomes its escape, such as
+    ``\\x1b``.
+    """
+    shown = (c if c.isprintable() or c in _KEPT else ascii(c)[1:-1] for c in str(value))
+    return escape("".join(shown))
 
 
 def round_line(record: RoundRecord, n_rounds: int) -> str:
@@ -50,7 +63,7 @@ def summary_table(records: Sequence[RoundRecord], folder: Path) -> Table:
     modelled = [
         key for key in _MODELLED if any(key in (record.modelled or {}) for record in records)
     ]
-    table = Table(title=f"Results in {folder}", title_justify="left")
+    table = Table(title=f"Results in {plain_text(folder)}", title_justify="left")
     headings = ["round", "train loss", "eval loss"]
     headings += ["perplexity"] * perplexity + ["accuracy"] * accuracy
     headings += ["up", "down", "wall s", "devices", "failed"]

@@ -1,5 +1,6 @@
 """A run's state after each round, from which it can go on."""
 
+import inspect
 import json
 import os
 import shutil
@@ -126,12 +127,14 @@ def strategy_state(strategy: Strategy) -> dict[str, NDArray[Any]]:
 
 
 def restore_strategy(strategy: Strategy, state: dict[str, NDArray[Any]]) -> None:
-    """Put back what `strategy_state` returned."""
+    """Put back what `strategy_state` returned, but settings, which stay as `strategy` was made."""
     for name, array in state.items():
         owner: Strategy = strategy
         *path, last = name.split(":", 1)[0].split("/")
         for step in path:
             owner = getattr(owner, step)
+        if last in inspect.signature(type(owner)).parameters:
+            continue
         if ":" in name:
             held = getattr(owner, last)
             if held is None:

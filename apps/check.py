@@ -1,0 +1,143 @@
+"""What is wrong with a run, found before anything is started or written."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from transformers import AutoTokenizer, PretrainedConfig
+
+from fedsplit.codec import make_codec
+from fedsplit.data import DataSpec, load_data
+from fedsplit.errors import FedsplitError, SettingsError, require, require_known
+from fedsplit.flower import Job, LinkSettings
+from fedsplit.flower.server.checkpoint import load_checkpoint
+from fedsplit.models import ModelSpec
+from fedsplit.report import is_finished, read_records
+
+from .aggregator import build_aggregator, require_enough_devices
+from .config import codec_plan, data_spec, job, link_settings, plain, run_settings
+from .scenario import build_system, check_first_round
+from .server_app import build_scheme
+
+_IMAGES = "image-classification"
+
+
+def check(config: DictConfig, folder: Path) -> None:
+    """Find what is wrong with a configuration before anything is started.
+
+    Raises
+    ------
+    FedsplitError
+        Naming the field.
+    """
+    settings = run_settings(config)
+    work = job(config)
+    devices = work.n_devices
+    quorum = settings.quorum
+    require(quorum <= devices, "run.quorum", quorum, f"at most fleet.devices={devices}")
+    require_accelerator(settings.accelerator, on_this_machine=config.link.bind is None)
+    require_link_files(link_settings(config))
+    require_codecs(config)
+    require_folder(folder)
+    require_enough_devices(build_aggregator(plain(config.aggregator)), devices)
+    system = build_system(config)
+    edges = system.fleet.n_edges
+    require(edges > 0 or not settings.edge_nodes, "run.edge_nodes", True, "false without edges")
+    data = data_spec(config)
+    require_model(work.model, data)
+    check_first_round(build_scheme(config), system)
+    require_data(work, data)
+    if config.resume is not None:
+        reached = load_checkpoint(folder).server_round
+        read_records(folder)
+        least = reached + 1 if is_finished(folder) else reached
+        require(config.rounds >= least, "rounds", config.rounds, f"above {reached}, already done")
+
+
+def require_accelerator(name: str, on_this_machine: bool) -> None:
+    """Refuse what torch does not know as a device, or this machine does not have."""
+    allowed = "auto, cpu, or a torch device that there is, such as cuda:0"
+    if name == "auto":
+        return
+    try:
+        device = torch.device(name)
+        if on_this_machine:
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SettingsError("run.accelerator", name, allowed) from error
+    require(device.type != "meta", "run.accelerator", name, allowed)
+
+
+def require_link_files(link: LinkSettings) -> None:
+    """Refuse certificates that cannot be read."""
+    for name in ("certificate", "key", "root"):
+        path = getattr(link, name)
+        if path is not None:
+            readable = Path(path).is_file() and os.access(path, os.R_OK)
+            require(readable, f"link.{name}", path, "a PEM file that can be read")
+
+
+def require_codecs(config: DictConfig) -> None:
+    """Refuse unknown codecs and settings."""
+    plan = codec_plan(config)
+    for way, settings in (("uplink", plan.uplink), ("downlink", plan.downlink)):
+        try:
+            make_codec(settings, 0)
+        except FedsplitError as error:
+            raise FedsplitError(str(error).replace("codec.", f"codec.{way}.", 1)) from error
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to; make none."""
+    there = folder
+    while not os.path.lexists(there):
+        there = there.parent
+    usable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    require(usable, "output", str(folder), f"a folder that can be written to ({there} is none)")
+
+
+def require_model(spec: ModelSpec, data: DataSpec) -> None:
+    """Refuse unknown fields of the model's configuration, and samples longer than it can take."""
+    require_fields(spec)
+    config = spec.load_config()
+    images = data.source == "digits" or data.image_column is not None
+    kind = "images" if spec.task == _IMAGES else "texts"
+    right = images == (spec.task == _IMAGES)
+    require(right, "data.source", data.source, f"{kind} for model.task={spec.task}")
+    positions = getattr(config, "max_position_embeddings", None)
+    if not images and isinstance(positions, int):
+        length = data.seq_len
+        allowed = f"at most {positions}, the positions of the model"
+        require(length <= positions, "data.seq_len", length, allowed)
+
+
+def require_fields(spec: ModelSpec) -> None:
+    """Refuse settings in ``model.config`` that the model's configuration does not have."""
+    plain = ModelSpec(source=spec.source, model_type=spec.model_type, task=spec.task)
+    _require_fields(spec.config, plain.load_config(), "model.config")
+
+
+def _require_fields(values: Mapping[str, Any], config: PretrainedConfig, where: str) -> None:
+    known = {*config.to_dict(), *config.attribute_map, *vars(config), "num_labels"}
+    for name, value in values.items():
+        field = f"{where}.{name}"
+        require_known(field, value, sorted(key for key in known if not key.startswith("_")))
+        part = getattr(config, name, None)
+        if isinstance(part, PretrainedConfig):
+            require(isinstance(value, Mapping), field, value, "a mapping")
+            _require_fields(value, part, field)
+
+
+def require_data(work: Job, data: DataSpec) -> None:
+    """Refuse data that is not there, cannot be read, or does not suffice for all devices."""
+    tokenizer = None
+    if work.model.task != _IMAGES and work.model.source is not None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(work.model.source)
+        except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+            allowed = f"a model whose tokenizer can be read ({error})"
+            raise SettingsError("model.source", work.model.source, allowed) from error
+    load_data(data, tokenizer, work.n_devices, work.seed)
