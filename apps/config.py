@@ -148,9 +148,9 @@ def change_values(config: DictConfig, changes: Sequence[Override]) -> None:
     FedsplitError
         Naming what is unknown, or missing.
     """
-    known = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(known, dict)
-    known = {str(name): value for name, value in known.items()}
+    held = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(held, dict)
+    known: dict[str, Any] = {str(name): value for name, value in held.items()}
     own_scheme = known.get("strategy", {}).get("name") not in groups()["strategy"]
     opened = (*OPEN, *["strategy"] * own_scheme)
     for change in changes:

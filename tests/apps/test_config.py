@@ -29,6 +29,7 @@ from fedsplit.execution import OptimizerSpec
 from fedsplit.fleet import FleetSpec
 from fedsplit.flower import LinkSettings
 from fedsplit.models import ModelSpec
+from fedsplit.patience import Patience
 from fedsplit.plan import CodecPlan
 from fedsplit.schemes import LocalWork, find_scheme
 from fedsplit.wireless import ChannelSpec
@@ -183,8 +184,8 @@ def test_every_setting_stands_in_the_configuration() -> None:
     link = settings_of(LinkSettings)
     assert set(config.train.optimizer) == settings_of(OptimizerSpec)
     assert set(config.train) - {"optimizer"} == settings_of(LocalWork)
-    assert {*config.run, "rounds", "evaluate_every"} == settings_of(RunSettings)
-    assert set(config.link) == link
+    of_run = {*settings_of(RunSettings), *settings_of(Patience)} - {"rounds", "evaluate_every"}
+    assert {*config.run, *config.link} == of_run | link
     assert set(config.channel) == settings_of(ChannelSpec)
     assert set(config.fleet) == settings_of(FleetSpec)
     assert set(config.codec) == settings_of(CodecPlan)
