@@ -4,19 +4,25 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-from rich.console import Console
+from .launch.surroundings import look_for_users_modules_last
 
-from fedsplit.errors import FedsplitError, require
-from fedsplit.report import make_console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    if arguments is None:  # this process is the command, and nothing else
+        look_for_users_modules_last()
+    from rich.console import Console
+
+    from fedsplit.errors import FedsplitError
+    from fedsplit.report import make_console
+
     options = _parse(arguments)
     console = make_console()
     try:
@@ -29,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(options: argparse.Namespace, console: Console) -> int:
+def _run(options: argparse.Namespace, console: "Console") -> int:
+    from omegaconf import OmegaConf
+
     from .config import load_config
     from .launch.run import run
 
@@ -39,13 +47,17 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     return run(options.overrides, console)
 
 
-def _plan(options: argparse.Namespace, console: Console) -> int:
+def _plan(options: argparse.Namespace, console: "Console") -> int:
     from .plan import plan
 
     return plan(options.overrides, options.multirun, console)
 
 
-def _calibrate(options: argparse.Namespace, console: Console) -> int:
+def _calibrate(options: argparse.Namespace, console: "Console") -> int:
+    from omegaconf import OmegaConf
+
+    from fedsplit.errors import require
+
     from .calibrate import GRID, calibrate
 
     grid: Any = GRID
@@ -63,13 +75,13 @@ def _calibrate(options: argparse.Namespace, console: Console) -> int:
     )
 
 
-def _deploy(options: argparse.Namespace, console: Console) -> int:
+def _deploy(options: argparse.Namespace, console: "Console") -> int:
     from .launch.deploy import deploy
 
     return deploy(options.topology, options.start, console, options.output)
 
 
-def _reproduce(options: argparse.Namespace, console: Console) -> int:
+def _reproduce(options: argparse.Namespace, console: "Console") -> int:
     from .reproduce.papers import reproduce
 
     return reproduce(options.paper, options.overrides, options.json, options.train, console)

@@ -3,6 +3,7 @@
 import json
 import shlex
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from logging import ERROR, INFO
 from pathlib import Path
@@ -38,6 +39,7 @@ from fedsplit.flower.source import source_hash
 from fedsplit.models.adapters import lora_config
 from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
+from fedsplit.report.lock import locked
 
 from .config import job, link_settings, load_config, output_folder, plain, run_settings
 from .plan_report import round_row
@@ -54,6 +56,12 @@ def main(grid: Grid, context: Context) -> None:
     config = load_config(shlex.split(str(context.run_config.get("hydra", ""))))
     folder = output_folder(config, str(context.run_config.get("output", "")))
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        run_job(grid, config, folder)
+
+
+def run_job(grid: Grid, config: DictConfig, folder: Path) -> None:
+    """Run a job over `grid`, whose nodes are its devices, and write into `folder`, which exists."""
     try:
         Run(config, folder).execute(grid)
     except Exception as error:
@@ -137,7 +145,9 @@ class Run:
 
     def _on_progress(self, phase: str, done: int, planned: int) -> None:
         progress = {"phase": phase, "steps": done, "planned": planned, "time": time.time()}
-        (self._folder / PROGRESS).write_text(json.dumps(progress))
+        # Progress is for the eye: a full disk must not end the run for it.
+        with suppress(OSError):
+            (self._folder / PROGRESS).write_text(json.dumps(progress))
 
     def _on_round(
         self, outcome: RoundOutcome, arrays: ArrayRecord, metrics: MetricRecord | None
