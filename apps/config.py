@@ -68,6 +68,8 @@ class RunSettings:
     start_ahead : bool or None
         Whether the next device of a branch gets ready while the present one trains; None: between
         machines only, as it takes a place in a simulation.
+    engine : str
+        What simulates the devices: ``embedded``, or Flower's own simulation on Ray, ``flower``.
     """
 
     rounds: int
@@ -79,6 +81,7 @@ class RunSettings:
     accelerator: str
     quorum: int = 1
     start_ahead: bool | None = None
+    engine: str = "embedded"
 
     def __post_init__(self) -> None:
         counts = ("rounds", "evaluate_every", "concurrency", "threads", "server_threads", "quorum")

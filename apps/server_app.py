@@ -3,6 +3,7 @@
 import json
 import shlex
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from logging import ERROR, INFO
 from pathlib import Path
@@ -31,6 +32,7 @@ from fedsplit.models.adapters import lora_config
 from fedsplit.plan import Failure
 from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
+from fedsplit.report.lock import locked
 from fedsplit.schemes import Scheme, find_scheme
 
 from .aggregator import build_aggregator
@@ -49,6 +51,12 @@ def main(grid: Grid, context: Context) -> None:
     config = load_config(shlex.split(str(context.run_config.get("hydra", ""))))
     folder = output_folder(config, str(context.run_config.get("output", "")))
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        run_job(grid, config, folder)
+
+
+def run_job(grid: Grid, config: DictConfig, folder: Path) -> None:
+    """Run a job over `grid`, whose nodes are its devices, and write into `folder`, which exists."""
     try:
         Run(config, folder).execute(grid)
     except Exception as error:
@@ -124,7 +132,9 @@ class Run(RunListener):
     def on_progress(self, phase: str, done: int, planned: int) -> None:
         """Say how far the round is."""
         progress = {"phase": phase, "steps": done, "planned": planned, "time": time.time()}
-        (self._folder / PROGRESS).write_text(json.dumps(progress))
+        # Progress is for the eye: a full disk must not end the run for it.
+        with suppress(OSError):
+            (self._folder / PROGRESS).write_text(json.dumps(progress))
 
     def on_failure(self, failure: Failure) -> None:
         """Write it down at once."""

@@ -163,12 +163,18 @@ def _in_mid_round(output: Path) -> bool:
 
 
 def _servers(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    found = []
+    """Return the first child of the run's root process: the others are devices."""
+    family = {}
     for process in processes:
         with suppress(psutil.Error):
-            if any(word.endswith("/flwr-simulation") for word in process.cmdline()):
-                found.append(process)
-    return found
+            if "fedsplit.apps.launch.root" in process.cmdline():
+                family[process.pid] = process, process.ppid(), process.create_time()
+    children = [
+        (started, number, process)
+        for number, (process, parent, started) in family.items()
+        if parent in family
+    ]
+    return [min(children)[2]] if children else []
 
 
 def _equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:

@@ -16,8 +16,9 @@ from fedsplit.flower import LinkSettings
 from fedsplit.mapping import from_mapping
 
 from ..config import link_settings, load_config, run_settings
-from .flower_tools import end, environment, is_up, newest_run, spawn, tool, write_app
+from .flower_tools import end, is_up, newest_run, spawn, tool, write_app
 from .guard import Guard
+from .surroundings import environment
 
 CONNECTION = "deployed"
 _START_S = 60.0
@@ -246,14 +247,14 @@ def _print(topology: Topology, console: Console, output: Path | None) -> None:
 
 def _start(topology: Topology, console: Console, output: Path | None) -> int:
     folder = _folder(topology)
-    variables = {**environment(folder / "flower"), "PWD": str(folder)}
     host, _, port = topology.superlink.rpartition(":")
     with Guard() as guard, ExitStack() as stack:
+        variables = {**environment(folder / "flower"), "PWD": str(folder), **guard.mark}
+
         # Processes are stopped in the order in which they depend on one another.
         def launch(name: str, command: list[str]) -> subprocess.Popen[bytes]:
             log = stack.enter_context((folder / f"{name}.log").open("ab"))
             process = spawn([*tool(command[0]), *command[1:]], variables, folder, log)
-            guard.watch(process)
             stack.callback(end, process)
             console.print(f"{name}: process {process.pid}", highlight=False)
             return process

@@ -1,24 +1,28 @@
 """A process that ends what a run has started once the run's own process is gone, however it went.
 
-Flower's processes put others into sessions of their own, and wait for a running simulation when
-they are asked to stop; whoever is killed cannot stop them at all. The guard knows every session
-that was ever seen below the processes it is told of, and sweeps them all.
+Flower's and Ray's processes put others into sessions of their own, and lose their parents; whoever
+is killed cannot stop them at all. Every process of a run has its mark in the environment that it
+was started with, and no other process has: the guard ends those that do. A process is told from
+a later one with the same number by when it started.
 """
 
 import os
-import select
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
 import psutil
 
-_LOOK_S = 1.0
-_STOP_S = 5.0
+from .surroundings import MARK, environment
+
+# Ctrl-C has to end within 5 s.
+_STOP_S = 1.5
+_SWEEPS = 10
 
 
 class Guard:
@@ -26,22 +30,24 @@ class Guard:
 
     Parameters
     ----------
-    folder : str
-        Removed at the end; "" for none.
+    folder : Path or None
+        Removed at the end.
+
+    Attributes
+    ----------
+    mark : dict of str to str
+        Has to be in the environment of everything that the guard is to end.
     """
 
-    def __init__(self, folder: str = "") -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        token = secrets.token_hex(16)
+        self.mark = {MARK: token}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fedsplit.apps.launch.guard", folder],
+            [sys.executable, "-m", __spec__.name, token, str(folder or "")],
             stdin=subprocess.PIPE,
+            env=environment(folder or Path.cwd()),
             start_new_session=True,
         )
-
-    def watch(self, process: "subprocess.Popen[bytes]") -> None:
-        """Have a process ended, and all that it starts; it leads a session of its own."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"%d\n" % process.pid)
-        self._process.stdin.flush()
 
     def __enter__(self) -> "Guard":
         return self
@@ -57,51 +63,40 @@ class Guard:
 
 
 def main() -> None:
-    """Read process numbers until the input ends, then end them all."""
-    roots: list[psutil.Process] = []
-    sessions: set[int] = set()
-    text = b""
-    while True:
-        readable, _, _ = select.select([0], [], [], _LOOK_S)
-        if readable:
-            data = os.read(0, 4096)
-            if not data:
-                break
-            *lines, text = (text + data).split(b"\n")
-            for line in lines:
-                with suppress(psutil.NoSuchProcess):
-                    roots.append(psutil.Process(int(line)))
-                    sessions.add(int(line))
-        sessions |= _sessions(roots)
-    _sweep(sessions | _sessions(roots))
-    if sys.argv[1]:
-        shutil.rmtree(sys.argv[1], ignore_errors=True)
+    """Wait until the input ends, then end everything with the mark."""
+    _, token, folder = sys.argv
+    os.chdir("/")
+    while os.read(0, 4096):
+        pass
+    sweep(token)
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sessions(roots: Iterable[psutil.Process]) -> set[int]:
-    found = set()
-    for root in roots:
-        with suppress(psutil.NoSuchProcess):
-            for process in (root, *root.children(recursive=True)):
-                with suppress(ProcessLookupError):
-                    found.add(os.getsid(process.pid))
-    return found
-
-
-def _sweep(sessions: set[int]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        left = [process for process in psutil.process_iter() if _session(process) in sessions]
+def sweep(token: str) -> None:
+    """End every process that was started with `token` as its mark, politely first."""
+    number = signal.SIGTERM
+    for _ in range(_SWEEPS):  # whoever is being ended may start another
+        left = marked(token)
+        if not left:
+            return
         for process in left:
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.Error):
                 process.send_signal(number)
         psutil.wait_procs(left, _STOP_S)
+        number = signal.SIGKILL
 
 
-def _session(process: psutil.Process) -> int:
+def marked(token: str) -> list[psutil.Process]:
+    """Return the living processes that were started with `token` as their mark."""
+    return [process for process in psutil.process_iter() if _has(process, token)]
+
+
+def _has(process: psutil.Process, token: str) -> bool:
     try:
-        return os.getsid(process.pid)
-    except ProcessLookupError:
-        return -1
+        return bool(process.environ().get(MARK) == token)
+    except (psutil.Error, OSError):  # somebody else's, or gone
+        return False
 
 
 if __name__ == "__main__":

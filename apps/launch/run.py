@@ -1,26 +1,34 @@
-"""``fedsplit run``: one job on Flower's simulation engine, with an honest exit code."""
+"""``fedsplit run``: checks a job, has it carried out, and shows how it goes on."""
 
 import json
 import shlex
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import chain, count
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
+from fedsplit.errors import FedsplitError
 from fedsplit.flower.server.checkpoint import holds_checkpoint, load_checkpoint
-from fedsplit.report import plain_text, read_records, round_line, summary_table
+from fedsplit.report import is_finished, plain_text, read_records, round_line, summary_table
+from fedsplit.report.lock import locked
 from fedsplit.report.run import RESULTS
 
 from ..check import check
-from ..config import absolute, load_config, make_folder, output_folder
+from ..config import absolute, load_config, output_folder, run_settings
 from ..resume import cut_short
 from ..server_app import ERROR_FILE, PROGRESS
-from .local_flower import LocalFlower
+from .engine import carry_out, check_engine
 
 LOG = "flower.log"
-_COMPLETED = "finished:completed"
+_STARTING = "starting"
+# Off a terminal, where no bar moves, something is printed at least so often.
+_QUIET_S = 10.0
 
 
 def run(overrides: Sequence[str], console: Console) -> int:
@@ -33,33 +41,76 @@ def run(overrides: Sequence[str], console: Console) -> int:
     """
     config = load_config(overrides)
     folder = output_folder(config)
-    overrides, config = cut_short(overrides, config, folder)
-    check(config, folder)
-    make_folder(folder)
+    with ExitStack() as stack:
+        lock = None
+        if config.output and folder.is_dir():
+            lock = stack.enter_context(locked(folder))
+            overrides, config = cut_short(overrides, config, folder)
+        settings = run_settings(config)
+        check_engine(settings.engine, settings.concurrency)
+        check(config, folder)
+        if lock is None:
+            folder = _make(folder, named=bool(config.output))
+            lock = stack.enter_context(locked(folder))
+        return _run(overrides, config, folder, lock, console)
+
+
+def _run(
+    overrides: Sequence[str], config: DictConfig, folder: Path, lock: int, console: Console
+) -> int:
     (folder / ERROR_FILE).unlink(missing_ok=True)
     begin = f"fedsplit: {config.strategy.name}, {config.rounds} rounds, output in {folder}"
-    console.print(plain_text(begin))
-    settings = {"hydra": shlex.join(absolute(overrides, config)), "output": str(folder)}
-    federation = {
-        "num-supernodes": config.fleet.devices,
-        "client-resources-num-cpus": 1,
-        "init-args-num-cpus": config.run.concurrency,
-    }
+    console.print(plain_text(begin), highlight=False)
+    settings = run_settings(config)
     try:
-        with LocalFlower(folder / LOG) as flower, Watch(folder, config, console) as watch:
-            status, details = flower.run(settings, federation, watch)
+        with Watch(folder, config, console) as watch:
+            cause = carry_out(
+                engine=settings.engine,
+                overrides=absolute(overrides, config),
+                output=folder,
+                devices=config.fleet.devices,
+                places=settings.concurrency,
+                log=folder / LOG,
+                keep_open=lock,
+                watch=watch,
+            )
     except KeyboardInterrupt:
         _show_how_to_go_on(folder, console)
         raise
-    if status != _COMPLETED:
-        error = folder / ERROR_FILE
-        cause = error.read_text() if error.exists() else f"{status}: {details}"
-        console.print(f"[red]run failed[/red]: {plain_text(cause)}", highlight=False)
-        console.print(f"Flower's log: {plain_text(folder / LOG)}", soft_wrap=True)
+    # What is complete is a success, even if the server's process ended badly after that.
+    if cause is not None and not _is_complete(folder, settings.rounds):
+        console.print(
+            f"[red]run failed[/red]: {plain_text(cause)}", highlight=False, soft_wrap=True
+        )
+        console.print(plain_text(f"Flower's log: {folder / LOG}"), soft_wrap=True)
         _show_how_to_go_on(folder, console)
         return 1
     console.print(summary_table(read_records(folder), folder))
     return 0
+
+
+def _make(folder: Path, named: bool) -> Path:
+    """Make the folder of a run; one that is named by the time of day is no other run's."""
+    numbers = (f"{folder.name}_{number}" for number in count(2))
+    for made in chain([folder], map(folder.with_name, numbers)):
+        try:
+            made.mkdir(parents=True, exist_ok=named)
+        except FileExistsError as error:
+            if named:
+                raise FedsplitError(f"output={str(folder)!r}: is not a folder") from error
+        except OSError as error:
+            name = f"output={str(folder)!r}"
+            raise FedsplitError(f"{name}: cannot be written ({error.strerror})") from error
+        else:
+            return made
+    raise AssertionError
+
+
+def _is_complete(folder: Path, rounds: int) -> bool:
+    if not (folder / RESULTS).exists() or not is_finished(folder):
+        return False
+    records = read_records(folder)
+    return bool(records) and records[-1].round == rounds
 
 
 def _show_how_to_go_on(folder: Path, console: Console) -> None:
@@ -97,7 +148,9 @@ class Watch:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("starting Flower", total=None)
+        self._task = self._progress.add_task(_STARTING, total=None)
+        self._state = _STARTING
+        self._quiet_since = time.monotonic()
 
     def __enter__(self) -> "Watch":
         self._progress.start()
@@ -107,22 +160,32 @@ class Watch:
         self._progress.stop()
 
     def __call__(self) -> None:
-        """Look at the run's files and show what is new."""
+        """Look at the run's files and show what is new; off a terminal, that it is alive."""
+        self._show_rounds()
+        self._show_progress()
+        if not self._console.is_terminal and time.monotonic() >= self._quiet_since + _QUIET_S:
+            self._say(self._state)
+
+    def _show_rounds(self) -> None:
         results = self._folder / RESULTS
         if results.exists() and (changed := results.stat().st_mtime_ns) != self._read_at:
             self._read_at = changed
             records = read_records(self._folder)
             for record in records[self._shown :]:
-                line = plain_text(round_line(record, self._rounds))
-                self._console.print(line, soft_wrap=True)
+                self._say(plain_text(round_line(record, self._rounds)))
             self._shown = max(self._shown, len(records))
+
+    def _show_progress(self) -> None:
         try:
             state = json.loads((self._folder / PROGRESS).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (OSError, json.JSONDecodeError):
             return
+        description = f"round {self._shown}/{self._rounds} {state['phase']}"
         self._progress.update(
-            self._task,
-            description=f"round {self._shown}/{self._rounds} {state['phase']}",
-            completed=state["steps"],
-            total=state["planned"],
+            self._task, description=description, completed=state["steps"], total=state["planned"]
         )
+        self._state = f"{description}: {state['steps']}/{state['planned']} steps"
+
+    def _say(self, words: Text | str) -> None:
+        self._console.print(words, soft_wrap=True)
+        self._quiet_since = time.monotonic()

@@ -1,0 +1,134 @@
+"""The root process of a simulated run: it has everything imported, and forks who needs it.
+
+It has one thread and computes nothing, so that a fork of it is as good as a new process, in a
+hundredth of the time. Its first child is the server, the others are workers, in which devices run.
+All end at once when the root does, and the root ends them when the command line or the server
+ends.
+"""
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from fedsplit.errors import FedsplitError
+
+from .. import client_app, server_app
+from ..config import load_config
+from .engine import CAUSE, FLOWER, Order
+from .pool import Pool, PoolGrid, receive_worker, work
+
+_INPUT = 0
+
+
+def main() -> int:
+    """Read an order from the input and carry it out; return the exit code."""
+    order = Order(**json.loads(_read_line()))
+    # Collecting would touch, and so copy, every page that the children share.
+    gc.collect()
+    gc.freeze()
+    alive, alive_end = os.pipe()
+    ours, servers = socket.socketpair()
+
+    def child(role: Callable[[], int], *others: socket.socket) -> int:
+        return _fork(role, alive, alive_end, others)
+
+    server = child(lambda: _serve(order, servers), ours)
+    servers.close()
+    workers: set[int] = set()
+    try:
+        while True:
+            readable, _, _ = select.select([_INPUT, ours.fileno()], [], [])
+            if _INPUT in readable:  # the command line is gone
+                return 1
+            connection = receive_worker(ours)
+            if connection is None:  # the server is gone
+                code = os.waitstatus_to_exitcode(os.waitpid(server, 0)[1])
+                return code if code >= 0 else 128 - code
+            with connection:
+                workers.add(child(partial(work, connection, client_app.app), ours))
+            workers = {number for number in workers if not _has_ended(number)}
+    finally:
+        for number in (server, *workers):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+
+def _serve(order: Order, root: socket.socket) -> int:
+    try:
+        if order.engine == FLOWER:
+            from .on_ray import simulate
+
+            simulate(order)
+        else:
+            with Pool(root, order.places) as pool:
+                server_app.run_job(
+                    PoolGrid(pool, order.devices), load_config(order.overrides), Path(order.output)
+                )
+    except Exception as error:
+        traceback.print_exc()
+        (Path(order.home) / CAUSE).write_text(_words(error), encoding="utf-8")
+        return 1
+    return 0
+
+
+def _words(error: BaseException) -> str:
+    """Return what first went wrong: Flower wraps what others raised."""
+    while error.__cause__ is not None and not isinstance(error, FedsplitError):
+        error = error.__cause__
+    return str(error) if isinstance(error, FedsplitError) else f"{type(error).__name__}: {error}"
+
+
+def _fork(
+    role: Callable[[], int], alive: int, alive_end: int, others: tuple[socket.socket, ...]
+) -> int:
+    """Return the number of a child that does `role` and ends, at the latest when this one does."""
+    number = os.fork()
+    if number:
+        return number
+    code = 1
+    try:
+        os.close(alive_end)
+        os.close(_INPUT)
+        for other in others:
+            other.close()
+        threading.Thread(target=_end_with_root, args=(alive,), daemon=True).start()
+        code = role()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _end_with_root(alive: int) -> None:
+    os.read(alive, 1)
+    os._exit(1)
+
+
+def _has_ended(child: int) -> bool:
+    return os.waitpid(child, os.WNOHANG)[0] == child
+
+
+def _read_line() -> bytes:
+    text = b""
+    while not text.endswith(b"\n"):
+        data = os.read(_INPUT, 1 << 16)
+        if not data:
+            sys.exit(1)
+        text += data
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
