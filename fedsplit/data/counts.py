@@ -1,6 +1,6 @@
 """What became of a device's examples: how many were read, cut, dropped, and how long they are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from fedsplit.errors import require
@@ -26,6 +26,8 @@ class Counts:
         Tokens of all samples, without padding; 0 for images.
     longest : int
         Tokens of the longest sample, without padding; 0 for images.
+    left_over : int
+        Tokens at the end of packed texts that fill no further sample.
     """
 
     read: int = 0
@@ -34,6 +36,7 @@ class Counts:
     dropped: int = 0
     tokens: int = 0
     longest: int = 0
+    left_over: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         """Return the numbers of both together."""
@@ -78,10 +81,13 @@ class DeviceCounts:
         return cls(**parts)
 
 
-def describe(counts: Mapping[int, DeviceCounts], seq_len: int) -> list[str]:
+def describe(
+    counts: Mapping[int, DeviceCounts], seq_len: int, left_out: Sequence[str] = ()
+) -> list[str]:
     """Return lines on what devices read, and what of it was cut or left out.
 
-    The first is of all devices; one more follows for each device that lost something, up to eight.
+    The first is of all devices; one more follows for each device that lost something, up to eight,
+    and for each of the files `left_out`, up to eight.
     """
     nothing = Counts()
     everything = DeviceCounts(
@@ -98,6 +104,9 @@ def describe(counts: Mapping[int, DeviceCounts], seq_len: int) -> list[str]:
         lines.append(f"device {device}: {_line(item, seq_len)}")
     if len(losers) > _LISTED:
         lines.append(f"and {len(losers) - _LISTED} more devices whose data were cut or left out")
+    lines += [f"not read: {file}" for file in left_out[:_LISTED]]
+    if len(left_out) > _LISTED:
+        lines.append(f"and {len(left_out) - _LISTED} more files that were not read")
     return lines
 
 
@@ -111,4 +120,6 @@ def _line(counts: DeviceCounts, seq_len: int) -> str:
         line += f"; {both.cut} cut to data.seq_len={seq_len}"
     if both.dropped:
         line += f"; {both.dropped} left out (empty, or no target within data.seq_len={seq_len})"
+    if both.left_over:
+        line += f"; {both.left_over} tokens left over at their ends"
     return line

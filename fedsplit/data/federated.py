@@ -13,7 +13,7 @@ from fedsplit.data.partition import LOCAL, Indices, divide
 from fedsplit.data.samples import PictureSamples, Samples
 from fedsplit.data.sources import read_corpus
 from fedsplit.data.spec import DataSpec
-from fedsplit.data.tokens import pack, pad
+from fedsplit.data.tokens import pack, pad, sizer
 from fedsplit.errors import FedsplitError, require
 from fedsplit.seeds import generator
 
@@ -139,7 +139,9 @@ def make_samples(
         more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
         whose += f" ({', '.join(files[:_NAMED])}{more})"
     if isinstance(examples[0], Text):
-        return pack(cast("Sequence[Text]", examples), tokenizer, spec.seq_len, whose=whose)
+        texts = cast("Sequence[Text]", examples)
+        to_longest = spec.padding == "longest"
+        return pack(texts, tokenizer, spec.seq_len, to_longest=to_longest, whose=whose)
     return pad(cast("Sequence[Pair] | Sequence[Chat]", examples), tokenizer, spec, whose=whose)
 
 
@@ -149,7 +151,7 @@ def load_data(
     """Read a data set and divide it over `n_devices`, the same way on every node.
 
     A source's own test set is dealt out evenly; where there is none, every device holds out
-    `spec.test_fraction` of its examples, or of plain texts as many as make a sample.
+    `spec.test_fraction` of its examples, or as many as make a sample (of texts, up to half).
 
     Parameters
     ----------
@@ -276,38 +278,36 @@ def _with_test(
     seed: int,
 ) -> tuple[Indices, Indices]:
     """Return which of a device's `share` of `examples` it trains on, and which it tests on."""
-    held_out = _hold_out(
-        share,
-        spec.test_fraction,
-        generator(seed, "data", "test", device),
-        lambda chosen: _fills_a_sample([examples[i] for i in chosen], spec, tokenizer),
-    )
+    size = sizer(examples[0], tokenizer, spec)
+    sizes: dict[int, int] = {}
+
+    def enough(chosen: Indices) -> bool:
+        fresh = [index for index in chosen.tolist() if index not in sizes]
+        sizes.update((index, size(examples[index])) for index in fresh)
+        return sum(sizes[index] for index in chosen.tolist()) >= spec.seq_len
+
+    rng = generator(seed, "data", "test", device)
+    # Short texts are shared out; of pairs that cannot be learnt there may be any number.
+    most = len(share) // 2 if isinstance(examples[0], Text) else len(share) - 1
+    held_out = _hold_out(share, spec.test_fraction, rng, enough, most)
     return np.setdiff1d(share, held_out), held_out
 
 
 def _hold_out(
-    share: Indices, fraction: float, rng: np.random.Generator, enough: Callable[[Indices], bool]
+    share: Indices,
+    fraction: float,
+    rng: np.random.Generator,
+    enough: Callable[[Indices], bool],
+    most: int,
 ) -> Indices:
     """Return the random part of `share` to test on: at least one example, never all.
 
-    Where `fraction` of it is not `enough`, it is the least that is.
+    Where `fraction` of it is not `enough`, it is the least that is, but no more than `most`.
     """
-    most = len(share) - 1
-    count = min(max(1, round(fraction * len(share))), most)
+    count = min(max(1, round(fraction * len(share))), len(share) - 1)
     chosen = rng.choice(share, count, replace=False)
     if not enough(chosen):
         rest = rng.permutation(np.setdiff1d(share, chosen))
         while len(chosen) < most and not enough(chosen):
             chosen, rest = np.append(chosen, rest[0]), rest[1:]
     return np.sort(chosen)
-
-
-def _fills_a_sample(
-    examples: Sequence[Example], spec: DataSpec, tokenizer: "PreTrainedTokenizerBase | None"
-) -> bool:
-    """Return whether a sample can be made of `examples`; only plain texts may be too short."""
-    if tokenizer is None or not isinstance(examples[0], Text):
-        return True
-    texts = [example.text for example in examples if isinstance(example, Text)]
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-    return sum(map(len, encoded)) >= spec.seq_len

@@ -66,7 +66,7 @@ class TokenSamples:
     def select(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return the rows `indices`."""
         rows = {name: tensor[list(indices)] for name, tensor in self.tensors.items()}
-        if not self.to_longest:
+        if not (self.to_longest and "attention_mask" in rows):
             return rows
         longest = int(rows["attention_mask"].sum(1).max())
         length = -(-longest // _STEP) * _STEP

@@ -177,7 +177,7 @@ class DataSpec:
 
 def _is_encoding(name: str) -> bool:
     try:
-        b"".decode(name)
+        "a".encode(name)
     except (LookupError, ValueError):
         return False
     return True

@@ -1,13 +1,14 @@
 """Texts, pairs and conversations to token samples."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from fedsplit.data import chat
 from fedsplit.data.counts import Counts
-from fedsplit.data.examples import Chat, Pair, Text
+from fedsplit.data.examples import Chat, Example, Pair, Picture, Text
 from fedsplit.data.samples import IGNORED, TokenSamples
 from fedsplit.data.spec import DataSpec
 from fedsplit.errors import require
@@ -26,11 +27,13 @@ def pack(
     tokenizer: "PreTrainedTokenizerBase",
     seq_len: int,
     *,
+    to_longest: bool = False,
     whose: str = SOMEONE,
 ) -> TokenSamples:
     """Join texts and cut them in full samples; what is left over at the end is dropped.
 
-    Each document begins and ends with the tokens that the tokenizer has for it.
+    Each document begins and ends with the tokens that the tokenizer has for it. Texts that do not
+    fill a sample make one that is padded.
     """
     begin, end = begin_of_text(tokenizer), end_of_text(tokenizer)
     stream: list[int] = []
@@ -45,17 +48,25 @@ def pack(
         fresh = text.ends
         if text.ends:
             stream += end
-    n_samples = len(stream) // seq_len
     require(
-        n_samples > 0,
-        "data.seq_len",
-        seq_len,
-        f"at most {len(stream)}, the number of tokens that {whose}; "
-        "or use fewer devices or more data",
+        len(stream) >= 2,
+        "data.path",
+        ", ".join(dict.fromkeys(text.file for text in texts)),
+        f"text of 2 tokens at least; there are {len(stream)} that {whose}",
     )
+    counts = Counts(read=len(texts), dropped=dropped)
+    if len(stream) < seq_len:
+        counts = replace(counts, samples=1, tokens=len(stream), longest=len(stream))
+        short = _stack([(stream, [True] * len(stream))], seq_len, tokenizer)
+        return TokenSamples(short, counts, to_longest=to_longest)
+    n_samples = len(stream) // seq_len
     ids = torch.tensor(stream[: n_samples * seq_len]).view(n_samples, seq_len)
-    counts = Counts(
-        read=len(texts), samples=n_samples, dropped=dropped, tokens=ids.numel(), longest=seq_len
+    counts = replace(
+        counts,
+        samples=n_samples,
+        tokens=ids.numel(),
+        longest=seq_len,
+        left_over=len(stream) - ids.numel(),
     )
     return TokenSamples({"input_ids": ids, "labels": ids}, counts)
 
@@ -77,8 +88,7 @@ def pad(
     cut = 0
     shortest: int | None = None
     for tokens, learnt in map(encode, examples):
-        # What a position learns is the token after it: nothing predicts the first.
-        first = next((place for place, own in enumerate(learnt) if own and place > 0), None)
+        first = _first_target(learnt)
         if first is None:
             continue
         shortest = first if shortest is None else min(first, shortest)
@@ -101,9 +111,8 @@ def pad(
         tokens=sum(lengths),
         longest=max(lengths),
     )
-    return TokenSamples(
-        _stack(rows, seq_len, tokenizer), counts, to_longest=spec.padding == "longest"
-    )
+    to_longest = spec.padding == "longest"
+    return TokenSamples(_stack(rows, seq_len, tokenizer), counts, to_longest=to_longest)
 
 
 def encoder(
@@ -134,6 +143,37 @@ def encoder(
         return tokens, [all_of_it or place >= n_prompt for place in range(len(tokens))]
 
     return pair
+
+
+def sizer(
+    example: Example, tokenizer: "PreTrainedTokenizerBase | None", spec: DataSpec
+) -> Callable[[Example], int]:
+    """Return what tells how many tokens of a sample's `spec.seq_len` an example fills.
+
+    Whatever makes a sample by itself fills all of them; what is left out, none.
+    """
+    if tokenizer is None or isinstance(example, Picture):
+        return lambda item: spec.seq_len
+    if isinstance(example, Text):
+        known = tokenizer
+
+        def tokens_of(item: Example) -> int:
+            text = cast("Text", item).text
+            return len(known(text, add_special_tokens=False, verbose=False).input_ids)
+
+        return tokens_of
+    encode = encoder(example, tokenizer, spec)
+
+    def all_or_nothing(item: Example) -> int:
+        first = _first_target(encode(cast("Pair | Chat", item))[1])
+        return spec.seq_len if first is not None and first < spec.seq_len else 0
+
+    return all_or_nothing
+
+
+def _first_target(learnt: Sequence[bool]) -> int | None:
+    """Return the first token that is learnt; what is learnt is the one after: never the first."""
+    return next((place for place, own in enumerate(learnt) if own and place > 0), None)
 
 
 def _stack(

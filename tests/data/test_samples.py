@@ -94,7 +94,12 @@ def test_long_pairs_are_cut_and_pairs_without_room_for_a_target_left_out(tokeniz
     assert tokenizer.batch_decode(samples.tensors["input_ids"][:1]) == ["a\nxxxx"]
     assert samples.counts == Counts(read=3, samples=2, cut=1, dropped=1, tokens=6 + 4, longest=6)
     with pytest.raises(FedsplitError, match=r"data\.seq_len=6: must be above 21, .* device 3 has"):
-        pad([Pair("b" * 20, "y", 0)], tokenizer, DataSpec(seq_len=6), whose="device 3 has to test on")
+        pad(
+            [Pair("b" * 20, "y", 0)],
+            tokenizer,
+            DataSpec(seq_len=6),
+            whose="device 3 has to test on",
+        )
 
 
 def test_a_pair_that_fits_exactly_is_not_cut_and_one_target_token_is_enough_to_keep_it(tokenizer):
@@ -111,14 +116,14 @@ def test_each_document_begins_as_the_tokenizer_begins_a_text(tokenizer, beginnin
     (ids,) = pack(texts, beginning_tokenizer, 11).tensors["input_ids"]
     assert beginning_tokenizer.decode(ids) == "<|begin|>ab\n\nc<|end|><|begin|>de<|end|>"
     # What a model was pretrained on: one document, tokenized with its special tokens, and the end.
-    first = beginning_tokenizer("ab\n\nc").input_ids + [beginning_tokenizer.eos_token_id]
+    first = [*beginning_tokenizer("ab\n\nc").input_ids, beginning_tokenizer.eos_token_id]
     assert ids[: len(first)].tolist() == first
     assert "<|begin|>" not in tokenizer.decode(pack(texts, tokenizer, 9).tensors["input_ids"][0])
 
 
 def test_packing_counts_what_it_read_and_what_was_empty(tokenizer):
     counts = pack([Text("abc", 0), Text("", 0), Text("defg", 0)], tokenizer, 4).counts
-    assert counts == Counts(read=3, samples=2, dropped=1, tokens=8, longest=4)
+    assert counts == Counts(read=3, samples=2, dropped=1, tokens=8, longest=4, left_over=1)
 
 
 def test_batches_may_be_as_long_as_their_longest_sample_in_steps_of_eight(tokenizer):
@@ -135,9 +140,14 @@ def test_batches_may_be_as_long_as_their_longest_sample_in_steps_of_eight(tokeni
     assert to_the_limit.select([2])["input_ids"].shape == (1, 22)
 
 
-def test_too_little_text_for_one_sample_is_refused(tokenizer):
-    with pytest.raises(FedsplitError, match=r"data\.seq_len=10: must be at most 4"):
-        pack([Text("abc", 0)], tokenizer, 10)
+def test_too_little_text_for_one_sample_makes_a_padded_one(tokenizer):
+    samples = pack([Text("abc", 0)], tokenizer, 10)
+    ids, labels, mask = (samples.tensors[n][0] for n in ("input_ids", "labels", "attention_mask"))
+    assert tokenizer.decode(ids[mask.bool()]) == "abc<|end|>"
+    assert (labels != IGNORED).tolist() == [True] * 4 + [False] * 6
+    assert samples.counts == Counts(read=1, samples=1, tokens=4, longest=4)
+    with pytest.raises(FedsplitError, match=r"'a\.txt': must be text of 2 tokens .* device 1 has"):
+        pack([Text("", 0, file="a.txt")], tokenizer, 10, whose="device 1 has to test on")
 
 
 def test_pictures_are_resized_and_scaled():
