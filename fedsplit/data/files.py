@@ -24,6 +24,7 @@ DOCUMENTS = (".txt",)
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 _BINARY = (".parquet",)
+_JSON = (".json", ".jsonl")
 _MARKS = {  # UTF-32 before UTF-16, whose mark it begins with
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -194,12 +195,22 @@ def _refuse_pointers(file: Path) -> None:
 
 
 def _as_utf8(file: Path, plain: Path, encoding: str) -> None:
-    """Make `plain` a link to `file` if that is UTF-8 without a mark, else a UTF-8 copy."""
+    """Make `plain` a link to `file` if that can be read as it is, else a UTF-8 copy.
+
+    Such a copy has no byte-order mark and, of JSON, no space before an array: older versions of the
+    library know an array by its first byte.
+    """
     with file.open("rb") as stream:
         start = stream.read(4)
     found = next((name for mark, name in _MARKS.items() if start.startswith(mark)), encoding)
     try:
-        if codecs.lookup(found).name == "utf-8":
+        if plain.suffix in _JSON and start[:1].isspace():
+            text = "".join(_decoded(file, found))
+            array = text.lstrip()
+            if array.startswith("["):  # with the space in it, so that lines keep their numbers
+                text = "[" + text[: -len(array)] + array[1:]
+            plain.write_text(text, encoding="utf-8", newline="")
+        elif codecs.lookup(found).name == "utf-8":
             for _ in _decoded(file, found):
                 pass
             plain.symlink_to(file.resolve())
@@ -235,7 +246,7 @@ def _line_of_error(file: Path, encoding: str) -> int:
 
 def _why(plain: Path, error: Exception) -> str:
     """Return what is wrong with a file that `error` came of, and where."""
-    if plain.suffix in (".json", ".jsonl") and plain.exists():
+    if plain.suffix in _JSON and plain.exists():
         found = _bad_json(plain.read_text(encoding="utf-8"))
         if found:
             return found
