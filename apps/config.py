@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsplit.errors import FedsplitError, SettingsError, require
+from fedsplit.fleet import FleetSpec
 from fedsplit.mapping import from_mapping
 from fedsplit.patience import Patience
 from fedsplit.schemes import LocalWork
@@ -295,6 +296,31 @@ def data_spec(config: DictConfig) -> "DataSpec":
     return from_mapping(DataSpec, plain(config.data), "data")
 
 
+def fleet_spec(config: DictConfig) -> FleetSpec:
+    """Return the ``fleet`` group, without what it says of the devices' data."""
+    return from_mapping(FleetSpec, _without(plain(config.fleet), ("data",)), "fleet")
+
+
+def data_paths(config: DictConfig) -> tuple[str, ...] | None:
+    """Return the file or folder of each device's own, ``fleet.data``, where there are any.
+
+    Raises
+    ------
+    FedsplitError
+        If there is not one for each device, or no use for them.
+    """
+    given = config.fleet.get("data")
+    if given is None:
+        return None
+    listed = isinstance(given, ListConfig) and all(isinstance(item, str) for item in given)
+    count = n_devices(config)
+    fits = listed and len(given) == count
+    require(fits, "fleet.data", given, f"null, or {count} paths, one for each of fleet.devices")
+    local = config.data.get("partition") == "local"
+    require(local, "fleet.data", given, "null without data.partition=local")
+    return tuple(str(absolute_path("fleet.data", item)) for item in given)
+
+
 def job(config: DictConfig, source: str = "") -> "Job":
     """Return what every node of the run has to know."""
     from fedsplit.execution import OptimizerSpec
@@ -305,6 +331,7 @@ def job(config: DictConfig, source: str = "") -> "Job":
         return Job(
             model=model_spec(config),
             data=data_spec(config),
+            data_paths=data_paths(config),
             optimizer=from_mapping(OptimizerSpec, plain(config.train.optimizer), "train.optimizer"),
             n_devices=n_devices(config),
             batch_size=local_work(config).batch_size,
@@ -330,7 +357,6 @@ def require_plain(config: DictConfig) -> None:
     FedsplitError
         Naming the field.
     """
-    from fedsplit.fleet import FleetSpec
     from fedsplit.wireless import ChannelSpec
 
     run_settings(config)
@@ -338,7 +364,7 @@ def require_plain(config: DictConfig) -> None:
     seed(config)
     n_devices(config)
     from_mapping(ChannelSpec, plain(config.channel), "channel")
-    from_mapping(FleetSpec, plain(config.fleet), "fleet")
+    fleet_spec(config)
 
 
 def seed(config: DictConfig) -> int:

@@ -29,6 +29,8 @@ PATHS = (
     "resume",
 )
 """Settings that are a file or folder."""
+LISTS_OF_PATHS = ("fleet.data",)
+"""Settings that are a list of files or folders."""
 PATHS_OR_NAMES = ("data.name", "model.source", "strategy.codec_table")
 """Settings that are a file or folder if there is one called so, else a name."""
 OPEN = (
@@ -134,6 +136,9 @@ def _parse(text: str) -> Iterator[Override]:
     elif _is_path(key):
         path = absolute_path(key, _unquoted(value))
         yield Override(key, path, f"{key}={quoted(path)}")
+    elif key in LISTS_OF_PATHS and isinstance(given := _value(key, value), list):
+        paths = [absolute_path(key, str(item)) for item in given]
+        yield Override(key, paths, f"{key}=[{','.join(map(quoted, paths))}]")
     else:
         yield Override(key, _value(key, value), f"{key}={value}")
 
@@ -197,7 +202,7 @@ def absolute_path(key: str, text: str | None) -> str | None:
     require(bool(text), key, text, "a path, or null")
     require("\0" not in text, key, text, "a path without null characters")
     path = os.path.expanduser(text)
-    is_path = key in PATHS or path != text or os.path.lexists(path)
+    is_path = key in (*PATHS, *LISTS_OF_PATHS) or path != text or os.path.lexists(path)
     return os.path.abspath(path) if is_path else text
 
 

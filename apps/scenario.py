@@ -5,7 +5,6 @@ from functools import cache
 
 from omegaconf import DictConfig
 
-from fedsplit.fleet import FleetSpec
 from fedsplit.flower.system import System, make_system
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec
@@ -14,7 +13,7 @@ from fedsplit.profiles import ModelProfile
 from fedsplit.schemes import Scheme, planned, planned_evaluation
 from fedsplit.wireless import ChannelSpec
 
-from .config import codec_plan, local_work, model_spec, plain
+from .config import codec_plan, fleet_spec, local_work, model_spec, plain
 
 
 def build_system(config: DictConfig) -> System:
@@ -28,7 +27,7 @@ def build_system(config: DictConfig) -> System:
     spec = model_spec(config)
     return make_system(
         spec,
-        fleet=from_mapping(FleetSpec, plain(config.fleet), "fleet"),
+        fleet=fleet_spec(config),
         channel=from_mapping(ChannelSpec, plain(config.channel), "channel"),
         work=local_work(config),
         codec=codec_plan(config),

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore import log
 from omegaconf import DictConfig
 
+from fedsplit.data import describe
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import write_chrome_trace
 from fedsplit.flower import RoundOutcome, RunListener, SplitOptions, SplitStrategy, StageHost
@@ -25,6 +26,7 @@ from fedsplit.flower.server.checkpoint import (
     save_checkpoint,
     strategy_state,
 )
+from fedsplit.flower.server.roster import Roster
 from fedsplit.flower.source import source_hash
 from fedsplit.mapping import call
 from fedsplit.models import SplitModel
@@ -36,7 +38,7 @@ from fedsplit.report.lock import locked
 from fedsplit.schemes import Scheme, find_scheme
 
 from .aggregator import build_aggregator
-from .config import job, link_settings, load_config, output_folder, plain, run_settings
+from .config import data_spec, job, link_settings, load_config, output_folder, plain, run_settings
 from .plan_report import round_row
 from .records import record_of, sent_bytes
 from .scenario import build_system, check_first_round
@@ -84,6 +86,7 @@ class Run(RunListener):
         self._link = link_settings(config)
         self._system = build_system(config)
         self._scheme = build_scheme(config)
+        self._seq_len = data_spec(config).seq_len
         self._aggregator = build_aggregator(plain(config.aggregator))
         resumed = config.resume is not None
         self._checkpoint = load_checkpoint(folder) if resumed else None
@@ -135,6 +138,12 @@ class Run(RunListener):
         # Progress is for the eye: a full disk must not end the run for it.
         with suppress(OSError):
             (self._folder / PROGRESS).write_text(json.dumps(progress))
+
+    def on_nodes(self, roster: Roster) -> None:
+        """Write down what the devices' data are."""
+        counts = {node.index: node.counts for node in roster.nodes if node.counts is not None}
+        lines = describe(counts, self._seq_len)
+        self._report.add_data(lines, {str(i): held.flat() for i, held in counts.items()})
 
     def on_failure(self, failure: Failure) -> None:
         """Write it down at once."""

@@ -15,7 +15,14 @@ from rich.text import Text
 
 from fedsplit.errors import FedsplitError
 from fedsplit.flower.server.checkpoint import holds_checkpoint, load_checkpoint
-from fedsplit.report import is_finished, plain_text, read_records, round_line, summary_table
+from fedsplit.report import (
+    is_finished,
+    plain_text,
+    read_data_lines,
+    read_records,
+    round_line,
+    summary_table,
+)
 from fedsplit.report.lock import locked
 from fedsplit.report.run import RESULTS
 
@@ -139,6 +146,7 @@ class Watch:
         resumed = config.resume is not None
         self._shown = load_checkpoint(folder).server_round + 1 if resumed else 0
         self._read_at = 0
+        self._lines = 0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -171,6 +179,9 @@ class Watch:
         if results.exists() and (changed := results.stat().st_mtime_ns) != self._read_at:
             self._read_at = changed
             records = read_records(self._folder)
+            for line in read_data_lines(self._folder)[self._lines :]:
+                self._say(plain_text(line))
+                self._lines += 1
             for record in records[self._shown :]:
                 self._say(plain_text(round_line(record, self._rounds)))
             self._shown = max(self._shown, len(records))

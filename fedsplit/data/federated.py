@@ -1,21 +1,48 @@
 """A data set divided over devices."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from fedsplit.data.examples import Example, Text
-from fedsplit.data.partition import Indices, divide
-from fedsplit.data.samples import Samples, make_samples
+from fedsplit.data.counts import DeviceCounts
+from fedsplit.data.examples import Chat, Example, Pair, Picture, Text
+from fedsplit.data.partition import LOCAL, Indices, divide
+from fedsplit.data.samples import PictureSamples, Samples
 from fedsplit.data.sources import read_corpus
 from fedsplit.data.spec import DataSpec
-from fedsplit.errors import require
+from fedsplit.data.tokens import pack, pad, sizer
+from fedsplit.errors import FedsplitError, require
 from fedsplit.seeds import generator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_NAMED = 3  # files of a device that an error names
+
+
+@dataclass(frozen=True)
+class DeviceData:
+    """What one device holds, ready for its model.
+
+    Parameters
+    ----------
+    train, test : Samples
+        Its samples. A data loader of your own gives these two.
+    left_out : tuple of str
+        Files that were not read, each with the reason. They stay on the device.
+    """
+
+    train: Samples
+    test: Samples
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> DeviceCounts:
+        """What was read, cut and dropped: all that a server is told of these data."""
+        return DeviceCounts(train=self.train.counts, test=self.test.counts)
 
 
 @dataclass(frozen=True)
@@ -30,12 +57,15 @@ class FederatedData:
         Number of image classes; None for text.
     train_indices, test_indices : tuple of int arrays
         Examples of each device.
+    left_out : tuple of str
+        Files of a folder that were not read, each with the reason.
     """
 
     spec: DataSpec
     n_labels: int | None
     train_indices: tuple[Indices, ...]
     test_indices: tuple[Indices, ...]
+    left_out: tuple[str, ...]
     _train: Sequence[Example] = field(repr=False)
     _test: Sequence[Example] = field(repr=False)
     _tokenizer: "PreTrainedTokenizerBase | None" = field(repr=False)
@@ -52,18 +82,67 @@ class FederatedData:
 
     def train(self, device: int) -> Samples:
         """Return the training samples of `device`."""
-        return self._samples(self._train, self.train_indices, device)
+        return self._samples(self._train, self.train_indices, device, "train")
 
     def test(self, device: int) -> Samples:
         """Return the test samples of `device`."""
-        return self._samples(self._test, self.test_indices, device)
+        return self._samples(self._test, self.test_indices, device, "test")
+
+    def device(self, device: int) -> DeviceData:
+        """Return all that `device` holds."""
+        return DeviceData(self.train(device), self.test(device), self.left_out)
+
+    def counts(self) -> dict[int, DeviceCounts]:
+        """Return what was read, cut and dropped of each device's data; makes all their samples.
+
+        Raises
+        ------
+        FedsplitError
+            If no sample can be made of a device's data; names the device and its files.
+        """
+        return {device: self.device(device).counts for device in range(self.n_devices)}
 
     def _samples(
-        self, examples: Sequence[Example], indices: tuple[Indices, ...], device: int
+        self,
+        examples: Sequence[Example],
+        indices: tuple[Indices, ...],
+        device: int,
+        purpose: str,
     ) -> Samples:
         require(0 <= device < self.n_devices, "device", device, f"in 0..{self.n_devices - 1}")
         mine = [examples[index] for index in indices[device]]
-        return make_samples(mine, self.spec, self._tokenizer)
+        return make_samples(
+            mine, self.spec, self._tokenizer, whose=f"device {device} has to {purpose} on"
+        )
+
+
+def make_samples(
+    examples: Sequence[Example],
+    spec: DataSpec,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    *,
+    whose: str,
+) -> Samples:
+    """Turn examples of one kind into samples; `whose` they are is for errors.
+
+    Raises
+    ------
+    FedsplitError
+        If texts come without a tokenizer, or hold too little for one sample.
+    """
+    if isinstance(examples[0], Picture):
+        return PictureSamples(cast("Sequence[Picture]", examples), spec.image_size)
+    if tokenizer is None:
+        raise FedsplitError(f"data.source={spec.source!r}: texts need a model with a tokenizer")
+    files = list(dict.fromkeys(example.file for example in examples if example.file))
+    if files:
+        more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
+        whose += f" ({', '.join(files[:_NAMED])}{more})"
+    if isinstance(examples[0], Text):
+        texts = cast("Sequence[Text]", examples)
+        to_longest = spec.padding == "longest"
+        return pack(texts, tokenizer, spec.seq_len, to_longest=to_longest, whose=whose)
+    return pad(cast("Sequence[Pair] | Sequence[Chat]", examples), tokenizer, spec, whose=whose)
 
 
 def load_data(
@@ -72,7 +151,7 @@ def load_data(
     """Read a data set and divide it over `n_devices`, the same way on every node.
 
     A source's own test set is dealt out evenly; where there is none, every device holds out
-    `spec.test_fraction` of its examples, or of plain texts as many as make a sample.
+    `spec.test_fraction` of its examples, or as many as make a sample (of texts, up to half).
 
     Parameters
     ----------
@@ -88,8 +167,10 @@ def load_data(
     Raises
     ------
     FedsplitError
-        If the source, a path or a column is missing, or there are too few examples.
+        If the source, a path or a column is missing, there are too few examples, or every device
+        has data of its own (see `load_device`).
     """
+    require(spec.partition != LOCAL, "data.partition", spec.partition, "read device by device")
     corpus = read_corpus(spec)
     train = _draw(corpus.train, spec.max_samples, seed, "train")
     shares = divide(
@@ -100,23 +181,82 @@ def load_data(
         alpha=spec.alpha,
         shards_per_device=spec.shards_per_device,
         min_samples=spec.min_samples,
+        label=spec.label_column,
     )
     if corpus.test is None:
-        held_out = [
-            _hold_out(
-                share,
-                spec.test_fraction,
-                generator(seed, "data", "test", device),
-                lambda chosen: _fills_a_sample([train[i] for i in chosen], spec, tokenizer),
-            )
-            for device, share in enumerate(shares)
+        parts = [
+            _with_test(share, train, spec, tokenizer, d, seed) for d, share in enumerate(shares)
         ]
-        kept = tuple(np.setdiff1d(*pair) for pair in zip(shares, held_out, strict=True))
-        return FederatedData(spec, corpus.n_labels, kept, tuple(held_out), train, train, tokenizer)
-    test = _draw(corpus.test, spec.max_samples, seed, "test")
-    require(len(test) >= n_devices, "n_devices", n_devices, f"at most {len(test)}, for testing")
-    dealt = tuple(np.arange(device, len(test), n_devices) for device in range(n_devices))
-    return FederatedData(spec, corpus.n_labels, tuple(shares), dealt, train, test, tokenizer)
+        kept, held_out = (tuple(part) for part in zip(*parts, strict=True))
+        test = train
+    else:
+        test = _draw(corpus.test, spec.max_samples, seed, "test")
+        enough = f"at most {len(test)}, for testing"
+        require(len(test) >= n_devices, "fleet.devices", n_devices, enough)
+        kept = tuple(shares)
+        held_out = tuple(np.arange(device, len(test), n_devices) for device in range(n_devices))
+    return FederatedData(
+        spec, corpus.n_labels, kept, held_out, corpus.left_out, train, test, tokenizer
+    )
+
+
+def load_device(
+    spec: DataSpec,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    *,
+    device: int,
+    n_devices: int,
+    seed: int,
+    path: str | Path | None = None,
+) -> DeviceData:
+    """Read what one device holds: its share of a data set, or all that is at its own `path`.
+
+    Parameters
+    ----------
+    spec : DataSpec
+        What to read. With the partition "local" its `path` does not count.
+    tokenizer : PreTrainedTokenizerBase or None
+        The model's tokenizer; None for images.
+    device : int
+        Which device, from 0.
+    n_devices : int
+        Devices that a shared data set is divided over.
+    seed : int
+        Root of every draw.
+    path : str, Path or None
+        The device's own file or folder; with the partition "local", and only then.
+
+    Raises
+    ------
+    FedsplitError
+        As in `load_data`; or if no sample can be made of the data, naming the device and its files.
+    """
+    require(0 <= device < n_devices, "device", device, f"in 0..{n_devices - 1}")
+    if spec.partition != LOCAL:
+        given = "null: only with data.partition=local has a device data of its own"
+        require(path is None, "data-path", path and str(path), given)
+        return load_data(spec, tokenizer, n_devices, seed).device(device)
+    require(path not in (None, ""), "data-path", path, f"given for device {device}, its own data")
+    corpus = read_corpus(replace(spec, path=str(path)))
+    train = _draw(corpus.train, spec.max_samples, seed, "train")
+    everything = np.arange(len(train))
+    if corpus.test is None:
+        if len(train) < spec.min_samples:
+            raise FedsplitError(
+                f"{path}: holds {len(train)} examples for device {device}, must be at least "
+                f"data.min_samples={spec.min_samples}"
+            )
+        kept, held_out = _with_test(everything, train, spec, tokenizer, device, seed)
+        test = train
+    else:
+        test = _draw(corpus.test, spec.max_samples, seed, "test")
+        kept, held_out = everything, np.arange(len(test))
+    whose = f"device {device} has to"
+    return DeviceData(
+        make_samples([train[i] for i in kept], spec, tokenizer, whose=f"{whose} train on"),
+        make_samples([test[i] for i in held_out], spec, tokenizer, whose=f"{whose} test on"),
+        corpus.left_out,
+    )
 
 
 def _draw(
@@ -129,29 +269,45 @@ def _draw(
     return [examples[index] for index in np.sort(chosen)]
 
 
+def _with_test(
+    share: Indices,
+    examples: Sequence[Example],
+    spec: DataSpec,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    device: int,
+    seed: int,
+) -> tuple[Indices, Indices]:
+    """Return which of a device's `share` of `examples` it trains on, and which it tests on."""
+    size = sizer(examples[0], tokenizer, spec)
+    sizes: dict[int, int] = {}
+
+    def enough(chosen: Indices) -> bool:
+        fresh = [index for index in chosen.tolist() if index not in sizes]
+        sizes.update((index, size(examples[index])) for index in fresh)
+        return sum(sizes[index] for index in chosen.tolist()) >= spec.seq_len
+
+    rng = generator(seed, "data", "test", device)
+    # Short texts are shared out; of pairs that cannot be learnt there may be any number.
+    most = len(share) // 2 if isinstance(examples[0], Text) else len(share) - 1
+    held_out = _hold_out(share, spec.test_fraction, rng, enough, most)
+    return np.setdiff1d(share, held_out), held_out
+
+
 def _hold_out(
-    share: Indices, fraction: float, rng: np.random.Generator, enough: Callable[[Indices], bool]
+    share: Indices,
+    fraction: float,
+    rng: np.random.Generator,
+    enough: Callable[[Indices], bool],
+    most: int,
 ) -> Indices:
     """Return the random part of `share` to test on: at least one example, never all.
 
-    Where `fraction` of it is not `enough`, it is the least that is.
+    Where `fraction` of it is not `enough`, it is the least that is, but no more than `most`.
     """
-    most = len(share) - 1
-    count = min(max(1, round(fraction * len(share))), most)
+    count = min(max(1, round(fraction * len(share))), len(share) - 1)
     chosen = rng.choice(share, count, replace=False)
     if not enough(chosen):
         rest = rng.permutation(np.setdiff1d(share, chosen))
         while len(chosen) < most and not enough(chosen):
             chosen, rest = np.append(chosen, rest[0]), rest[1:]
     return np.sort(chosen)
-
-
-def _fills_a_sample(
-    examples: Sequence[Example], spec: DataSpec, tokenizer: "PreTrainedTokenizerBase | None"
-) -> bool:
-    """Return whether a sample can be made of `examples`; only plain texts may be too short."""
-    if tokenizer is None or not isinstance(examples[0], Text):
-        return True
-    texts = [example.text for example in examples if isinstance(example, Text)]
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-    return sum(map(len, encoded)) >= spec.seq_len

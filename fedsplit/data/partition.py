@@ -4,27 +4,34 @@ Every function returns one ascending index array per device; together they hold 
 once. They depend on their arguments only, so every node comes to the same division.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.data.partitioners import FLWR_PARTITIONERS, by_partitioner
 from fedsplit.errors import require, require_choice
 
 Indices = NDArray[np.int64]
 
 PARTITIONS = ("natural", "iid", "dirichlet", "shard")
+LOCAL = "local"
+"""No division at all: every device has files of its own."""
+
+__all__ = ["FLWR_PARTITIONERS", "LOCAL", "PARTITIONS", "Indices", "divide"]
 
 
 def divide(
     groups: Indices,
     n_devices: int,
-    partition: str,
+    partition: str | Mapping[str, Any],
     rng: np.random.Generator,
     *,
     alpha: float = 0.5,
     shards_per_device: int = 2,
     min_samples: int = 1,
+    label: str | None = None,
 ) -> list[Indices]:
     """Divide examples over devices and see to it that none holds too few.
 
@@ -37,19 +44,23 @@ def divide(
         Class or origin of each example.
     n_devices : int
         Devices to divide over.
-    partition : str
-        One of `PARTITIONS`.
+    partition : str or mapping
+        One of `PARTITIONS`, or a partitioner of flwr-datasets: its name under ``_target_`` and its
+        settings.
     rng : numpy.random.Generator
         Source of every draw.
     alpha, shards_per_device : float, int
         Settings of "dirichlet" and "shard".
     min_samples : int
         Examples that every device holds at least.
+    label : str or None
+        Name of what `groups` are, for the ``partition_by`` of a partitioner.
 
     Raises
     ------
     FedsplitError
-        If the partition is unknown or there are fewer than ``n_devices * min_samples`` examples.
+        If the partition is unknown or does not fit the examples, or there are fewer than
+        ``n_devices * min_samples`` examples.
     """
     ways: dict[str, Callable[[], list[Indices]]] = {
         "natural": lambda: natural(groups, n_devices),
@@ -57,16 +68,20 @@ def divide(
         "dirichlet": lambda: dirichlet(groups, n_devices, alpha, rng),
         "shard": lambda: shard(groups, n_devices, shards_per_device, rng),
     }
-    require_choice("data.partition", partition, PARTITIONS)
-    require(n_devices >= 1, "n_devices", n_devices, "at least 1")
+    require(n_devices >= 1, "fleet.devices", n_devices, "at least 1")
     require(
         len(groups) >= n_devices * min_samples,
-        "n_devices",
+        "fleet.devices",
         n_devices,
         f"at most {len(groups) // min_samples}: "
         f"there are {len(groups)} examples and each device needs {min_samples}",
     )
-    return _top_up(ways[partition](), min_samples, rng)
+    if isinstance(partition, Mapping):
+        shares = by_partitioner(partition, groups, n_devices, rng, label=label)
+    else:
+        require_choice("data.partition", partition, PARTITIONS)
+        shares = ways[partition]()
+    return _top_up(shares, min_samples, rng)
 
 
 def natural(groups: Indices, n_devices: int) -> list[Indices]:

@@ -1,99 +1,134 @@
-"""Rows of a table (.csv, .jsonl, Hugging Face data set) to examples."""
+"""Rows of a table (a file, a Hugging Face data set) to examples."""
 
-import csv
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsplit.data.examples import Example, Pair, Picture, Text
+from fedsplit.data.chat import messages_of
+from fedsplit.data.examples import Chat, Example, Pair, Picture, Text
 from fedsplit.data.spec import DataSpec
 from fedsplit.errors import FedsplitError
 
 Row = Mapping[str, Any]
 
-TABLES = (".csv", ".jsonl")
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one origin: what it is called in messages, and the group of its rows."""
+
+    file: str
+    rows: Sequence[Row]
+    group: int = 0
 
 
-def read_table(path: Path) -> list[Row]:
-    """Return the rows of a .csv or .jsonl file.
+def value_of(row: Row, column: str, where: str) -> Any:
+    """Return what stands in a column.
 
     Raises
     ------
     FedsplitError
-        If a line of a .jsonl file is no JSON object.
+        If the row has no such column, or no value there.
     """
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
-    rows: list[Row] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise FedsplitError(f"{path}, line {number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise FedsplitError(f"{path}, line {number}: must be a JSON object")
-            rows.append(row)
-    return rows
+    value = row.get(column)
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        raise FedsplitError(
+            f"{where}: no value in column {column!r}; columns are {', '.join(map(str, row))}"
+        )
+    return value
 
 
-def require_columns(row: Row, columns: Iterable[str], where: str) -> None:
-    """Raise a `FedsplitError` unless `row` has a value in each of `columns`."""
-    for column in columns:
-        if row.get(column) is None:
-            raise FedsplitError(
-                f"{where}: no value in column {column!r}; columns are {', '.join(map(str, row))}"
-            )
+def text_of(row: Row, column: str, where: str) -> str:
+    """Return the text in a column; numbers are written out.
+
+    Raises
+    ------
+    FedsplitError
+        If there is no value, or one that is neither text nor a number: how Python would write a
+        list or an object is no text to learn.
+    """
+    value = value_of(row, column, where)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float | Decimal) and value is not True and value is not False:
+        return str(value)
+    message = f"{where}: column {column!r} holds {_kind_of(value)}, must be text or numbers"
+    if isinstance(value, list) and value and isinstance(value[0], Mapping) and "role" in value[0]:
+        message += "; conversations are read by data=chat"
+    raise FedsplitError(message)
 
 
-def examples_of(rows: Sequence[Row], spec: DataSpec, origins: Sequence[int]) -> list[Example]:
+def examples_of(tables: Sequence[Table], spec: DataSpec) -> list[Example]:
     """Return one example per row, of the kind and from the columns that `spec` names.
 
     Parameters
     ----------
-    rows : sequence of mappings
-        Values by column.
+    tables : sequence of Table
+        Rows. A row's group is the table's, where `spec` has no `label_column`.
     spec : DataSpec
         Its ``*_column`` fields.
-    origins : sequence of int
-        Group of each row where `spec` has no `label_column`.
 
     Raises
     ------
     FedsplitError
-        If a row lacks a column.
+        If a row lacks a value or has one of the wrong kind; names file and row.
     """
-    make, columns = _kind(spec)
-    for row in rows:
-        require_columns(row, columns, f"data.source={spec.source!r}")
-    groups = origins
+    make = _maker(spec)
+    places = [
+        (table, number, row) for table in tables for number, row in enumerate(table.rows, start=1)
+    ]
+    groups = [table.group for table, _, _ in places]
     if spec.label_column is not None:
-        groups = _codes([row[spec.label_column] for row in rows])
-    return [make(row, group) for row, group in zip(rows, groups, strict=True)]
+        groups = _codes([_label(row, spec.label_column, t.file, n) for t, n, row in places])
+    return [
+        make(row, group, table.file, number)
+        for (table, number, row), group in zip(places, groups, strict=True)
+    ]
 
 
-def _kind(spec: DataSpec) -> tuple[Any, list[str]]:
-    """Return how to make an example of a row and its group, and the columns that takes."""
-    labels = [] if spec.label_column is None else [spec.label_column]
+def _maker(spec: DataSpec) -> Callable[[Row, int, str, int], Example]:
+    """Return what makes an example of a row, its group, file and number."""
     image, prompt, target, text = (
         spec.image_column,
         spec.prompt_column,
         spec.target_column,
         spec.text_column,
     )
+
+    def picture(row: Row, group: int, file: str, number: int) -> Example:
+        where = f"{file}, row {number}"
+        return Picture(_pixels(value_of(row, str(image), where), where), group, file=file)
+
+    def chat(row: Row, group: int, file: str, number: int) -> Example:
+        messages = messages_of(row, spec, f"{file}, row {number}", text_of)
+        return Chat(messages, group, file=file, row=number)
+
+    def pair(row: Row, group: int, file: str, number: int) -> Example:
+        where = f"{file}, row {number}"
+        asked, answer = text_of(row, str(prompt), where), text_of(row, str(target), where)
+        return Pair(asked, answer, group, file=file, row=number)
+
+    def plain(row: Row, group: int, file: str, number: int) -> Example:
+        return Text(text_of(row, text, f"{file}, row {number}"), group, file=file, row=number)
+
     if image is not None:
-        return lambda row, group: Picture(_pixels(row[image]), group), [image, *labels]
-    if prompt is not None and target is not None:
-        return (
-            lambda row, group: Pair(str(row[prompt]), str(row[target]), group),
-            [prompt, target, *labels],
+        return picture
+    if spec.source == "chat":
+        return chat
+    return plain if prompt is None else pair
+
+
+def _label(row: Row, column: str, file: str, number: int) -> Any:
+    where = f"{file}, row {number}"
+    value = value_of(row, column, where)
+    if not isinstance(value, str | int | float | Decimal):
+        raise FedsplitError(
+            f"{where}: column {column!r} holds {_kind_of(value)}, must be a label: text or a number"
         )
-    return lambda row, group: Text(str(row[text]), group), [text, *labels]
+    return value
 
 
 def _codes(labels: list[Any]) -> list[int]:
@@ -105,6 +140,16 @@ def _codes(labels: list[Any]) -> list[int]:
     return [codes[str(label)] for label in labels]
 
 
-def _pixels(image: Any) -> NDArray[np.uint8]:
+def _pixels(image: Any, where: str) -> NDArray[np.uint8]:
     """Return a PIL image as uint8 ``[3, height, width]``."""
+    if not hasattr(image, "convert"):
+        raise FedsplitError(f"{where}: holds {_kind_of(image)}, must be an image")
     return np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1)
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "lists"
+    if isinstance(value, Mapping):
+        return "objects"
+    return "true or false" if isinstance(value, bool) else f"a {type(value).__name__}"

@@ -1,23 +1,22 @@
-"""Samples of fixed shape: packed texts, padded pairs, resized images."""
+"""Samples as tensors, and batches of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fedsplit.data.examples import Example, Pair, Picture, Text
-from fedsplit.data.spec import DataSpec
+from fedsplit.data.counts import Counts
+from fedsplit.data.examples import Picture
 from fedsplit.errors import FedsplitError, require
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 IGNORED = -100
+
+_STEP = 8  # tokens: lengths of padded batches are multiples of it
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,11 @@ class Batch:
 class Samples(Protocol):
     """The samples of one device, training or test."""
 
+    @property
+    def counts(self) -> Counts:
+        """Return what was read for them, and what of it was cut or left out."""
+        ...
+
     def __len__(self) -> int:
         """Return the number of samples."""
         ...
@@ -47,16 +51,26 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class TokenSamples:
-    """Token samples, each of `tensors` int64 ``[n_samples, seq_len]``."""
+    """Token samples, each of `tensors` int64 ``[n_samples, seq_len]``.
+
+    With `to_longest` a selection is cut, where all of it is padding, to its longest sample.
+    """
 
     tensors: dict[str, Tensor]
+    counts: Counts = Counts()  # noqa: RUF009 - frozen
+    to_longest: bool = False
 
     def __len__(self) -> int:
         return len(self.tensors["input_ids"])
 
     def select(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return the rows `indices`."""
-        return {name: tensor[list(indices)] for name, tensor in self.tensors.items()}
+        rows = {name: tensor[list(indices)] for name, tensor in self.tensors.items()}
+        if not (self.to_longest and "attention_mask" in rows):
+            return rows
+        longest = int(rows["attention_mask"].sum(1).max())
+        length = -(-longest // _STEP) * _STEP
+        return {name: tensor[:, :length] for name, tensor in rows.items()}
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,11 @@ class PictureSamples:
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    @property
+    def counts(self) -> Counts:
+        """Return what was read: every image is a sample."""
+        return Counts(read=len(self), samples=len(self))
 
     def select(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return the images `indices`, resized bilinearly and scaled to -1..1."""
@@ -81,86 +100,6 @@ class PictureSamples:
             "pixel_values": torch.cat(images) / 127.5 - 1.0,
             "labels": torch.tensor([picture.group for picture in chosen]),
         }
-
-
-def make_samples(
-    examples: Sequence[Example], spec: DataSpec, tokenizer: "PreTrainedTokenizerBase | None"
-) -> Samples:
-    """Turn examples of one kind into samples.
-
-    Raises
-    ------
-    FedsplitError
-        If texts come without a tokenizer, or hold too little for one sample.
-    """
-    if isinstance(examples[0], Picture):
-        return PictureSamples(cast("Sequence[Picture]", examples), spec.image_size)
-    if tokenizer is None:
-        raise FedsplitError(f"data.source={spec.source!r}: texts need a model with a tokenizer")
-    if isinstance(examples[0], Text):
-        return pack(cast("Sequence[Text]", examples), tokenizer, spec.seq_len)
-    return pad(
-        cast("Sequence[Pair]", examples), tokenizer, spec.seq_len, all_tokens=spec.loss_on == "all"
-    )
-
-
-def pack(texts: Sequence[Text], tokenizer: "PreTrainedTokenizerBase", seq_len: int) -> TokenSamples:
-    """Join texts and cut them in full samples; what is left over at the end is dropped."""
-    stream: list[int] = []
-    for text in texts:
-        tokens = tokenizer(text.text, add_special_tokens=False, verbose=False).input_ids
-        stream += tokens
-        if text.ends and tokens:
-            stream += _end(tokenizer)
-    n_samples = len(stream) // seq_len
-    require(
-        n_samples > 0,
-        "data.seq_len",
-        seq_len,
-        f"at most {len(stream)}, the number of tokens that one of the devices has to train or "
-        "test on; or use fewer devices or more data",
-    )
-    ids = torch.tensor(stream[: n_samples * seq_len]).view(n_samples, seq_len)
-    return TokenSamples({"input_ids": ids, "labels": ids})
-
-
-def pad(
-    pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase", seq_len: int, *, all_tokens: bool
-) -> TokenSamples:
-    """Put each pair in one sample, cut or padded on the right to `seq_len`.
-
-    A pair whose prompt alone fills the sample has nothing to learn and is left out.
-    """
-    begin = _begin(tokenizer)
-    rows: list[tuple[list[int], int]] = []
-    for pair in pairs:
-        prompt = tokenizer(f"{pair.prompt}\n", add_special_tokens=False, verbose=False).input_ids
-        target = tokenizer(pair.target, add_special_tokens=False, verbose=False).input_ids
-        prompt = begin + prompt
-        if len(prompt) < seq_len:
-            rows.append(((prompt + target + _end(tokenizer))[:seq_len], len(prompt)))
-    require(len(rows) > 0, "data.seq_len", seq_len, "longer than the prompts")
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    ids = torch.full((len(rows), seq_len), cast("int", filler))
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, IGNORED)
-    for i, (tokens, prompt_length) in enumerate(rows):
-        first = 0 if all_tokens else prompt_length
-        ids[i, : len(tokens)] = torch.tensor(tokens)
-        mask[i, : len(tokens)] = 1
-        labels[i, first : len(tokens)] = ids[i, first : len(tokens)]
-    return TokenSamples({"input_ids": ids, "attention_mask": mask, "labels": labels})
-
-
-def _begin(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the begin-of-text token for tokenizers that put one (Llama, Gemma)."""
-    bos = tokenizer.bos_token_id
-    return [cast("int", bos)] if bos is not None and bos in tokenizer("").input_ids else []
-
-
-def _end(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the end-of-text token, if there is one."""
-    return [] if tokenizer.eos_token_id is None else [cast("int", tokenizer.eos_token_id)]
 
 
 def batches(
@@ -214,6 +153,11 @@ class RowSamples:
     """
 
     rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def counts(self) -> Counts:
+        """Return how many rows there are; what they were made of is not known here."""
+        return Counts(read=len(self.rows), samples=len(self.rows))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,19 +1,24 @@
 """Where examples come from: one function per source, by the name that `DataSpec.source` gives."""
 
 import re
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from fedsplit.data import stdlib
 from fedsplit.data.examples import Corpus, Example, Pair, Picture, Text, paragraphs
-from fedsplit.data.rows import TABLES, Row, examples_of, read_table, require_columns
+from fedsplit.data.files import TABLES, find_files, is_table, read_document, read_table
+from fedsplit.data.rows import Table, examples_of
 from fedsplit.data.spec import DataSpec
-from fedsplit.errors import FedsplitError, require, require_choice
+from fedsplit.errors import FedsplitError, require
 
 _E2E_TRAIN = ("trainset.csv", "devset.csv")
 _E2E_TEST = "testset_w_refs.csv"
+_E2E_PAIRS = DataSpec(prompt_column="mr", target_column="ref")
 _E2E_NAME = re.compile(r"name\[(.*?)\]")
 
 
@@ -23,11 +28,12 @@ def read_corpus(spec: DataSpec) -> Corpus:
     Raises
     ------
     FedsplitError
-        If the source is unknown, its path or a column is missing, or it has no examples.
+        If its path or a column is missing, a file cannot be read, or it has no examples.
     """
-    require_choice("data.source", spec.source, SOURCES)
-    corpus = SOURCES[spec.source](spec)
-    require(len(corpus.train) > 0, "data.source", spec.source, "one that has examples")
+    corpus = _READERS[spec.source](spec)
+    if not corpus.train:
+        where = spec.path or spec.name or spec.source
+        raise FedsplitError(f"{where}: has no examples: no text, or no rows below the header")
     return corpus
 
 
@@ -44,30 +50,36 @@ def _stdlib(spec: DataSpec) -> Corpus:
 
 
 def _text(spec: DataSpec) -> Corpus:
-    """Read a .txt, .jsonl or .csv file or a folder of them; a group is a file or a label."""
+    """Read texts or pairs from a file or a folder of files; a group is a file or a label."""
     path = _existing(spec)
-    suffixes = (".txt", *TABLES)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [file for file in files if file.suffix in suffixes]
-    require(len(files) > 0, "data.path", spec.path, f"{', '.join(suffixes)} or a folder with such")
+    files, left_out = find_files(path)
     examples: list[Example] = []
-    rows: list[Row] = []
-    origins: list[int] = []
+    tables: list[Table] = []
     for origin, file in enumerate(files):
-        if file.suffix in TABLES:
-            table = read_table(file)
-            rows += table
-            origins += [origin] * len(table)
+        if is_table(file):
+            tables.append(Table(str(file), read_table(file, spec.encoding), origin))
         else:
-            examples += paragraphs(file.read_text(encoding="utf-8"), origin)
-    examples += examples_of(rows, spec, origins)
+            examples += paragraphs(read_document(file, spec.encoding), origin, str(file))
+    examples += examples_of(tables, spec)
     require(
         len({isinstance(example, Text) for example in examples}) <= 1,
         "data.path",
         spec.path,
         "texts only or pairs only",
     )
-    return Corpus(examples)
+    return Corpus(examples, left_out=tuple(left_out))
+
+
+def _chat(spec: DataSpec) -> Corpus:
+    """Read conversations from a table or a folder of tables; a group is a file or a label."""
+    files, left_out = find_files(_existing(spec))
+    for file in files:
+        require(is_table(file), "data.path", str(file), f"one of {', '.join(TABLES)}")
+    tables = [
+        Table(str(file), read_table(file, spec.encoding), origin)
+        for origin, file in enumerate(files)
+    ]
+    return Corpus(examples_of(tables, spec), left_out=tuple(left_out))
 
 
 def _e2e(spec: DataSpec) -> Corpus:
@@ -84,48 +96,53 @@ def _e2e(spec: DataSpec) -> Corpus:
             f"data.path={spec.path!r}: must be a folder with {' or '.join(_E2E_TRAIN)}, "
             f"and {_E2E_TEST}"
         )
-    tables = [read_table(train), read_table(folder / _E2E_TEST)]
-    venues = sorted({_venue(row) for table in tables for row in table})
+    files = [train, folder / _E2E_TEST]
+    pairs = [
+        examples_of([Table(str(file), read_table(file, spec.encoding))], _E2E_PAIRS)
+        for file in files
+    ]
+    venues = sorted({_venue(pair) for part in pairs for pair in part})
     codes = {venue: code for code, venue in enumerate(venues)}
     train_pairs, test_pairs = (
-        [Pair(row["mr"], row["ref"], codes[_venue(row)]) for row in table] for table in tables
+        [replace(pair, group=codes[_venue(pair)]) for pair in part] for part in pairs
     )
     return Corpus(train_pairs, test_pairs)
 
 
-def _venue(row: Row) -> str:
+def _venue(pair: Example) -> str:
     """Return the name in a meaning representation."""
-    require_columns(row, ("mr", "ref"), "data.source='e2e'")
-    found = _E2E_NAME.search(row["mr"])
+    found = _E2E_NAME.search(cast("Pair", pair).prompt)
     return found[1] if found else ""
 
 
 def _hub(spec: DataSpec) -> Corpus:
     """Read texts, pairs or images with the `datasets` library; a group is a label, if named."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise FedsplitError(
-            "data.source='hub' needs the datasets library: pip install 'fedsplit[hub]'"
-        ) from error
-    require(spec.name is not None, "data.name", spec.name, "given for source 'hub'")
-
-    def load(split: str) -> list[Row]:
-        try:
-            return list(datasets.load_dataset(spec.name, spec.subset, split=split))
-        except (OSError, ValueError) as error:
-            raise FedsplitError(
-                f"data.name={spec.name!r}, split {split!r}: cannot be loaded: {error}"
-            ) from error
-
-    train = load(spec.train_split)
-    test = [] if spec.test_split is None else load(spec.test_split)
-    examples = examples_of(train + test, spec, [0] * (len(train) + len(test)))
+    train = _load(spec, spec.train_split)
+    test = [] if spec.test_split is None else [_load(spec, spec.test_split)]
+    examples = examples_of([train, *test], spec)
     return Corpus(
-        examples[: len(train)],
-        examples[len(train) :] or None,
+        examples[: len(train.rows)],
+        examples[len(train.rows) :] or None,
         n_labels=None if spec.image_column is None else _n_labels(examples),
     )
+
+
+def _load(spec: DataSpec, split: str) -> Table:
+    """Load a split of a data set: from a local folder without a trace, else through its cache."""
+    import datasets
+
+    folder = Path(str(spec.name)).expanduser()
+    where = f"data.name={spec.name!r}, split {split!r}"
+    with tempfile.TemporaryDirectory(prefix="fedsplit-data-") as cache:
+        name, options = str(spec.name), {}
+        if folder.is_dir():
+            name, options = str(folder), {"cache_dir": cache, "keep_in_memory": True}
+        try:
+            rows = list(datasets.load_dataset(name, spec.subset, split=split, **options))
+        except Exception as error:  # of the library, and of all that it reads by
+            told = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            raise FedsplitError(f"{where}: cannot be loaded: {told}") from error
+    return Table(where, rows)
 
 
 def _digits(spec: DataSpec) -> Corpus:
@@ -145,6 +162,8 @@ def _digits(spec: DataSpec) -> Corpus:
 
 def _n_labels(examples: list[Picture] | list[Example]) -> int:
     """Return the number of classes of `examples`, which count from 0."""
+    least = min(example.group for example in examples)
+    require(least >= 0, "data.label_column", least, "classes that count from 0")
     return 1 + max(example.group for example in examples)
 
 
@@ -152,14 +171,19 @@ def _existing(spec: DataSpec) -> Path:
     """Return `spec.path`, which must be given and exist."""
     require(spec.path is not None, "data.path", spec.path, f"given for source {spec.source!r}")
     path = Path(str(spec.path)).expanduser()
-    require(path.exists(), "data.path", spec.path, "an existing file or folder")
+    try:
+        there = path.exists()
+    except OSError:  # too long a name, or a folder that may not be looked into
+        there = False
+    require(there, "data.path", spec.path, "an existing file or folder")
     return path
 
 
-SOURCES: dict[str, Callable[[DataSpec], Corpus]] = {
+_READERS: dict[str, Callable[[DataSpec], Corpus]] = {
     "stdlib": _stdlib,
     "e2e": _e2e,
     "text": _text,
+    "chat": _chat,
     "hub": _hub,
     "digits": _digits,
 }

@@ -1,24 +1,32 @@
 """What to train on: which examples, cut to which length, held by whom."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from fedsplit.data.partition import PARTITIONS
-from fedsplit.errors import require, require_choice
+from fedsplit.data.partition import FLWR_PARTITIONERS, LOCAL, PARTITIONS
+from fedsplit.errors import FedsplitError, require, require_choice
 
 LOSS_ON = ("target", "all")
+PADDING = ("fixed", "longest")
+FROM_FILES = ("e2e", "text", "chat")
+SOURCES = ("stdlib", *FROM_FILES, "hub", "digits")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """A federated data set, as plain values that travel between nodes.
 
     Parameters
     ----------
     source : str
-        "stdlib" (chapters of the Python language reference, the default), "e2e", "text", "hub" or
-        "digits".
+        "stdlib" (chapters of the Python language reference, the default), "e2e", "text", "chat",
+        "hub" or "digits".
     path : str or None
-        File or folder that "e2e" and "text" read.
+        File or folder that "e2e", "text" and "chat" read; with the partition "local" each device
+        has its own.
+    encoding : str
+        Of text files without a byte-order mark.
     name : str or None
         Data set on the Hugging Face hub, or a local folder that `datasets.load_dataset` reads.
     subset : str or None
@@ -26,21 +34,33 @@ class DataSpec:
     train_split, test_split : str
         Splits of the "hub" data set; without a `test_split`, `test_fraction` is held out.
     text_column : str
-        Column of plain texts ("text" from .jsonl and .csv, "hub").
+        Column of plain texts ("text" from tables, "hub").
     prompt_column, target_column : str or None
         Columns of pairs; both or neither. They take the place of `text_column`.
+    messages_column : str
+        Column of conversations ("chat"). Where a row has none, its prompt and target make one:
+        those of `prompt_column` and `target_column`, else of `prompt` and `completion`, else of
+        `instruction`, `input` and `output`.
+    template : str or None
+        How a conversation becomes text: a name of `fedsplit.data.chat.TEMPLATES`; None takes the
+        tokenizer's own.
     image_column : str or None
         Column of images ("hub"), for image classification; needs `label_column`.
     label_column : str or None
         Class of an image. For text, what the partition goes by; by default each file is a group.
     seq_len : int
         Tokens per sample.
+    padding : str
+        What samples that are shorter are padded to: "fixed" (`seq_len`), or "longest" (the longest
+        of the batch, in steps of 8).
     loss_on : str
         For pairs, "target" (the prompt is not learnt) or "all".
     image_size : int
         Height and width that images are resized to, in pixels.
-    partition : str
+    partition : str or mapping
         "natural" (whole groups), "iid", "dirichlet" or "shard"; see `fedsplit.data.partition`.
+        "local": every device reads all of its own path. Or a partitioner of flwr-datasets:
+        ``{"_target_": "flwr_datasets.partitioner.NAME", ...}`` with its settings.
     alpha : float
         Concentration of "dirichlet": the smaller, the less alike the devices.
     shards_per_device : int
@@ -60,6 +80,7 @@ class DataSpec:
 
     source: str = "stdlib"
     path: str | None = None
+    encoding: str = "utf-8"
     name: str | None = None
     subset: str | None = None
     train_split: str = "train"
@@ -67,12 +88,15 @@ class DataSpec:
     text_column: str = "text"
     prompt_column: str | None = None
     target_column: str | None = None
+    messages_column: str = "messages"
+    template: str | None = None
     image_column: str | None = None
     label_column: str | None = None
     seq_len: int = 128
+    padding: str = "fixed"
     loss_on: str = "target"
     image_size: int = 32
-    partition: str = "natural"
+    partition: str | dict[str, Any] = "natural"
     alpha: float = 0.5
     shards_per_device: int = 2
     min_samples: int = 2
@@ -80,8 +104,12 @@ class DataSpec:
     test_fraction: float = 0.1
 
     def __post_init__(self) -> None:
+        require_choice("data.source", self.source, SOURCES)
         require_choice("data.loss_on", self.loss_on, LOSS_ON)
-        require_choice("data.partition", self.partition, PARTITIONS)
+        require_choice("data.padding", self.padding, PADDING)
+        self._check_where()
+        self._check_partition()
+        require(_is_encoding(self.encoding), "data.encoding", self.encoding, "one that Python has")
         require(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2")
         require(self.image_size >= 1, "data.image_size", self.image_size, "at least 1")
         require(0 < self.alpha < float("inf"), "data.alpha", self.alpha, "above 0 and finite")
@@ -121,3 +149,35 @@ class DataSpec:
             self.label_column,
             "given where data.image_column is",
         )
+
+    def _check_where(self) -> None:
+        if self.source in FROM_FILES and self.partition != LOCAL:
+            given = self.path not in (None, "")
+            require(given, "data.path", self.path, f"given for source {self.source!r}")
+        if self.source == "hub":
+            given = self.name not in (None, "")
+            require(given, "data.name", self.name, "given for source 'hub'")
+
+    def _check_partition(self) -> None:
+        if isinstance(self.partition, Mapping):
+            target = str(self.partition.get("_target_"))
+            if not target.startswith(FLWR_PARTITIONERS) or target == FLWR_PARTITIONERS:
+                raise FedsplitError(
+                    f"data.partition._target_={target!r}: must be {FLWR_PARTITIONERS}NAME"
+                )
+            return
+        require_choice("data.partition", self.partition, (*PARTITIONS, LOCAL))
+        require(
+            self.partition != LOCAL or self.source in FROM_FILES,
+            "data.partition",
+            self.partition,
+            f"another one than 'local' for source {self.source!r}, which is not read from files",
+        )
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        "a".encode(name)
+    except (LookupError, ValueError):
+        return False
+    return True

@@ -217,6 +217,7 @@ class SplitStrategy(Strategy):
                 start_ahead=options.start_ahead,
                 listener=self._listener,
             )
+            self._listener.on_nodes(self._coordinator.roster)
             arrays = initial_arrays or to_record(host.initial_adapters())
             train, evaluate = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
             return self._rounds(grid, arrays, num_rounds, train, evaluate, evaluate_fn)

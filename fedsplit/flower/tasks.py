@@ -25,6 +25,9 @@ class Job:
         Devices that take part, and that a data set named here is split over.
     data : DataSpec or None
         The data that the devices hold; None where each device has a loader of its own.
+    data_paths : tuple of str or None
+        In a simulation with data of each device's own (``data.partition=local``), their files or
+        folders; a node that was started with a ``data-path`` of its own does not need it.
     optimizer : OptimizerSpec
         The optimizer of every segment; it starts fresh at each turn.
     batch_size : int
@@ -51,6 +54,7 @@ class Job:
     model: ModelSpec
     n_devices: int
     data: DataSpec | None = None
+    data_paths: tuple[str, ...] | None = None
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     batch_size: int = 8
     seed: int = 0

@@ -1,7 +1,7 @@
 """What a run leaves behind: results, tables, plots, and the trained adapter."""
 
 from fedsplit.report.records import RoundRecord
-from fedsplit.report.run import RunReport, is_finished, read_records
+from fedsplit.report.run import RunReport, is_finished, read_data_lines, read_records
 from fedsplit.report.tables import make_console, plain_text, round_line, summary_table
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "is_finished",
     "make_console",
     "plain_text",
+    "read_data_lines",
     "read_records",
     "round_line",
     "summary_table",

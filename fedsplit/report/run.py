@@ -1,7 +1,7 @@
 """The folder of a run: results.json, metrics.csv, TensorBoard scalars, a plot, a table."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,7 @@ class RunReport:
         self.n_rounds = n_rounds
         self._records = records
         self._failures: list[Failure] = []
+        self._data: dict[str, Any] = {}
         self._console = console if console is not None else make_console()
         self._scalars: SummaryWriter | None = None
 
@@ -128,6 +129,11 @@ class RunReport:
         self._failures.append(failure)
         self._write(None)
 
+    def add_data(self, lines: Sequence[str], devices: Mapping[str, Mapping[str, int]]) -> None:
+        """Keep what the devices' data are, as `lines` to read and as numbers by device."""
+        self._data = {"lines": list(lines), "devices": dict(devices)}
+        self._write(None)
+
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
         """Close the report: `summary` into results.json, the plot, and the table on the console."""
         self._write(dict(summary or {}))
@@ -138,6 +144,8 @@ class RunReport:
 
     def _write(self, summary: Mapping[str, Any] | None) -> None:
         results: dict[str, Any] = {"rounds": [record.to_json() for record in self._records]}
+        if self._data:
+            results["data"] = self._data
         if self._failures:
             results["running"] = {"failures": [asdict(failure) for failure in self._failures]}
         if summary is not None:
@@ -171,6 +179,18 @@ def read_records(folder: Path) -> list[RoundRecord]:
         return [RoundRecord.from_json(values) for values in rounds]
     except (KeyError, TypeError, AttributeError) as error:
         raise _unreadable(folder, error) from error
+
+
+def read_data_lines(folder: Path) -> list[str]:
+    """Return what a run says of its devices' data, a line each; none before it knows.
+
+    Raises
+    ------
+    FedsplitError
+        As for `read_records`.
+    """
+    data = _results(folder).get("data", {})
+    return [str(line) for line in data.get("lines", ())] if isinstance(data, dict) else []
 
 
 def is_finished(folder: Path) -> bool:

@@ -55,6 +55,7 @@ NEEDED = {
     ("model", "checkpoint"): ["model.source=x"],
     ("data", "e2e"): ["data.path=x"],
     ("data", "text"): ["data.path=x"],
+    ("data", "chat"): ["data.path=x"],
     ("data", "hub"): ["data.name=x"],
 }
 

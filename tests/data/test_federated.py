@@ -85,7 +85,7 @@ def test_images_need_no_tokenizer_but_texts_do():
 def test_too_many_devices_and_unknown_devices_are_refused(tokenizer, tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join("abcdefgh"))
     spec = DataSpec(source="text", path=str(tmp_path), seq_len=2)
-    with pytest.raises(FedsplitError, match="n_devices=5: must be at most 4"):
+    with pytest.raises(FedsplitError, match=r"fleet\.devices=5: must be at most 4"):
         load_data(spec, tokenizer, 5, 0)
     with pytest.raises(FedsplitError, match=r"device=2: must be in 0\.\.1"):
         load_data(spec, tokenizer, 2, 0).train(2)

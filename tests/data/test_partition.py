@@ -92,9 +92,9 @@ def test_a_device_gets_no_more_classes_than_it_has_shards():
     ("arguments", "message"),
     [
         ({"partition": "nearest"}, "data.partition='nearest': must be one of natural, iid"),
-        ({"n_devices": 0}, "n_devices=0"),
-        ({"n_devices": 21}, "n_devices=21: must be at most 20"),
-        ({"min_samples": 5}, "n_devices=5: must be at most 4: there are 20 examples"),
+        ({"n_devices": 0}, "fleet.devices=0"),
+        ({"n_devices": 21}, "fleet.devices=21: must be at most 20"),
+        ({"min_samples": 5}, "fleet.devices=5: must be at most 4: there are 20 examples"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(arguments, message):

@@ -6,9 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsplit.data import batches, training_batches
+from fedsplit.data import DataSpec, batches, training_batches
+from fedsplit.data.counts import Counts
 from fedsplit.data.examples import Pair, Picture, Text, paragraphs
-from fedsplit.data.samples import IGNORED, PictureSamples, TokenSamples, pack, pad
+from fedsplit.data.samples import IGNORED, PictureSamples, TokenSamples
+from fedsplit.data.tokens import pack, pad
 from fedsplit.errors import FedsplitError
 from fedsplit.seeds import generator
 
@@ -71,7 +73,7 @@ def test_texts_are_packed_without_padding_and_unrelated_ones_are_separated(token
 
 
 def test_the_loss_of_a_pair_is_on_its_target_and_end_only(tokenizer):
-    samples = pad([Pair("ab", "xyz", 0)], tokenizer, 9, all_tokens=False)
+    samples = pad([Pair("ab", "xyz", 0)], tokenizer, DataSpec(seq_len=9))
     ids, labels, mask = (samples.tensors[n][0] for n in ("input_ids", "labels", "attention_mask"))
     learnt = labels != IGNORED
     assert tokenizer.decode(ids[mask.bool()]) == "ab\nxyz<|end|>"
@@ -81,20 +83,71 @@ def test_the_loss_of_a_pair_is_on_its_target_and_end_only(tokenizer):
 
 
 def test_the_prompt_is_learnt_too_if_asked_for_but_padding_never(tokenizer):
-    labels = pad([Pair("ab", "xyz", 0)], tokenizer, 9, all_tokens=True).tensors["labels"][0]
+    spec = DataSpec(seq_len=9, loss_on="all")
+    labels = pad([Pair("ab", "xyz", 0)], tokenizer, spec).tensors["labels"][0]
     assert (labels != IGNORED).tolist() == [True] * 7 + [False] * 2
 
 
 def test_long_pairs_are_cut_and_pairs_without_room_for_a_target_left_out(tokenizer):
-    samples = pad([Pair("a", "x" * 20, 0), Pair("b" * 20, "y", 0)], tokenizer, 6, all_tokens=False)
-    assert tokenizer.batch_decode(samples.tensors["input_ids"]) == ["a\nxxxx"]
-    with pytest.raises(FedsplitError, match=r"data\.seq_len=6: must be longer than the prompts"):
-        pad([Pair("b" * 20, "y", 0)], tokenizer, 6, all_tokens=False)
+    pairs = [Pair("a", "x" * 20, 0), Pair("b" * 20, "y", 0), Pair("c", "z", 0)]
+    samples = pad(pairs, tokenizer, DataSpec(seq_len=6))
+    assert tokenizer.batch_decode(samples.tensors["input_ids"][:1]) == ["a\nxxxx"]
+    assert samples.counts == Counts(read=3, samples=2, cut=1, dropped=1, tokens=6 + 4, longest=6)
+    with pytest.raises(FedsplitError, match=r"data\.seq_len=6: must be above 21, .* device 3 has"):
+        pad(
+            [Pair("b" * 20, "y", 0)],
+            tokenizer,
+            DataSpec(seq_len=6),
+            whose="device 3 has to test on",
+        )
 
 
-def test_too_little_text_for_one_sample_is_refused(tokenizer):
-    with pytest.raises(FedsplitError, match=r"data\.seq_len=10: must be at most 4"):
-        pack([Text("abc", 0)], tokenizer, 10)
+def test_a_pair_that_fits_exactly_is_not_cut_and_one_target_token_is_enough_to_keep_it(tokenizer):
+    exact = pad([Pair("ab", "xyz", 0)], tokenizer, DataSpec(seq_len=7)).counts
+    assert (exact.samples, exact.cut, exact.dropped, exact.longest) == (1, 0, 0, 7)
+    one = pad([Pair("ab", "xyz", 0)], tokenizer, DataSpec(seq_len=4)).counts
+    assert (one.samples, one.cut, one.dropped, one.longest) == (1, 1, 0, 4)
+    with pytest.raises(FedsplitError, match=r"data\.seq_len=3: must be above 3"):
+        pad([Pair("ab", "xyz", 0)], tokenizer, DataSpec(seq_len=3))
+
+
+def test_each_document_begins_as_the_tokenizer_begins_a_text(tokenizer, beginning_tokenizer):
+    texts = [Text("ab\n\n", 0, ends=False), Text("c", 0), Text("", 0), Text("de", 0)]
+    (ids,) = pack(texts, beginning_tokenizer, 11).tensors["input_ids"]
+    assert beginning_tokenizer.decode(ids) == "<|begin|>ab\n\nc<|end|><|begin|>de<|end|>"
+    # What a model was pretrained on: one document, tokenized with its special tokens, and the end.
+    first = [*beginning_tokenizer("ab\n\nc").input_ids, beginning_tokenizer.eos_token_id]
+    assert ids[: len(first)].tolist() == first
+    assert "<|begin|>" not in tokenizer.decode(pack(texts, tokenizer, 9).tensors["input_ids"][0])
+
+
+def test_packing_counts_what_it_read_and_what_was_empty(tokenizer):
+    counts = pack([Text("abc", 0), Text("", 0), Text("defg", 0)], tokenizer, 4).counts
+    assert counts == Counts(read=3, samples=2, dropped=1, tokens=8, longest=4, left_over=1)
+
+
+def test_batches_may_be_as_long_as_their_longest_sample_in_steps_of_eight(tokenizer):
+    pairs = [Pair("a", "b" * n, 0) for n in (1, 7, 20)]  # 4, 10 and 23 tokens with "\n" and the end
+    fixed = pad(pairs, tokenizer, DataSpec(seq_len=30))
+    short = pad(pairs, tokenizer, DataSpec(seq_len=30, padding="longest"))
+    for indices, length in (([0], 8), ([0, 1], 16), ([2], 24), ([1, 0, 2], 24)):
+        full, cut = fixed.select(indices), short.select(indices)
+        assert {tensor.shape for tensor in cut.values()} == {(len(indices), length)}
+        for name, tensor in cut.items():
+            torch.testing.assert_close(tensor, full[name][:, :length], rtol=0, atol=0)
+        assert not full["attention_mask"][:, length:].any()
+    to_the_limit = pad(pairs, tokenizer, DataSpec(seq_len=22, padding="longest"))
+    assert to_the_limit.select([2])["input_ids"].shape == (1, 22)
+
+
+def test_too_little_text_for_one_sample_makes_a_padded_one(tokenizer):
+    samples = pack([Text("abc", 0)], tokenizer, 10)
+    ids, labels, mask = (samples.tensors[n][0] for n in ("input_ids", "labels", "attention_mask"))
+    assert tokenizer.decode(ids[mask.bool()]) == "abc<|end|>"
+    assert (labels != IGNORED).tolist() == [True] * 4 + [False] * 6
+    assert samples.counts == Counts(read=1, samples=1, tokens=4, longest=4)
+    with pytest.raises(FedsplitError, match=r"'a\.txt': must be text of 2 tokens .* device 1 has"):
+        pack([Text("", 0, file="a.txt")], tokenizer, 10, whose="device 1 has to test on")
 
 
 def test_pictures_are_resized_and_scaled():
@@ -110,7 +163,7 @@ def test_pictures_are_resized_and_scaled():
 
 
 def test_paragraphs_keep_the_text_and_mark_where_the_document_ends():
-    document = "one\ntwo\n\n\n\n    three\n\nfour\n"
+    document = "one\ntwo\n\n \t\n\n    three\n \nfour\n"
     parts = paragraphs(document, 7)
     assert [part.text for part in parts] == ["one\ntwo\n\n", "    three\n\n", "four\n\n"]
     assert [part.ends for part in parts] == [False, False, True]

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from logging import INFO
 from typing import Any, TypeAlias
@@ -15,13 +16,18 @@ from transformers import AutoTokenizer
 
 from fedsplit.data import (
     DataSpec,
+    DeviceCounts,
+    DeviceData,
     FederatedData,
     RowSamples,
     Samples,
     batches,
+    confine,
     load_data,
+    load_device,
     training_batches,
 )
+from fedsplit.data.partition import LOCAL
 from fedsplit.errors import FedsplitError, SettingsError
 from fedsplit.execution import TurnResult, evaluate_turn, train_turn
 from fedsplit.flower.link_settings import LinkSettings
@@ -64,9 +70,10 @@ class Device:
         if not 0 <= index < job.n_devices:
             raise SettingsError("partition-id", index, f"in 0..{job.n_devices - 1}")
         train, test = self._data(job, context)
+        counts = DeviceCounts(train=train.counts, test=test.counts)
         return answer(
             message,
-            {"index": index, "n-train": len(train), "n-test": len(test)},
+            {"index": index, "n-train": len(train), "n-test": len(test), **counts.flat()},
             {"source": source_hash(), "role": "device"},
         )
 
@@ -119,12 +126,16 @@ class Device:
     def _data(self, job: Job, context: Context) -> tuple[Samples, Samples]:
         """Return the samples to train and to test on."""
         index = device_index(context)
-        if self._loader is None:
-            data = named_data(job)
-            return data.train(index), data.test(index)
         if index not in self._own:
-            train, test = self._loader(context)
-            self._own[index] = _samples("train", train), _samples("test", test)
+            if self._loader is not None:
+                train, test = self._loader(context)
+                self._own[index] = _samples("train", train), _samples("test", test)
+            elif job.data is not None and job.data.partition == LOCAL:
+                own = _own_data(job, index, context)
+                self._own[index] = own.train, own.test
+            else:
+                data = named_data(job, context.node_config.get("data-root"))
+                return data.train(index), data.test(index)
         return self._own[index]
 
 
@@ -158,17 +169,49 @@ def at_work(contact: Contact, context: Context, job: Job) -> Presence:
     )
 
 
-def named_data(job: Job) -> FederatedData:
+def named_data(job: Job, root: object = None) -> FederatedData:
     """Return the data set that a job names, read once in a process.
+
+    Parameters
+    ----------
+    job : Job
+        The run's.
+    root : object
+        The node's ``data-root``: the only folder that files may be named of; None allows all.
 
     Raises
     ------
     FedsplitError
-        If it names none, or one that cannot be read.
+        If it names none, one that cannot be read, or one outside the node's ``data-root``.
     """
     if job.data is None:
         raise FedsplitError("data: the server names none, so this node needs a loader of its own")
-    return _load_data(_key(job.data), _key(job.model), job.n_devices, job.seed)
+    spec = confine(job.data, None if root is None else str(root))
+    return _load_data(_key(spec), _key(job.model), job.n_devices, job.seed)
+
+
+def _own_data(job: Job, index: int, context: Context) -> DeviceData:
+    """Read the data that only this node has: its ``data-path``, or what a simulation gives it."""
+    assert job.data is not None
+    path = context.node_config.get("data-path")
+    if path is None and job.data_paths is not None and index < len(job.data_paths):
+        root = context.node_config.get("data-root")
+        named = replace(job.data, path=job.data_paths[index])
+        path = confine(named, None if root is None else str(root)).path
+    return load_device(
+        job.data,
+        _tokenizer(job.model),
+        device=index,
+        n_devices=job.n_devices,
+        seed=job.seed,
+        path=None if path is None else str(path),
+    )
+
+
+def _tokenizer(spec: ModelSpec) -> Any:
+    if spec.task != "causal-lm" or spec.source is None:
+        return None
+    return AutoTokenizer.from_pretrained(spec.source)
 
 
 def _samples(part: str, given: Samples | Rows) -> Samples:
@@ -225,10 +268,8 @@ def _key(value: ModelSpec | DataSpec) -> str:
 @lru_cache(maxsize=1)
 def _load_data(data: str, model: str, n_devices: int, seed: int) -> FederatedData:
     spec = from_mapping(ModelSpec, json.loads(model), "model")
-    tokenizer = None
-    if spec.task == "causal-lm" and spec.source is not None:
-        tokenizer = AutoTokenizer.from_pretrained(spec.source)
-    return load_data(from_mapping(DataSpec, json.loads(data), "data"), tokenizer, n_devices, seed)
+    wanted = from_mapping(DataSpec, json.loads(data), "data")
+    return load_data(wanted, _tokenizer(spec), n_devices, seed)
 
 
 def _metrics(result: TurnResult, wall_s: float) -> dict[str, float]:

@@ -44,6 +44,9 @@ _TRAINING, _EVALUATION = "train", "evaluate"
 class Listener:
     """Is told how a run goes on; by default it does not care."""
 
+    def on_nodes(self, roster: Roster) -> None:
+        """Take who takes part, and what their data are, before the first round."""
+
     def on_progress(self, phase: str, done: int, planned: int) -> None:
         """Take the phase ("train", "evaluate") and its mini-batches, about once a second."""
 

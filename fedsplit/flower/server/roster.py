@@ -12,7 +12,8 @@ from flwr.serverapp import Grid
 from flwr.supercore import log
 from flwr.supercore.run import Run
 
-from fedsplit.errors import FedsplitError, NodeLost
+from fedsplit.data.counts import DeviceCounts
+from fedsplit.errors import FedsplitError, NodeLost, SettingsError
 from fedsplit.flower.messages import (
     HELLO,
     read_count,
@@ -30,12 +31,13 @@ _POLL_S, _LOOK_S = 0.2, 1.0
 
 @dataclass(frozen=True)
 class DeviceNode:
-    """One device of the federation and the data it said it has."""
+    """One device of the federation and what it said of its data."""
 
     node_id: int
     index: int
     n_train: int
     n_test: int
+    counts: DeviceCounts | None = None
 
     @property
     def place(self) -> tuple[str, int]:
@@ -316,4 +318,9 @@ def read_node(reply: Message, job: Job) -> DeviceNode | EdgeNode:
     for name, count, least in zip(("n-train", "n-test"), counts, (1, 0), strict=True):
         if not least <= count <= MOST_SAMPLES:
             raise NodeLost(f"device {index}: {name}={count} must be {least} to {MOST_SAMPLES}")
-    return DeviceNode(node_id, index, *counts)
+    try:
+        held = DeviceCounts.from_flat({name: int(value) for name, value in metrics.items()})
+    except SettingsError as error:
+        raise NodeLost(f"device {index}: {error}") from error
+    n_train, n_test = counts
+    return DeviceNode(node_id, index, n_train, n_test, held)

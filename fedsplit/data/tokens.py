@@ -1,0 +1,212 @@
+"""Texts, pairs and conversations to token samples."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from fedsplit.data import chat
+from fedsplit.data.counts import Counts
+from fedsplit.data.examples import Chat, Example, Pair, Picture, Text
+from fedsplit.data.samples import IGNORED, TokenSamples
+from fedsplit.data.spec import DataSpec
+from fedsplit.errors import require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SOMEONE = "one of the devices has to train or test on"
+
+Encoded = tuple[list[int], list[bool]]
+"""Tokens of an example, and which of them are learnt."""
+
+
+def pack(
+    texts: Sequence[Text],
+    tokenizer: "PreTrainedTokenizerBase",
+    seq_len: int,
+    *,
+    to_longest: bool = False,
+    whose: str = SOMEONE,
+) -> TokenSamples:
+    """Join texts and cut them in full samples; what is left over at the end is dropped.
+
+    Each document begins and ends with the tokens that the tokenizer has for it. Texts that do not
+    fill a sample make one that is padded.
+    """
+    begin, end = begin_of_text(tokenizer), end_of_text(tokenizer)
+    stream: list[int] = []
+    dropped = 0
+    fresh = True
+    for text in texts:
+        tokens = tokenizer(text.text, add_special_tokens=False, verbose=False).input_ids
+        if not tokens:
+            dropped += 1
+            continue
+        stream += begin + tokens if fresh else tokens
+        fresh = text.ends
+        if text.ends:
+            stream += end
+    require(
+        len(stream) >= 2,
+        "data.path",
+        ", ".join(dict.fromkeys(text.file for text in texts)),
+        f"text of 2 tokens at least; there are {len(stream)} that {whose}",
+    )
+    counts = Counts(read=len(texts), dropped=dropped)
+    if len(stream) < seq_len:
+        counts = replace(counts, samples=1, tokens=len(stream), longest=len(stream))
+        short = _stack([(stream, [True] * len(stream))], seq_len, tokenizer)
+        return TokenSamples(short, counts, to_longest=to_longest)
+    n_samples = len(stream) // seq_len
+    ids = torch.tensor(stream[: n_samples * seq_len]).view(n_samples, seq_len)
+    counts = replace(
+        counts,
+        samples=n_samples,
+        tokens=ids.numel(),
+        longest=seq_len,
+        left_over=len(stream) - ids.numel(),
+    )
+    return TokenSamples({"input_ids": ids, "labels": ids}, counts)
+
+
+def pad(
+    examples: Sequence[Pair] | Sequence[Chat],
+    tokenizer: "PreTrainedTokenizerBase",
+    spec: DataSpec,
+    *,
+    whose: str = SOMEONE,
+) -> TokenSamples:
+    """Put each pair or conversation in one sample, cut or padded on the right to `spec.seq_len`.
+
+    One of which nothing is learnt, since its prompt alone fills the sample, is left out.
+    """
+    encode = encoder(examples[0], tokenizer, spec)
+    seq_len = spec.seq_len
+    rows: list[Encoded] = []
+    cut = 0
+    shortest: int | None = None
+    for tokens, learnt in map(encode, examples):
+        first = _first_target(learnt)
+        if first is None:
+            continue
+        shortest = first if shortest is None else min(first, shortest)
+        if first < seq_len:
+            rows.append((tokens[:seq_len], learnt[:seq_len]))
+            cut += len(tokens) > seq_len
+    least = "with something to learn" if shortest is None else f"above {shortest}"
+    require(
+        len(rows) > 0,
+        "data.seq_len",
+        seq_len,
+        f"{least}, longer than the shortest prompt of the {len(examples)} that {whose}",
+    )
+    lengths = [len(tokens) for tokens, _ in rows]
+    counts = Counts(
+        read=len(examples),
+        samples=len(rows),
+        cut=cut,
+        dropped=len(examples) - len(rows),
+        tokens=sum(lengths),
+        longest=max(lengths),
+    )
+    to_longest = spec.padding == "longest"
+    return TokenSamples(_stack(rows, seq_len, tokenizer), counts, to_longest=to_longest)
+
+
+def encoder(
+    example: Pair | Chat, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec
+) -> Callable[[Pair | Chat], Encoded]:
+    """Return what turns examples like `example` into tokens."""
+    begin, end = begin_of_text(tokenizer), end_of_text(tokenizer)
+    if isinstance(example, Chat):
+        template = chat.template_of(tokenizer, spec.template)
+        # The tokenizer's own template puts the token itself where one is due.
+        ahead = [] if spec.template is None else begin
+
+        def conversation(item: Pair | Chat) -> Encoded:
+            tokens, learnt = chat.encode(cast("Chat", item), tokenizer, template)
+            return ahead + tokens, [False] * len(ahead) + learnt
+
+        return conversation
+
+    def pair(item: Pair | Chat) -> Encoded:
+        one = cast("Pair", item)
+        prompt, target = (
+            tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+            for text in (f"{one.prompt}\n", one.target)
+        )
+        n_prompt = len(begin) + len(prompt)
+        tokens = begin + prompt + target + end
+        all_of_it = spec.loss_on == "all"
+        return tokens, [all_of_it or place >= n_prompt for place in range(len(tokens))]
+
+    return pair
+
+
+def sizer(
+    example: Example, tokenizer: "PreTrainedTokenizerBase | None", spec: DataSpec
+) -> Callable[[Example], int]:
+    """Return what tells how many tokens of a sample's `spec.seq_len` an example fills.
+
+    Whatever makes a sample by itself fills all of them; what is left out, none.
+    """
+    if tokenizer is None or isinstance(example, Picture):
+        return lambda item: spec.seq_len
+    if isinstance(example, Text):
+        known = tokenizer
+
+        def tokens_of(item: Example) -> int:
+            text = cast("Text", item).text
+            return len(known(text, add_special_tokens=False, verbose=False).input_ids)
+
+        return tokens_of
+    encode = encoder(example, tokenizer, spec)
+
+    def all_or_nothing(item: Example) -> int:
+        first = _first_target(encode(cast("Pair | Chat", item))[1])
+        return spec.seq_len if first is not None and first < spec.seq_len else 0
+
+    return all_or_nothing
+
+
+def _first_target(learnt: Sequence[bool]) -> int | None:
+    """Return the first token that is learnt; what is learnt is the one after: never the first."""
+    return next((place for place, own in enumerate(learnt) if own and place > 0), None)
+
+
+def _stack(
+    rows: Iterable[Encoded], seq_len: int, tokenizer: "PreTrainedTokenizerBase"
+) -> dict[str, torch.Tensor]:
+    rows = list(rows)
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    ids = torch.full((len(rows), seq_len), cast("int", filler))
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORED)
+    for i, (tokens, learnt) in enumerate(rows):
+        ids[i, : len(tokens)] = torch.tensor(tokens)
+        mask[i, : len(tokens)] = 1
+        own = torch.tensor(learnt)
+        labels[i, : len(tokens)][own] = ids[i, : len(tokens)][own]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def begin_of_text(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the begin-of-text token for tokenizers that put one (Llama, Gemma)."""
+    bos = tokenizer.bos_token_id
+    return [cast("int", bos)] if bos is not None and bos in tokenizer("").input_ids else []
+
+
+def end_of_text(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the end-of-text token, if there is one."""
+    return [] if tokenizer.eos_token_id is None else [cast("int", tokenizer.eos_token_id)]
+
+
+def first_sample(samples: TokenSamples, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the text of the first sample without padding, what is learnt between [[ and ]]."""
+    tensors = {name: tensor[0] for name, tensor in samples.tensors.items()}
+    labels = tensors["labels"]
+    kept = tensors.get("attention_mask", torch.ones_like(labels)).bool()
+    learnt = (labels != IGNORED)[kept].tolist()
+    return chat.marked(tensors["input_ids"][kept].tolist(), learnt, tokenizer)
