@@ -182,8 +182,12 @@ def _by_prefixes(
     spans = []
     for place, message in enumerate(messages):
         if message["role"] == ASSISTANT:
-            asked = render(messages[:place], ask=True)
             answered = render(messages[: place + 1])
+            if place:
+                asked = render(messages[:place], ask=True)
+            else:  # no template is asked for an empty conversation
+                prompt = render(messages[:1], ask=True).removeprefix(answered)
+                asked = "".join(answered.partition(prompt)[:2]) if prompt else answered
             if not (answered.startswith(asked) and whole.startswith(answered)):
                 raise FedsplitError(
                     f"{where}: where the assistant's message {place + 1} begins or ends cannot be "

@@ -110,6 +110,8 @@ def _json_reader(plain: Path, options: dict[str, Any]) -> Any:
     from datasets.io.json import JsonDatasetReader
     from datasets.packaged_modules.json.json import JsonConfig
 
+    # Left to itself it turns texts that look like numbers into numbers, where others are numbers.
+    options = {**options, "on_mixed_types": None}
     # Newer versions take a file with certain columns for the log of a coding agent.
     if hasattr(JsonConfig, "parse_agent_traces"):
         options = {**options, "parse_agent_traces": False}
@@ -195,21 +197,18 @@ def _refuse_pointers(file: Path) -> None:
 
 
 def _as_utf8(file: Path, plain: Path, encoding: str) -> None:
-    """Make `plain` a link to `file` if that can be read as it is, else a UTF-8 copy.
+    """Make `plain` a link to `file` if that is UTF-8 without a mark, else a UTF-8 copy.
 
-    Such a copy has no byte-order mark and, of JSON, no space before an array: older versions of the
-    library know an array by its first byte.
+    A JSON array becomes an object per line: not every version knows one that begins with a space.
     """
     with file.open("rb") as stream:
         start = stream.read(4)
     found = next((name for mark, name in _MARKS.items() if start.startswith(mark)), encoding)
     try:
-        if plain.suffix in _JSON and start[:1].isspace():
+        first = next(filter(str.strip, _decoded(file, found)), "").lstrip()[:1]
+        if plain.suffix in _JSON and first == "[":
             text = "".join(_decoded(file, found))
-            array = text.lstrip()
-            if array.startswith("["):  # with the space in it, so that lines keep their numbers
-                text = "[" + text[: -len(array)] + array[1:]
-            plain.write_text(text, encoding="utf-8", newline="")
+            plain.write_text("".join(_lines_of_array(text, file)), encoding="utf-8")
         elif codecs.lookup(found).name == "utf-8":
             for _ in _decoded(file, found):
                 pass
@@ -217,12 +216,27 @@ def _as_utf8(file: Path, plain: Path, encoding: str) -> None:
         else:
             with plain.open("w", encoding="utf-8", newline="") as copy:
                 copy.writelines(_decoded(file, found))
-    except UnicodeError as error:
+    except UnicodeDecodeError as error:
         line = _line_of_error(file, found)
         raise FedsplitError(
             f"{file}, line {line}: is not {found} text; say what it is, such as "
             "data.encoding=latin-1 or data.encoding=cp1252"
         ) from error
+
+
+def _lines_of_array(text: str, file: Path) -> Iterator[str]:
+    """Yield the objects of a JSON array, a line each; a bare text is a column of that name."""
+    try:
+        items = json.loads(text, object_pairs_hook=_without_repeats)
+    except json.JSONDecodeError as error:
+        raise FedsplitError(f"{file}, line {error.lineno}: not JSON: {error.msg}") from error
+    except ValueError as error:
+        raise FedsplitError(f"{file}: not JSON: {error}") from error
+    for number, item in enumerate(items, start=1):
+        row = {"text": item} if isinstance(item, str) else item
+        if not isinstance(row, dict):
+            raise FedsplitError(f"{file}, row {number}: must be a JSON object")
+        yield json.dumps(row) + "\n"
 
 
 def _decoded(file: Path, encoding: str) -> Iterator[str]:
@@ -257,13 +271,8 @@ def _why(plain: Path, error: Exception) -> str:
 
 
 def _bad_json(text: str) -> str | None:
-    """Return where a text is no JSON and why; None if nothing is found."""
-    if text.lstrip().startswith("["):
-        try:
-            json.loads(text)
-        except json.JSONDecodeError as error:
-            return f", line {error.lineno}: not JSON: {error}"
-        return ": must be a JSON array of objects, or a JSON object per line"
+    """Return at which line a text is no JSON and why; None if nothing is found."""
+    kinds: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -275,7 +284,21 @@ def _bad_json(text: str) -> str | None:
                 return f", line {number}: not JSON: {error}"
             if not isinstance(row, dict):
                 return f", line {number}: must be a JSON object"
+            for column, value in row.items():
+                kind = _kind_of(value)
+                before = kinds.setdefault(column, kind) or kind
+                if kind and kind != before:
+                    return f", line {number}: column {column!r} holds {kind}, but {before} before"
+                kinds[column] = before
     return None
+
+
+def _kind_of(value: Any) -> str:
+    """Return what JSON calls `value`; nothing for null, which any column may hold."""
+    if isinstance(value, bool):
+        return "true or false"
+    names = {str: "text", int: "numbers", float: "numbers", list: "lists", dict: "objects"}
+    return names.get(type(value), "")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ WORK = [
     ("array_utf16.json", json.dumps(TWELVE).encode("utf-16"), {}, 12),
     ("lines_utf16.jsonl", _lines(*TWELVE).encode("utf-16"), {}, 12),
     ("CAPITALS.JSONL", _lines(*TWELVE), {}, 12),
-    ("numbers.jsonl", _lines(*TWELVE, {"text": 1}, {"text": 2.5}), {}, 14),
+    ("numbers.jsonl", _lines(*[{"text": 1, "x": None}, {"text": 2, "x": "y"}] * 6), {}, 12),
     ("more_columns_later.jsonl", _lines(*TWELVE, {"text": "a", "more": {"b": [1]}}), {}, 13),
     ("empty_text.jsonl", _lines(*TWELVE, {"text": ""}), {}, 13),
     (
@@ -105,7 +105,9 @@ REFUSED = [
     ("string_later.jsonl", _lines(*TWELVE, "x"), {}, ", line 13: must be a JSON object"),
     ("twice.jsonl", '{"text": "a", "text": "b"}\n', {}, ", line 1: not JSON: the key 'text' is"),
     ("half.jsonl", '{"text": "a\\ud83d"}\n', {}, ", line 1: holds half a surrogate pair"),
-    ("mixed_array.json", '[{"text": "a"}, 5]', {}, ": must be a JSON array of objects"),
+    ("mixed_array.json", '[{"text": "a"}, 5]', {}, ", row 2: must be a JSON object"),
+    ("row_without.json", json.dumps([*TWELVE, {"txt": "x"}]), {}, ", row 13: no value in column"),
+    ("half.json", '[{"text": "a"}, {"text": "a\\ud83d"}]', {}, ", line 2: holds half a surrogate"),
     ("row_without.jsonl", _lines(*TWELVE, {"txt": "x"}), {},
         ", row 13: no value in column 'text'; columns are text, txt"),
     ("null.jsonl", _lines(*TWELVE, {"text": None}), {}, ", row 13: no value in column 'text'"),
@@ -115,7 +117,14 @@ REFUSED = [
         ", row 1: column 'messages' holds lists, must be text or numbers; conversations are "
         "read by data=chat"),
     ("list_target.jsonl", _lines(*[{"q": "a", "a": ["b"]}] * 9), PAIRS, ", row 1: column 'a'"),
-    ("object_later.jsonl", _lines(*TWELVE, {"text": {"b": 1}}), {}, ", row 13: column 'text'"),
+    ("object_later.jsonl", _lines(*TWELVE, {"text": {"b": 1}}), {},
+        ", line 13: column 'text' holds objects, but text before"),
+    ("number_later.jsonl", _lines(*TWELVE, {"text": 5}), {},
+        ", line 13: column 'text' holds numbers, but text before"),
+    ("text_later.json", json.dumps([{"text": 5}, {"text": None}, *TWELVE]), {},
+        ", line 3: column 'text' holds text, but numbers before"),
+    ("mixed_below.jsonl", _lines({"text": "a", "x": {"y": 1}}, {"text": "b", "x": {"y": "z"}}), {},
+        ": cannot be read: JSON parse error: Column(/x/y) changed from number to string"),
     ("truth.jsonl", _lines({"text": True}), {}, "row 1: column 'text' holds true or false"),
     ("dates.jsonl", _lines({"text": "2020-01-01"}), {}, "row 1: column 'text' holds a datetime"),
     ("list_label.jsonl", _lines({"text": "a", "l": [1]}), {"label_column": "l"},
@@ -199,7 +208,7 @@ def test_what_is_not_is_refused_with_file_and_place(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".txt", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".txt", ".parquet"])
 def test_texts_come_as_they_stand_there(tmp_path, suffix):
     texts = [
         "007",
@@ -214,6 +223,10 @@ def test_texts_come_as_they_stand_there(tmp_path, suffix):
     file = tmp_path / f"a{suffix}"
     if suffix == ".txt":
         file.write_text("\n\n".join(texts), encoding="utf-8")
+    elif suffix == ".tsv":
+        file.write_text("\n".join(["text", *texts]), encoding="utf-8")
+    elif suffix == ".json":
+        file.write_text(json.dumps([{"text": text} for text in texts]))
     elif suffix == ".csv":
         with file.open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows([["text"], *([text] for text in texts)])
