@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .launch.surroundings import look_for_users_modules_last
+from .launch.surroundings import collect_seldom, look_for_users_modules_last
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     if arguments is None:  # this process is the command, and nothing else
         look_for_users_modules_last()
+        collect_seldom()
     from rich.console import Console
 
     from fedsplit.errors import FedsplitError
