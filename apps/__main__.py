@@ -2,7 +2,7 @@
 
 import sys
 
-from .launch.surroundings import look_for_users_modules_last
+from .launch.surroundings import collect_seldom, look_for_users_modules_last
 
 
 def main() -> int:
@@ -12,6 +12,7 @@ def main() -> int:
     that we need move behind them.
     """
     look_for_users_modules_last()
+    collect_seldom()
     from .cli import main
 
     return main()

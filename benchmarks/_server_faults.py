@@ -108,7 +108,7 @@ class ServerFaults:
         words = [f"{key}={value}" for key, value in settings.items()]
         with (self._folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "fedsplit.apps.cli", "run", *words],
+                [sys.executable, "-m", "fedsplit.apps", "run", *words],
                 env={**os.environ, "HF_HUB_OFFLINE": "1"},
                 stdout=log,
                 stderr=log,

@@ -16,16 +16,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
-from fedsplit.errors import FedsplitError
-
-from .. import client_app, server_app
-from ..config import load_config
-from .engine import CAUSE, FLOWER, Order
-from .pool import Pool, PoolGrid, receive_worker, work
+from .engine import Order
 
 _INPUT = 0
 
@@ -33,18 +26,24 @@ _INPUT = 0
 def main() -> int:
     """Read an order from the input and carry it out; return the exit code."""
     order = Order(**json.loads(_read_line()))
-    # Collecting would touch, and so copy, every page that the children share.
-    gc.collect()
+    # What is imported stays: looking for garbage in it takes a second, and would make every child
+    # copy the pages that it shares with the others.
+    gc.disable()
+    from ..client_app import app
+    from .pool import receive_worker, work
+    from .server import serve
+
     gc.freeze()
+    gc.enable()
     alive, alive_end = os.pipe()
     ours, servers = socket.socketpair()
 
     def child(role: Callable[[], int], *others: socket.socket) -> int:
         return _fork(role, alive, alive_end, others)
 
-    server = child(lambda: _serve(order, servers), ours)
+    server = child(partial(serve, order, servers), ours)
     servers.close()
-    workers: set[int] = set()
+    children = {server}
     try:
         while True:
             readable, _, _ = select.select([_INPUT, ours.fileno()], [], [])
@@ -52,40 +51,16 @@ def main() -> int:
                 return 1
             connection = receive_worker(ours)
             if connection is None:  # the server is gone
+                children.discard(server)
                 code = os.waitstatus_to_exitcode(os.waitpid(server, 0)[1])
                 return code if code >= 0 else 128 - code
             with connection:
-                workers.add(child(partial(work, connection, client_app.app), ours))
-            workers = {number for number in workers if not _has_ended(number)}
+                children.add(child(partial(work, connection, app), ours))
+            # The server's end is noticed above.
+            children -= {number for number in children - {server} if _has_ended(number)}
     finally:
-        for number in (server, *workers):
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-
-
-def _serve(order: Order, root: socket.socket) -> int:
-    try:
-        if order.engine == FLOWER:
-            from .on_ray import simulate
-
-            simulate(order)
-        else:
-            with Pool(root, order.places) as pool:
-                server_app.run_job(
-                    PoolGrid(pool, order.devices), load_config(order.overrides), Path(order.output)
-                )
-    except Exception as error:
-        traceback.print_exc()
-        (Path(order.home) / CAUSE).write_text(_words(error), encoding="utf-8")
-        return 1
-    return 0
-
-
-def _words(error: BaseException) -> str:
-    """Return what first went wrong: Flower wraps what others raised."""
-    while error.__cause__ is not None and not isinstance(error, FedsplitError):
-        error = error.__cause__
-    return str(error) if isinstance(error, FedsplitError) else f"{type(error).__name__}: {error}"
+        for number in children:  # not waited for yet, so the numbers are theirs
+            os.kill(number, signal.SIGKILL)
 
 
 def _fork(

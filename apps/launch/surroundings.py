@@ -1,13 +1,13 @@
 """What of the user's surroundings reaches the processes of a run, and what must not.
 
-Imported before anything else of the project: it needs the standard library only.
+Imported before anything else of the project, while a user's modules still hide others: it takes
+from the standard library only what has a name that nobody gives to a module.
 """
 
+import atexit
+import gc
 import os
-import site
 import sys
-import sysconfig
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,6 +33,16 @@ def look_for_users_modules_last() -> None:
 def append_users_modules() -> None:
     """Let a process of a run find what its starter's PYTHONPATH holds, behind everything else."""
     sys.path += [entry for entry in _entries(_USERS_PATH) if entry not in sys.path]
+
+
+def collect_seldom() -> None:
+    """Let this process spend no time on looking for garbage in what it imports.
+
+    Importing torch and its like makes a million objects that stay: looking through them again
+    and again takes a second of processor time, and another one when the process ends.
+    """
+    gc.set_threshold(100_000, 50, 1000)
+    atexit.register(gc.freeze)
 
 
 def environment(flower_home: Path) -> dict[str, str]:
@@ -64,6 +74,8 @@ def environment(flower_home: Path) -> dict[str, str]:
 
 def make_home() -> Path:
     """Make a folder for what a run leaves nowhere else, private to its user, with a short path."""
+    import tempfile
+
     place = tempfile.gettempdir()
     if len(place) > _LONGEST_TMP and os.access("/tmp", os.W_OK | os.X_OK):
         place = "/tmp"
@@ -96,6 +108,9 @@ def _root() -> Path:
 
 def _installed() -> set[Path]:
     """Return the folders in which any Python of this installation finds packages by itself."""
+    import site
+    import sysconfig
+
     names = ("purelib", "platlib")
     folders = [*(sysconfig.get_path(name) for name in names), site.getusersitepackages()]
     return {Path(folder).resolve() for folder in folders}

@@ -57,7 +57,7 @@ def test_the_documentation_shows_it_as_it_is() -> None:
 def test_it_plans_under_its_name(installed: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])
     done = run(
-        "fedsplit.apps.cli", "plan", "strategy=my_scheme", "+strategy.share=0.9", "rounds=1",
+        "fedsplit.apps", "plan", "strategy=my_scheme", "+strategy.share=0.9", "rounds=1",
         f"output={tmp_path}", PYTHONPATH=path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -39,7 +39,7 @@ def start(
     overrides: Sequence[str],
     cwd: Path,
     environment: Mapping[str, str] | None = None,
-    module: str = "fedsplit.apps.cli",
+    module: str = "fedsplit.apps",
 ) -> "subprocess.Popen[str]":
     """Start a run."""
     return subprocess.Popen(

@@ -27,7 +27,7 @@ EDGES, DEVICES = 2, 4
 def fedsplit(*arguments: str, cwd: Path, patience_s: float) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "fedsplit.apps.cli", *arguments],
+        [sys.executable, "-m", "fedsplit.apps", *arguments],
         cwd=cwd,
         env=environment,
         capture_output=True,

@@ -95,7 +95,7 @@ def test_a_killed_worker_costs_its_turn_and_a_second_start_is_refused(
 
         for command in (["output=out"], ["resume=out"]):
             second = subprocess.run(
-                [sys.executable, "-m", "fedsplit.apps.cli", "run", *job, *command],
+                [sys.executable, "-m", "fedsplit.apps", "run", *job, *command],
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 def fedsplit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
     return subprocess.run(
-        [sys.executable, "-m", "fedsplit.apps.cli", *arguments],
+        [sys.executable, "-m", "fedsplit.apps", *arguments],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -131,7 +131,7 @@ def test_a_server_that_dies_without_a_word_ends_the_run_at_once(
     job: list[str], tmp_path: Path
 ) -> None:
     """Flower itself waits a minute for its heartbeat."""
-    command = [sys.executable, "-m", "fedsplit.apps.cli", "run", *job, "rounds=50", "output=out"]
+    command = [sys.executable, "-m", "fedsplit.apps", "run", *job, "rounds=50", "output=out"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     run = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
