@@ -25,20 +25,27 @@ class ServingSpec:
     Parameters
     ----------
     discipline : str
-        "fifo": one mini-batch at a time, in order of arrival, as the stage server of a real run.
+        "fifo": one computation at a time, in order of arrival, as the stage server of a real run.
         "sharing": all present mini-batches at once, each at an equal share of the speed.
         "partition": each branch owns an equal part of the speed for the whole round (papers' GSFL,
         section 6 (b)). "unlimited": every branch has the full speed to itself.
     private_backbones : bool
         Whether every branch has its own copy of the frozen weights, as in SplitFed-v1, instead of
         sharing one. It counts for memory only.
+    waiting_steps : int
+        Mini-batches whose activations a "fifo" server keeps while they wait, between their forward
+        and their backward pass, for the next tier or for the device of a U-shaped route. Others
+        queue for a place.
     """
 
     discipline: str = "fifo"
     private_backbones: bool = False
+    waiting_steps: int = 16
 
     def __post_init__(self) -> None:
         require_choice("fleet.serving.discipline", self.discipline, DISCIPLINES)
+        places = self.waiting_steps
+        require(places >= 1, "fleet.serving.waiting_steps", places, "at least 1")
 
 
 @dataclass(frozen=True, eq=False)

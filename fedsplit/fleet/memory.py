@@ -55,7 +55,8 @@ def server_memory_bytes(
     an edge that averages its device's trained adapters too. It holds its activations and workspace
     as well, but a first-come-first-served server needs one
     workspace at a time, and activations of one mini-batch at a time on the last segment, where
-    forward and backward are one visit.
+    forward and backward are one visit; elsewhere it keeps those of `ServingSpec.waiting_steps` at
+    most.
     """
     n_slots, n_servers = int(turns.slot.max()) + 1, len(fleet.servers)
     one_at_a_time = fleet.serving.discipline == "fifo"
@@ -94,6 +95,9 @@ def server_memory_bytes(
                 np.maximum.at(single, node, busy)
             rows = np.stack([node, group.starts[:, column], group.stops[:, column]], axis=1)
             hosted |= {(*row, column == last) for row in map(tuple, rows.tolist())}
+    if one_at_a_time:
+        places = min(fleet.serving.waiting_steps, n_slots)
+        held["activations"] = np.sort(held["activations"], axis=0)[n_slots - places :]
     shared = _shared_weights(hosted, profile, n_servers)
     frozen_bytes = held["frozen"].sum(axis=0) if fleet.serving.private_backbones else shared
     total: Array = (

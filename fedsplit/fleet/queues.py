@@ -7,6 +7,7 @@ indices; a `Relay` says when turns start. Both disciplines take O(V log V) for V
 
 import heapq
 from array import array
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,12 +33,16 @@ class Visits:
         Server visited.
     turn : ndarray of int
         Turn of each visit, ascending.
+    waits : ndarray of int, optional
+        1 for a visit after which its turn waits elsewhere with activations left at the server, -1
+        for the one that comes back for them, 0 for any other, as all are by default.
     """
 
     delay_s: Array
     work_s: Array
     node: IntArray
     turn: IntArray
+    waits: IntArray | None = None
 
     def ends(self) -> list[bool]:
         """Return for each visit whether it is its turn's last."""
@@ -62,24 +67,54 @@ class Served:
     end_s: Array
 
 
-def first_come_first_served(visits: Visits, relay: Relay) -> Served:
-    """Serve one visit at a time on each server, in order of arrival (ties: lower turn first)."""
+def first_come_first_served(visits: Visits, relay: Relay, places: int = 1 << 62) -> Served:
+    """Serve one visit at a time on each server, in order of arrival (ties: lower turn first).
+
+    Parameters
+    ----------
+    visits, relay
+        Who comes, and when turns start.
+    places : int
+        How many turns may have activations waiting at a server; further ones queue for a place,
+        in order of arrival, before they are served.
+    """
     delay, work, end = _floats(visits.delay_s), _floats(visits.work_s), _floats(visits.work_s)
     node, turn, last = visits.node.tolist(), visits.turn.tolist(), visits.ends()
-    free = [0.0] * (max(node, default=0) + 1)
-    waiting = [(start + delay[first], first) for start, first in relay.begin()]
-    heapq.heapify(waiting)
-    while waiting:
-        time, visit = waiting[0]
-        server = node[visit]
+    waits = [0] * len(node) if visits.waits is None else visits.waits.tolist()
+    n_servers = max(node, default=0) + 1
+    free = [0.0] * n_servers
+    left = [places] * n_servers
+    queues: list[deque[int]] = [deque() for _ in range(n_servers)]
+    # (time, visit that arrives), or (time, -1 - server) when a place there is given back.
+    events = [(start + delay[first], first) for start, first in relay.begin()]
+    heapq.heapify(events)
+    while events:
+        time, visit = events[0]
+        if visit < 0:
+            server = -1 - visit
+            if not queues[server]:
+                left[server] += 1
+                heapq.heappop(events)
+                continue
+            visit = queues[server].popleft()
+        else:
+            server = node[visit]
+            if waits[visit] > 0:
+                if left[server] == 0:
+                    queues[server].append(visit)
+                    heapq.heappop(events)
+                    continue
+                left[server] -= 1
         start = free[server] if free[server] > time else time
         free[server] = end[visit] = done = start + work[visit]
         if last[visit]:
-            heapq.heappop(waiting)
+            heapq.heappop(events)
             for begin, first in relay.leave(turn[visit], done):
-                heapq.heappush(waiting, (begin + delay[first], first))
+                heapq.heappush(events, (begin + delay[first], first))
         else:
-            heapq.heapreplace(waiting, (done + delay[visit + 1], visit + 1))
+            heapq.heapreplace(events, (done + delay[visit + 1], visit + 1))
+        if waits[visit] < 0:
+            heapq.heappush(events, (done, -1 - server))
     ends = np.array(end)
     arrivals = visits.arrivals(ends, np.array(relay.start_s))
     # Rounding may take the begin a last digit below the arrival.

@@ -17,6 +17,10 @@ Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
+# What a visit does to the activations that wait at its server (`Visits.waits`).
+_WAITS = {"forward": 1, "backward": -1, "forward+backward": 0}
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """When turns start and end.
@@ -93,7 +97,7 @@ def schedule(
     if serving.discipline == "partition":
         slowdown = np.maximum(users, 1).astype(np.float64)
     elif serving.discipline != "unlimited" and users.max() > 1:
-        return _contended(turns, waves, groups, serving.discipline, n_servers)
+        return _contended(turns, waves, groups, serving, n_servers)
     duration = np.zeros(len(turns.device))
     waiting = 0.0
     for group in groups:
@@ -131,7 +135,7 @@ def _times(relay: Relay) -> tuple[Array, Array, Array, Array]:
 
 
 def _contended(
-    turns: Turns, waves: Waves, groups: Sequence[Group], discipline: str, n_servers: int
+    turns: Turns, waves: Waves, groups: Sequence[Group], serving: ServingSpec, n_servers: int
 ) -> Schedule:
     """Run the turns through their servers' queues.
 
@@ -142,7 +146,7 @@ def _contended(
     n_turns = len(turns.device)
     alone, trail = np.zeros(n_turns), np.zeros(n_turns)
     n_visits = np.zeros(n_turns, dtype=np.int64)
-    parts: list[tuple[IntArray, Array, Array, IntArray]] = []
+    parts: list[tuple[IntArray, Array, Array, IntArray, IntArray]] = []
     for group in groups:
         members, steps = group.members, turns.steps[group.members]
         served = [j for j, stage in enumerate(group.step.stages) if stage.on_server]
@@ -176,16 +180,22 @@ def _contended(
                 delay.ravel(),
                 work[:, served].ravel(),
                 group.step.node[row][:, served].ravel(),
+                np.tile([_WAITS[group.step.stages[j].label] for j in served], len(row)),
             )
         )
     turn_of = np.concatenate([part[0] for part in parts])
     order = np.argsort(turn_of, kind="stable")
     turn_of = turn_of[order]
-    delay, work, node = (np.concatenate([part[i] for part in parts])[order] for i in (1, 2, 3))
+    delay, work, node, waits = (
+        np.concatenate([part[i] for part in parts])[order] for i in (1, 2, 3, 4)
+    )
     first_visit = np.where(n_visits > 0, np.cumsum(n_visits) - n_visits, -1)
     relay = _relay(waves, alone, trail, first_visit)
-    run = first_come_first_served if discipline == "fifo" else processor_sharing
-    served_visits = run(Visits(delay, work, node.astype(np.int64), turn_of), relay)
+    visits = Visits(delay, work, node.astype(np.int64), turn_of, waits.astype(np.int64))
+    if serving.discipline == "fifo":
+        served_visits = first_come_first_served(visits, relay, serving.waiting_steps)
+    else:
+        served_visits = processor_sharing(visits, relay)
     inside = served_visits.end_s - served_visits.arrive_s
     waiting = float(inside.sum() - work.sum())
     return Schedule(*_times(relay), waiting, np.ones(n_servers), served_visits, first_visit)

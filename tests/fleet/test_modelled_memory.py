@@ -81,6 +81,24 @@ def test_waiting_for_gradients_keeps_activations_alive_in_a_queue(seed, n):
     assert server_memory(profile, fleet, u_shape) == pytest.approx(expected)
 
 
+@few
+@given(seed=st.integers(0, 1000), n=st.integers(1, 6), places=st.integers(1, 4))
+def test_a_queue_keeps_as_many_activations_as_it_has_places(seed, n, places):
+    """Of the turns that wait; and the workspace of the one that runs."""
+    profile = random_profile(seed)
+    serving = ServingSpec(waiting_steps=places)
+    fleet = replace(random_fleet(seed, n, edges=1), serving=serving)
+    size = part(profile, 2, 4)
+    for route, node in (
+        (Route.u_shaped(N_BLOCKS, 1, 3), 0),
+        (Route.three_tier(N_BLOCKS, 1, 3), 1),
+    ):
+        plan = RoundPlan.parallel(Turn(i, route, 1) for i in range(n))
+        kept = BATCH * (min(places, n) * size["activation"] + size["workspace"])
+        expected = splitllm(size, n, 1) - n * BATCH * size["activation"] + kept
+        assert server_memory(profile, fleet, plan, node) == pytest.approx(expected)
+
+
 def test_sequential_devices_need_one_branch_of_memory_and_all_blocks_they_use():
     profile, fleet = random_profile(0), random_fleet(0, 2)
     turns = [Turn(0, Route.two_tier(N_BLOCKS, 3), 1), Turn(1, Route.two_tier(N_BLOCKS, 1), 1)]

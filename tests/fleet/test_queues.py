@@ -1,6 +1,6 @@
 """Queues against slow simulations that follow their definitions literally."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ class Case:
 
 
 @st.composite
-def cases(draw):
+def cases(draw, ties=True):
     branches = draw(
         st.lists(  # visits of each turn, by wave
             st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3), min_size=1, max_size=3),
@@ -57,7 +57,7 @@ def cases(draw):
     )
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     # Whole numbers make ties common.
-    whole = draw(st.booleans())
+    whole = ties and draw(st.booleans())
 
     def times(*shape):
         return rng.integers(0, 4, shape).astype(float) if whole else rng.uniform(0, 3, shape)
@@ -177,6 +177,85 @@ def test_first_come_first_served(case):
     served = check(case, first_come_first_served, serve_one_by_one)
     assert np.all(served.begin_s >= served.arrive_s)
     assert served.end_s - served.begin_s == pytest.approx(case.visits.work_s)
+
+
+def serve_with_places(case, waits, places):
+    """Move time from moment to moment: a lane and a queue for it, places and a queue for them."""
+    course, visits = Course(case), case.visits
+    coming = course.arrivals()
+    lane, lane_queue, place_queue = ({0: [], 1: []} for _ in range(3))
+    left, end = {0: places, 1: places}, np.zeros(len(visits.delay_s))
+    while coming or any(lane.values()):
+        now = min([*coming.values(), *(until for busy in lane.values() for _, until in busy)])
+        for node, busy in lane.items():
+            for visit, until in [one for one in busy if one[1] <= now]:
+                busy.remove((visit, until))
+                end[visit] = now
+                left[node] += waits[visit] < 0
+                coming |= course.leave(visit, now)
+        for visit in sorted(v for v in coming if coming[v] <= now):
+            del coming[visit]
+            queue = place_queue if waits[visit] > 0 else lane_queue
+            queue[int(visits.node[visit])].append(visit)
+        for node in (0, 1):
+            while left[node] and place_queue[node]:
+                left[node] -= 1
+                lane_queue[node].append(place_queue[node].pop(0))
+            if lane_queue[node] and not lane[node]:
+                visit = lane_queue[node].pop(0)
+                lane[node].append((visit, now + visits.work_s[visit]))
+    return end, course
+
+
+def with_waits(case):
+    """Return for each visit whether activations wait after it: pairs on one server, as a step is.
+
+    Between a pair the turn may visit the other server, as an edge's turn does the cloud.
+    """
+    visits = case.visits
+    node, waits = visits.node.copy(), np.zeros(len(visits.node), dtype=int)
+    for turn in range(len(case.alone_s)):
+        own = case.of(turn)
+        if len(own) == 2:
+            node[own], waits[own] = node[own[0]], (1, -1)
+        elif len(own) == 3:
+            node[own], waits[own] = (0, 1, 0), (1, 0, -1)
+    return replace(case, visits=replace(visits, node=node, waits=waits)), waits
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases(ties=False), st.integers(1, 3))
+def test_turns_that_leave_activations_queue_for_a_place(case, places):
+    case, waits = with_waits(case)
+    served = check(
+        case,
+        lambda visits, relay: first_come_first_served(visits, relay, places),
+        lambda same: serve_with_places(same, waits, places),
+    )
+    for node in (0, 1):
+        here = case.visits.node == node
+        opened = np.sort(served.begin_s[here & (waits > 0)])
+        closed = np.sort(served.end_s[here & (waits < 0)])
+        for moment in opened:
+            assert np.sum(opened <= moment) - np.sum(closed <= moment + 1e-12) <= places
+
+
+def test_a_server_is_free_while_a_device_computes_its_tail():
+    """Four devices of 1 s tails behind a server that needs 0.1 s: little more than one's time."""
+
+    def last_end(turns, places):
+        delay = np.tile([0.1, 1.2], turns)  # a way up; down, the tail, and up again
+        waits = np.tile([1, -1], turns)
+        case = chains((delay, np.full(2 * turns, 0.05), np.zeros(2 * turns, int)), number(turns))
+        visits = replace(case.visits, waits=waits)
+        return first_come_first_served(visits, case.relay(), places).end_s.max()
+
+    def number(turns):
+        return np.repeat(np.arange(turns), 2)
+
+    assert last_end(4, 16) <= 1.3 * last_end(1, 16)
+    # Without any room one waits for the other, from forward to backward.
+    assert last_end(4, 1) == pytest.approx(0.1 + 4 * 1.3)
 
 
 @settings(max_examples=200, deadline=None)
