@@ -18,6 +18,7 @@ from rich.console import Console
 from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet import Timeline, write_chrome_trace, write_gantt, write_json
 from fedsplit.flower import SplitStrategy
+from fedsplit.models import check_model
 from fedsplit.plan import RoundPlan
 
 from .config import config_dir, load_config, model_spec
@@ -120,6 +121,7 @@ def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
     results: dict[str, list[RoundRow]] = {}
     first: Timeline | None = None
     output: str | None = None
+    checked: set[str] = set()
     for chosen in expanded:
         swept = [text for i, text in enumerate(chosen) if len({e[i] for e in expanded}) > 1]
         name = " ".join(map(_short_name, swept or chosen)) or "default"
@@ -127,8 +129,12 @@ def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
         require(config.rounds >= 1, "rounds", config.rounds, "at least 1")
         output = output or config.output
         with _named_files(chosen):
+            model, seq_len = model_spec(config), config.data.get("seq_len")
+            if (key := f"{model} {seq_len}") not in checked:
+                check_model(model, seq_len)
+                checked.add(key)
             scenario = build_scenario(config)
-            refuse_impossible(scenario.strategy, scenario.system, model_spec(config))
+            refuse_impossible(scenario.strategy, scenario.system, model)
             results[name] = [scenario.row(r) for r in range(1, config.rounds + 1)]
             first = first or scenario.timeline(1)
     folder = Path(output or f"outputs/plan_{time.strftime('%Y-%m-%d_%H-%M-%S')}")

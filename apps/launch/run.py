@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.flower.server.checkpoint import holds_checkpoint, load_checkpoint
+from fedsplit.models import check_model
 from fedsplit.report import is_finished, read_records, round_line, summary_table
 from fedsplit.report.run import CONFIG, RESULTS
 
@@ -105,7 +106,9 @@ def check(config: DictConfig, folder: Path) -> None:
         Naming the field.
     """
     run_settings(config)
-    refuse_impossible(build_strategy(config), build_system(config), job(config).model)
+    settings = job(config)
+    check_model(settings.model, settings.data.seq_len)
+    refuse_impossible(build_strategy(config), build_system(config), settings.model)
     if config.resume is not None:
         reached = load_checkpoint(folder).server_round
         least = reached + 1 if is_finished(folder) else reached

@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fedsplit.errors import FedsplitError
+from fedsplit.models.checkpoint import Owns
 from fedsplit.models.spec import ModelSpec
-from fedsplit.models.weights import Owns, phantom
+from fedsplit.models.weights import phantom
 from fedsplit.seeds import derive_seed
 
 ADAPTER = "default"

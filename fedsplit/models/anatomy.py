@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.models.blocks import find_blocks
+from fedsplit.models.private import tree_flatten, tree_leaves, tree_unflatten
 from fedsplit.models.spec import model_class, usable_config
 from fedsplit.models.tiny import example_inputs, narrow
 from fedsplit.models.weights import stir
@@ -67,12 +67,16 @@ def anatomy(config: PretrainedConfig, task: str) -> Anatomy:
     return _KNOWN[key]
 
 
-def build_twin(config: PretrainedConfig, task: str) -> PreTrainedModel:
-    """Return a narrow twin of the model that `config` describes, in float32."""
+def build_twin(config: PretrainedConfig, task: str, stirred: bool = True) -> PreTrainedModel:
+    """Return a narrow twin of the model that `config` describes, in float32.
+
+    `stirred` moves it a little away from its initial values, buffers included.
+    """
     small = usable_config(narrow(config), task)
     cls: Any = model_class(small, task)
     twin: PreTrainedModel = cls._from_config(small, dtype=torch.float32).eval()
-    stir(twin, seed=0)
+    if stirred:
+        stir(twin, seed=0)
     return twin
 
 
