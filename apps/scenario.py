@@ -22,6 +22,7 @@ from fedsplit.flower import LocalWork, Scene, SplitStrategy
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, check_route, possible_cuts
 from fedsplit.models.profile import profile_model
+from fedsplit.models.weights import weights_dtype
 from fedsplit.plan import CodecPlan, RoundPlan
 from fedsplit.profiles import ModelProfile
 from fedsplit.wireless import Channel, ChannelSpec
@@ -104,7 +105,7 @@ def build_system(config: DictConfig) -> System:
         channel,
         local_work(config),
         codec_plan(config),
-        gaussian_ratio(profile),
+        gaussian_ratio(profile, weights_dtype(spec, spec.load_config())),
         config.seed,
         cache(partial(possible_cuts, spec)),
     )
@@ -129,14 +130,17 @@ def _profile(model: str, seq_len: int) -> ModelProfile:
     return profile_model(from_mapping(ModelSpec, json.loads(model), "model"), seq_len)
 
 
-def gaussian_ratio(profile: ModelProfile, seed: int = 0) -> CodecRatio:
-    """Return the compression that codecs reach on Gaussian boundaries of the model's shape.
+def gaussian_ratio(
+    profile: ModelProfile, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> CodecRatio:
+    """Return the compression that codecs reach on Gaussian boundaries like the model's.
 
     An estimate for plans: the bytes of a run depend on its data. Codecs that learn from earlier
     batches are estimated at their first one.
     """
-    width = max(int(profile.embed.boundary_bytes / 4 / profile.seq_len), 1)
-    sample = torch.randn((4, profile.seq_len, width), generator=torch.Generator().manual_seed(seed))
+    width = max(int(profile.embed.boundary_bytes / dtype.itemsize / profile.seq_len), 1)
+    draws = torch.Generator().manual_seed(seed)
+    sample = torch.randn((4, profile.seq_len, width), generator=draws).to(dtype)
 
     @cache
     def measured(text: str) -> float:

@@ -33,12 +33,16 @@ class Anatomy:
     positions : mapping of str to frozenset of int
         For each weight (parameter or stored buffer), where the forward pass uses it: -1 before
         the first block, ``i`` in block ``i``, ``len(blocks)`` after the last one.
+    calls : mapping of str to frozenset of int
+        The same for each module that has tied weights: where it is called. The head and the
+        embeddings share their weights, but not the adapters around them.
     kept : frozenset of int
         Leaves of a block's output that anything later reads.
     """
 
     blocks: tuple[str, ...]
     positions: Mapping[str, frozenset[int]]
+    calls: Mapping[str, frozenset[int]]
     kept: frozenset[int]
 
     @property
@@ -54,7 +58,9 @@ class Anatomy:
         )
 
     def of_module(self, name: str) -> frozenset[int]:
-        """Return the positions that use any weight of the module called `name`."""
+        """Return the positions that call the module `name`, or use any weight of it."""
+        if name in self.calls:
+            return self.calls[name]
         found = [where for key, where in self.positions.items() if key.startswith(f"{name}.")]
         return frozenset().union(*found)
 
@@ -96,7 +102,7 @@ def _examine(config: PretrainedConfig, task: str) -> Anatomy:
     everywhere = frozenset(range(EMBED, len(blocks) + 1))
     for name in _read_later(twin, blocks, inputs, positions):
         positions[name] = everywhere
-    return Anatomy(blocks, positions, _kept(twin, blocks, inputs, logits))
+    return Anatomy(blocks, positions, watch.calls(), _kept(twin, blocks, inputs, logits))
 
 
 class _Watch(TorchFunctionMode):
@@ -111,9 +117,18 @@ class _Watch(TorchFunctionMode):
         self._here = EMBED
         self._blocks = tuple(blocks)
         self._modules = [model.get_submodule(name) for name in self._blocks]
+        self._tied = {
+            name.rpartition(".")[0]: model.get_submodule(name.rpartition(".")[0])
+            for names in self._names.values()
+            if len(names) > 1
+            for name in names
+        }
+        self._calls: dict[str, set[int]] = defaultdict(set)
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "_Watch":
+        for name, module in self._tied.items():
+            self._hooks.append(module.register_forward_pre_hook(self._note(name)))
         for index, module in enumerate(self._modules):
             self._hooks.append(module.register_forward_pre_hook(self._move_to(index)))
             self._hooks.append(module.register_forward_hook(self._move_to(index + 1)))
@@ -130,6 +145,12 @@ class _Watch(TorchFunctionMode):
             self._here = position
 
         return move
+
+    def _note(self, name: str) -> Callable[..., None]:
+        def note(*_: Any) -> None:
+            self._calls[name].add(self._here)
+
+        return note
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -153,6 +174,10 @@ class _Watch(TorchFunctionMode):
                 }
             found.update(dict.fromkeys(names, frozenset(uses or {EMBED})))
         return found
+
+    def calls(self) -> dict[str, frozenset[int]]:
+        """Return the positions that call each module with tied weights, if any does."""
+        return {name: frozenset(where) for name, where in self._calls.items()}
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -188,8 +188,9 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor], blocks: Sequence[str] 
                 with recorder:
                     loss.backward()  # type: ignore[no-untyped-call]
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        why = "" if GROUPED_MM is not None else "; models of experts need torch 2.8"
         raise FedsplitError(
-            f"model={type(model).__name__!r}: what it computes depends on the data ({error})"
+            f"model={type(model).__name__!r}: what it computes depends on the data ({error}){why}"
         ) from error
     return recorder.finish(loss)
 

@@ -363,7 +363,7 @@ class SplitModel:
                     f"train={self.spec.train!r}: {name!r} is used at several places of "
                     f"{self.config.model_type!r} that the route puts on different tiers (tied "
                     "embeddings, or a layer shared by blocks); keep them on one tier (with tied "
-                    "embeddings: a U-shaped route), or set tie_word_embeddings=false"
+                    "embeddings: a U-shaped route, or train=lora)"
                 )
             slots[peft_key(name) if lora else name] = _Slot(
                 min(where), tuple(self._place(alias) for alias in names)
