@@ -176,7 +176,7 @@ class Run:
                 name,
             )
         else:
-            save_model(self._folder / "model", adapters, model.config)
+            save_model(self._folder / "model", adapters, model)
         (self._folder / PROGRESS).unlink(missing_ok=True)
         self._report.finish()
         log(INFO, "results in %s", self._folder)

@@ -1,7 +1,7 @@
 """Models that are cut into segments: load, run and exchange their adapters."""
 
 from fedsplit.models.boundary import Boundary, Output
-from fedsplit.models.check import check_model
+from fedsplit.models.check import check_model, read_tokenizer
 from fedsplit.models.routes import check_route, possible_cuts
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.split import SplitModel, load
@@ -15,4 +15,5 @@ __all__ = [
     "check_route",
     "load",
     "possible_cuts",
+    "read_tokenizer",
 ]

@@ -64,6 +64,7 @@ __all__ = [
     "initialise",
     "load_weights",
     "meta_model",
+    "quiet_bars",
     "sdpa_backward_flop_count",
     "sdpa_flop_count",
     "tree_flatten",
@@ -129,7 +130,7 @@ def load_weights(
     settings = LoadStateDictConfig(
         dtype=dtype, weight_mapping=renamed.mapping, device_map={"": device}
     )
-    with _quiet_bars():
+    with quiet_bars():
         info, _ = convert_and_load_state_dict_in_model(model, dict(stored), settings)
     model._adjust_missing_and_unexpected_keys(info)
     return info
@@ -174,7 +175,7 @@ def initialise(owner: PreTrainedModel, module: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_bars() -> Iterator[None]:
+def quiet_bars() -> Iterator[None]:
     """Keep transformers' progress bar off the terminal."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,5 +1,6 @@
 """Which model to train, and how: settings that travel between tiers as JSON."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ TASKS = {
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRAIN = ("lora", "full")
+_CHANGED = ("use_cache", "rescale_every")
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,17 @@ class ModelSpec:
                 f"source={self.source!r}: quantization_config ({method}) must be absent; {PLAIN}"
             )
         return config
+
+    def restore(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Return a copy of `config` with what `usable_config` changed as the checkpoint had it."""
+        own = self.read_config()
+        if type(own) is not type(config):
+            own = own.get_text_config()
+        restored = copy.deepcopy(config)
+        for name in _CHANGED:
+            if hasattr(own, name):
+                setattr(restored, name, getattr(own, name))
+        return restored
 
     def _why_no_config(self) -> str:
         """Return what else the source is, if it is something known."""
