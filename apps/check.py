@@ -100,18 +100,12 @@ def require_folder(folder: Path) -> None:
 
 
 def require_model(spec: ModelSpec, data: DataSpec) -> None:
-    """Refuse unknown fields of the model's configuration, and samples longer than it can take."""
+    """Refuse unknown fields of the model's configuration, and data that it cannot take."""
     require_fields(spec)
-    config = spec.load_config()
     images = data.source == "digits" or data.image_column is not None
     kind = "images" if spec.task == _IMAGES else "texts"
     right = images == (spec.task == _IMAGES)
     require(right, "data.source", data.source, f"{kind} for model.task={spec.task}")
-    positions = getattr(config, "max_position_embeddings", None)
-    if not images and isinstance(positions, int):
-        length = data.seq_len
-        allowed = f"at most {positions}, the positions of the model"
-        require(length <= positions, "data.seq_len", length, allowed)
 
 
 def require_fields(spec: ModelSpec) -> None:

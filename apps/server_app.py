@@ -186,7 +186,7 @@ class Run(RunListener):
                 name,
             )
         else:
-            save_model(self._folder / "model", adapters, model.config)
+            save_model(self._folder / "model", adapters, model)
         (self._folder / PROGRESS).unlink(missing_ok=True)
         self._report.finish()
         log(INFO, "results in %s", self._folder)

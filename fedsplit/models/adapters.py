@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fedsplit.errors import FedsplitError
+from fedsplit.models.checkpoint import Owns
 from fedsplit.models.spec import ModelSpec
-from fedsplit.models.weights import Owns, phantom
+from fedsplit.models.weights import phantom
 from fedsplit.seeds import derive_seed
 
 ADAPTER = "default"
@@ -76,12 +77,16 @@ def add_adapters(model: PreTrainedModel, spec: ModelSpec, owns: Owns) -> None:
 
 
 def _materialise(layer: nn.Module, own: bool) -> None:
-    """Give the adapter weights of `layer` memory, or make them phantoms."""
+    """Give the adapter weights of `layer` memory, or make them phantoms.
+
+    Whatever type the frozen weights have, LoRA's are in float32, as PEFT has it.
+    """
     for name, parameter in list(layer.named_parameters()):
         if not is_adapter(name):
             continue
         owner, _, short = name.rpartition(".")
-        value = torch.empty_like(parameter, device="cpu") if own else phantom(parameter)
+        like = parameter.float() if isinstance(layer, LoraLayer) else parameter
+        value = torch.empty_like(like, device="cpu") if own else phantom(like)
         layer.get_submodule(owner)._parameters[short] = nn.Parameter(value, requires_grad=own)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.models.blocks import find_blocks
+from fedsplit.models.private import tree_flatten, tree_leaves, tree_unflatten
 from fedsplit.models.spec import model_class, usable_config
 from fedsplit.models.tiny import example_inputs, narrow
 from fedsplit.models.weights import stir
@@ -33,12 +33,16 @@ class Anatomy:
     positions : mapping of str to frozenset of int
         For each weight (parameter or stored buffer), where the forward pass uses it: -1 before
         the first block, ``i`` in block ``i``, ``len(blocks)`` after the last one.
+    calls : mapping of str to frozenset of int
+        The same for each module that has tied weights: where it is called. The head and the
+        embeddings share their weights, but not the adapters around them.
     kept : frozenset of int
         Leaves of a block's output that anything later reads.
     """
 
     blocks: tuple[str, ...]
     positions: Mapping[str, frozenset[int]]
+    calls: Mapping[str, frozenset[int]]
     kept: frozenset[int]
 
     @property
@@ -54,7 +58,9 @@ class Anatomy:
         )
 
     def of_module(self, name: str) -> frozenset[int]:
-        """Return the positions that use any weight of the module called `name`."""
+        """Return the positions that call the module `name`, or use any weight of it."""
+        if name in self.calls:
+            return self.calls[name]
         found = [where for key, where in self.positions.items() if key.startswith(f"{name}.")]
         return frozenset().union(*found)
 
@@ -67,12 +73,16 @@ def anatomy(config: PretrainedConfig, task: str) -> Anatomy:
     return _KNOWN[key]
 
 
-def build_twin(config: PretrainedConfig, task: str) -> PreTrainedModel:
-    """Return a narrow twin of the model that `config` describes, in float32."""
+def build_twin(config: PretrainedConfig, task: str, stirred: bool = True) -> PreTrainedModel:
+    """Return a narrow twin of the model that `config` describes, in float32.
+
+    `stirred` moves it a little away from its initial values, buffers included.
+    """
     small = usable_config(narrow(config), task)
     cls: Any = model_class(small, task)
     twin: PreTrainedModel = cls._from_config(small, dtype=torch.float32).eval()
-    stir(twin, seed=0)
+    if stirred:
+        stir(twin, seed=0)
     return twin
 
 
@@ -92,7 +102,7 @@ def _examine(config: PretrainedConfig, task: str) -> Anatomy:
     everywhere = frozenset(range(EMBED, len(blocks) + 1))
     for name in _read_later(twin, blocks, inputs, positions):
         positions[name] = everywhere
-    return Anatomy(blocks, positions, _kept(twin, blocks, inputs, logits))
+    return Anatomy(blocks, positions, watch.calls(), _kept(twin, blocks, inputs, logits))
 
 
 class _Watch(TorchFunctionMode):
@@ -107,9 +117,18 @@ class _Watch(TorchFunctionMode):
         self._here = EMBED
         self._blocks = tuple(blocks)
         self._modules = [model.get_submodule(name) for name in self._blocks]
+        self._tied = {
+            name.rpartition(".")[0]: model.get_submodule(name.rpartition(".")[0])
+            for names in self._names.values()
+            if len(names) > 1
+            for name in names
+        }
+        self._calls: dict[str, set[int]] = defaultdict(set)
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "_Watch":
+        for name, module in self._tied.items():
+            self._hooks.append(module.register_forward_pre_hook(self._note(name)))
         for index, module in enumerate(self._modules):
             self._hooks.append(module.register_forward_pre_hook(self._move_to(index)))
             self._hooks.append(module.register_forward_hook(self._move_to(index + 1)))
@@ -126,6 +145,12 @@ class _Watch(TorchFunctionMode):
             self._here = position
 
         return move
+
+    def _note(self, name: str) -> Callable[..., None]:
+        def note(*_: Any) -> None:
+            self._calls[name].add(self._here)
+
+        return note
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -149,6 +174,10 @@ class _Watch(TorchFunctionMode):
                 }
             found.update(dict.fromkeys(names, frozenset(uses or {EMBED})))
         return found
+
+    def calls(self) -> dict[str, frozenset[int]]:
+        """Return the positions that call each module with tied weights, if any does."""
+        return {name: frozenset(where) for name, where in self._calls.items()}
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -2,9 +2,9 @@
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedsplit.errors import FedsplitError
+from fedsplit.models.private import GradientCheckpointingLayer
 
 _DEPTH_FIELDS = ("num_hidden_layers", "decoder_layers", "n_layer", "n_layers", "num_layers")
 

@@ -17,6 +17,7 @@ from fedsplit.errors import FedsplitError
 from fedsplit.layergraph import LayerGraph
 from fedsplit.models.graph import fold
 from fedsplit.models.graph_trace import trace
+from fedsplit.models.private import unguarded
 
 _DEVICE, _SERVER, _BOTH = "device", "server", "both"
 
@@ -144,7 +145,7 @@ def export(
         If the model returns no scalar loss.
     """
     exported = torch.export.export(model, (), dict(inputs), strict=False)
-    whole = exported.module(check_guards=False)
+    whole = unguarded(exported)
     nodes = list(whole.graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
     loss = next((n for n in nodes[-1].all_input_nodes if n.meta["val"].dim() == 0), None)

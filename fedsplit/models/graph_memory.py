@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fedsplit.models.graph_trace import fake_copy, run_fake
+from fedsplit.models.private import FakeTensorMode, TorchDispatchMode, tree_leaves
 
 
 def peak_bytes(

@@ -13,16 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses import FakeTensorMode
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from fedsplit.errors import FedsplitError, require
+from fedsplit.models.private import (
+    GROUPED_MM,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    TorchDispatchMode,
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+    tree_leaves,
+)
 
 aten = torch.ops.aten
 
@@ -55,8 +58,9 @@ FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
-    aten._grouped_mm: _grouped_mm,
 }
+if GROUPED_MM is not None:
+    FLOPS[GROUPED_MM] = _grouped_mm
 
 # Their results depend on an argument's shape, not on its values.
 SHAPE_ONLY = {
@@ -128,7 +132,7 @@ class Trace:
 
 def run_fake(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Return what the operator `func` returns on tensors without data."""
-    run = _fake_grouped_mm if func._overloadpacket is aten._grouped_mm else func
+    run = _fake_grouped_mm if func._overloadpacket is GROUPED_MM else func
     return run(*args, **kwargs)
 
 
@@ -189,8 +193,9 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor], blocks: Sequence[str] 
                 with recorder:
                     loss.backward()  # type: ignore[no-untyped-call]
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        why = "" if GROUPED_MM is not None else "; models of experts need torch 2.8"
         raise FedsplitError(
-            f"model={type(model).__name__!r}: what it computes depends on the data ({error})"
+            f"model={type(model).__name__!r}: what it computes depends on the data ({error}){why}"
         ) from error
     return recorder.finish(loss)
 

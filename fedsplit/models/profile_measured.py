@@ -8,10 +8,10 @@ from statistics import median
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from fedsplit.errors import require
 from fedsplit.models.blocks import find_blocks
+from fedsplit.models.private import tree_leaves
 from fedsplit.models.profile import example_batch, profile_model
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.split import load

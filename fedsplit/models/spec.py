@@ -1,7 +1,9 @@
 """Which model to train, and how: settings that travel between tiers as JSON."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +16,16 @@ from transformers import (
 )
 
 from fedsplit.errors import FedsplitError, require, require_choice
+from fedsplit.models.files import PLAIN, is_lfs_pointer, one_line
 
 TASKS = {
     "causal-lm": AutoModelForCausalLM,
     "image-classification": AutoModelForImageClassification,
 }
+AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRAIN = ("lora", "full")
+_CHANGED = ("use_cache", "rescale_every")
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,9 @@ class ModelSpec:
     task : str
         "causal-lm" or "image-classification".
     dtype : str
-        Type of the frozen weights: "float32", "bfloat16" or "float16".
+        Type of the frozen weights: "float32", "bfloat16", "float16", or "auto", the checkpoint's
+        own as `transformers` understands it: what its configuration says, else what is stored.
+        What is trained stays in float32 with "auto", so ``train: full`` is in float32.
     train : str
         "lora" trains low-rank adapters (and, for image classification, the classifier), "full"
         trains every parameter.
@@ -58,7 +65,7 @@ class ModelSpec:
     model_type: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     task: str = "causal-lm"
-    dtype: str = "float32"
+    dtype: str = AUTO
     train: str = "lora"
     r: int = 8
     alpha: float = 16.0
@@ -73,7 +80,7 @@ class ModelSpec:
                 f"source={self.source!r}, model_type={self.model_type!r}: exactly one must be given"
             )
         require_choice("task", self.task, TASKS)
-        require_choice("dtype", self.dtype, DTYPES)
+        require_choice("dtype", self.dtype, [AUTO, *DTYPES])
         require_choice("train", self.train, TRAIN)
         require(self.r >= 1, "r", self.r, "at least 1")
         require(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
@@ -81,32 +88,68 @@ class ModelSpec:
         if self.target_modules is not None and not isinstance(self.target_modules, str):
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """Type of the frozen weights."""
-        return DTYPES[self.dtype]
-
     def load_config(self) -> PretrainedConfig:
-        """Return the model's configuration with the overrides applied.
+        """Return the model's configuration with the overrides applied, fit for training.
 
         Raises
         ------
         FedsplitError
-            If the source or architecture is unknown, or the configuration refuses an override.
+            If the source or architecture is unknown, the configuration refuses an override, or the
+            checkpoint is quantised.
+        """
+        return usable_config(self.read_config(), self.task)
+
+    def read_config(self) -> PretrainedConfig:
+        """Return the checkpoint's own configuration with the overrides applied, nothing else.
+
+        Raises
+        ------
+        FedsplitError
+            As `load_config`.
         """
         overrides = dict(self.config)
+        config: PretrainedConfig
         try:
             if self.source is not None:
                 config = AutoConfig.from_pretrained(self.source, **overrides)
             else:
                 config = AutoConfig.for_model(str(self.model_type), **overrides)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             name = "source" if self.source is not None else "model_type"
             raise FedsplitError(
                 f"{name}={getattr(self, name)!r}: no model configuration could be made of it with "
-                f"config={overrides!r} ({error})"
+                f"config={overrides!r} ({one_line(str(error))}){self._why_no_config()}"
             ) from error
-        return usable_config(config, self.task)
+        quantisation = getattr(config, "quantization_config", None)
+        if quantisation is not None:
+            fields = quantisation if isinstance(quantisation, Mapping) else vars(quantisation)
+            method = one_line(str(fields.get("quant_method", "unknown")))
+            raise FedsplitError(
+                f"source={self.source!r}: quantization_config ({method}) must be absent; {PLAIN}"
+            )
+        return config
+
+    def restore(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Return a copy of `config` with what `usable_config` changed as the checkpoint had it."""
+        own = self.read_config()
+        if type(own) is not type(config):
+            own = own.get_text_config()
+        restored = copy.deepcopy(config)
+        for name in _CHANGED:
+            if hasattr(own, name):
+                setattr(restored, name, getattr(own, name))
+        return restored
+
+    def _why_no_config(self) -> str:
+        """Return what else the source is, if it is something known."""
+        folder = Path(self.source or "")
+        if self.source is None or not folder.is_dir():
+            return ""
+        if is_lfs_pointer(folder / "config.json"):
+            return "; config.json is a Git LFS pointer, not the file: fetch it (git lfs pull)"
+        if (folder / "adapter_config.json").is_file():
+            return "; it is an adapter: name the model that it adapts, or merge it into that"
+        return ""
 
 
 def usable_config(config: PretrainedConfig, task: str) -> PretrainedConfig:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import KVSharingDict
 
 from fedsplit.errors import FedsplitError
 from fedsplit.models.adapters import adapted_module, add_adapters, is_adapter, peft_key
 from fedsplit.models.anatomy import EMBED, Anatomy, anatomy
 from fedsplit.models.boundary import Boundary, Output
+from fedsplit.models.private import BatchNorm, SharedStates
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import placeholder
 from fedsplit.models.weights import build, held_bytes, is_phantom
@@ -114,7 +114,7 @@ class _Reached(Exception):
 def _shared(keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the keys and values that earlier blocks leave for later ones (Gemma 3n and 4)."""
     return {
-        name: dict(value) for name, value in keywords.items() if isinstance(value, KVSharingDict)
+        name: dict(value) for name, value in keywords.items() if isinstance(value, SharedStates)
     }
 
 
@@ -160,11 +160,7 @@ class SplitModel:
         self.n_blocks = parts.n_blocks
         self._parts = parts
         self._owned = owned
-        self._norms = [
-            module
-            for module in model.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        ]
+        self._norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
         self._slots = self._find_slots()
         trained = {id(slot.get()) for slot in self._slots.values()}
         for parameter in model.parameters():
@@ -374,7 +370,7 @@ class SplitModel:
                     f"train={self.spec.train!r}: {name!r} is used at several places of "
                     f"{self.config.model_type!r} that the route puts on different tiers (tied "
                     "embeddings, or a layer shared by blocks); keep them on one tier (with tied "
-                    "embeddings: a U-shaped route), or set tie_word_embeddings=false"
+                    "embeddings: a U-shaped route, or train=lora)"
                 )
             slots[peft_key(name) if lora else name] = _Slot(
                 min(where), tuple(self._place(alias) for alias in names)

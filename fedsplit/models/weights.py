@@ -5,28 +5,14 @@ one from memory-mapped safetensors files (or drawn at random); all others become
 of a single zero, so that a tier never holds another tier's weights, not even while loading.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, initialization
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-)
-from transformers.modeling_utils import LoadStateDictConfig, _get_resolved_checkpoint_files
+from transformers import PretrainedConfig, PreTrainedModel
 
-from fedsplit.errors import FedsplitError
-from fedsplit.models.spec import ModelSpec, model_class
+from fedsplit.models.checkpoint import Owns, read_weights, stored_dtype
+from fedsplit.models.private import guarded_initialisation, initialise, meta_model
+from fedsplit.models.spec import AUTO, DTYPES, ModelSpec, model_class
 from fedsplit.seeds import derive_seed
-
-Owns = Callable[[str], bool]
 
 
 def build(
@@ -34,25 +20,25 @@ def build(
 ) -> PreTrainedModel:
     """Return the model of `spec` with real weights where ``owns(name)``, phantoms elsewhere.
 
-    Random weights (all of them for a spec without source, else those that the checkpoint lacks)
+    Random weights (all of them for a spec without source, else a new classifier)
     depend on the seed and on their module's name alone, not on what else is owned.
 
     Raises
     ------
     FedsplitError
-        If the checkpoint is not in safetensors format, cannot be found or does not fit.
+        If the checkpoint is not in safetensors format, cannot be found, or does not hold what is
+        owned, and nothing but this model's weights.
     """
-    cls = model_class(config, spec.task)
-    with contextlib.ExitStack() as contexts:
-        for context in cls.get_init_context(spec.torch_dtype, False, False, False):
-            contexts.enter_context(context)
-        model = cls(config)
+    dtype = weights_dtype(spec, config)
+    model = meta_model(model_class(config, spec.task), config, dtype)
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    absent = None
     if spec.source is not None:
-        _read(model, spec, owns)
+        absent = read_weights(model, spec, owns, dtype)
     _fill_in(model, owns, device)
     _initialise(model, spec.seed)
-    model.tie_weights()
+    # Tied to whichever of them the checkpoint has, and not at all if it has both and they differ.
+    model.tie_weights(absent, recompute_mapping=absent is None)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(spec.train == "full" and name in trained)
         if not is_phantom(parameter):
@@ -61,6 +47,27 @@ def build(
         if not is_phantom(buffer):
             buffer.data = buffer.data.to(device)
     return model
+
+
+def weights_dtype(spec: ModelSpec, config: PretrainedConfig) -> torch.dtype:
+    """Return the type that the weights of `spec` are read in.
+
+    Raises
+    ------
+    FedsplitError
+        If the checkpoint has to be asked, and cannot be read.
+    """
+    if spec.dtype != AUTO:
+        return DTYPES[spec.dtype]
+    if spec.train == "full":
+        # Optimizers lose small steps in half precision.
+        return torch.float32
+    said = getattr(config, "dtype", None)
+    if isinstance(said, str):
+        said = getattr(torch, said, None)
+    if said is None and spec.source is not None:
+        said = stored_dtype(spec.source)
+    return said if isinstance(said, torch.dtype) else torch.float32
 
 
 def phantom(like: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -97,57 +104,6 @@ def held_bytes(model: nn.Module) -> int:
     return sum(storages.values())
 
 
-def _read(model: PreTrainedModel, spec: ModelSpec, owns: Owns) -> None:
-    """Load the owned weights of a checkpoint, renamed and converted as transformers does it."""
-    mapping: list[Any] = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    expected = model.state_dict()
-
-    def target(key: str) -> str:
-        prefix = model.base_model_prefix
-        name, _ = rename_source_key(key, renamings, converters, prefix, expected)
-        return name if name in expected else rename_source_key(key, [], [], prefix, expected)[0]
-
-    with contextlib.ExitStack() as files:
-        slices: dict[str, Any] = {}
-        for path in _checkpoint_files(spec):
-            file = files.enter_context(safe_open(path, framework="pt"))
-            slices |= {
-                key: file.get_slice(key)
-                for key in file.keys()  # noqa: SIM118 - not a mapping
-                if target(key) in expected and owns(target(key))
-            }
-        with _quiet_bars():
-            info, _ = convert_and_load_state_dict_in_model(
-                model, slices, LoadStateDictConfig(dtype=spec.torch_dtype, weight_mapping=mapping)
-            )
-    if info.mismatched_keys or info.conversion_errors:
-        wrong = sorted(str(key) for key in [*info.mismatched_keys, *info.conversion_errors])
-        raise FedsplitError(
-            f"source={spec.source!r}: its weights do not fit the configuration: {wrong[:3]}"
-        )
-
-
-def _checkpoint_files(spec: ModelSpec) -> list[str]:
-    try:
-        files, _ = _get_resolved_checkpoint_files(
-            pretrained_model_name_or_path=spec.source,
-            variant=None,
-            gguf_file=None,
-            use_safetensors=True,
-            user_agent=None,
-            is_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        raise FedsplitError(
-            f"source={spec.source!r}: must be a checkpoint in safetensors format; others "
-            f"(pytorch_model.bin) cannot be read segment by segment, so save it again with "
-            f"`save_pretrained` first ({error})"
-        ) from error
-    return list(files or [])
-
-
 def _fill_in(model: PreTrainedModel, owns: Owns, device: torch.device) -> None:
     """Replace what is still on the meta device: phantoms for others' weights, memory for own."""
     stored = set(model.state_dict())
@@ -176,21 +132,7 @@ def _initialise(model: PreTrainedModel, seed: int) -> None:
             visit(child, f"{name}.{child_name}" if name else child_name, owner)
         # torch.manual_seed would also queue calls for accelerators, which is slow and grows.
         torch.default_generator.manual_seed(derive_seed(seed, "weights", name))
-        owner._initialize_weights(module)
+        initialise(owner, module)
 
-    with torch.random.fork_rng(devices=[]), initialization.guard_torch_init_functions():
+    with torch.random.fork_rng(devices=[]), guarded_initialisation():
         visit(model, "", model)
-
-
-@contextlib.contextmanager
-def _quiet_bars() -> Iterator[None]:
-    """Keep transformers' progress bar off the terminal."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,5 +1,8 @@
 """Trained weights in the formats that other programs load."""
 
+import contextlib
+import shutil
+import warnings
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
@@ -8,10 +11,14 @@ from peft import LoraConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PretrainedConfig
-from transformers.utils import SAFE_WEIGHTS_NAME
+from torch.nn import Parameter
+from transformers import GenerationConfig, PretrainedConfig
+from transformers.utils import IMAGE_PROCESSOR_NAME
+from transformers.utils.hub import cached_file
 
-from fedsplit.errors import require
+from fedsplit.errors import FedsplitError, require
+from fedsplit.models import SplitModel, read_tokenizer
+from fedsplit.models.private import quiet_bars
 
 _PREFIX = "base_model.model."
 
@@ -52,21 +59,55 @@ def save_adapter(
     _save(folder / SAFETENSORS_WEIGHTS_NAME, adapters)
 
 
-def save_model(folder: Path, weights: Mapping[str, Tensor], config: PretrainedConfig) -> None:
-    """Write all weights of a model, for ``from_pretrained(folder)``.
+def save_model(folder: Path, weights: Mapping[str, Tensor], model: SplitModel) -> None:
+    """Write a model trained whole, for ``from_pretrained(folder)``.
 
     Parameters
     ----------
     folder : Path
-        Gets config.json and model.safetensors.
+        Gets weights and configuration; the tokenizer or image processor and the generation
+        settings of the checkpoint, where there was one; all as transformers saves them.
     weights : mapping of str to Tensor
-        The model's state dict; tied weights once.
-    config : PretrainedConfig
-        The model's configuration.
+        What was trained, by name.
+    model : SplitModel
+        The whole model; `weights` are installed in it.
+
+    Raises
+    ------
+    FedsplitError
+        If a weight is not the model's.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
-    _save(folder / SAFE_WEIGHTS_NAME, weights)
+    model.install({name: Parameter(value, value.requires_grad) for name, value in weights.items()})
+    inner, source = model.model, model.spec.source
+    config = model.spec.restore(inner.config)
+    held = inner.config
+    inner.config = config
+    if inner.can_generate():
+        inner.generation_config = _generation_config(source, config)
+    try:
+        with quiet_bars():
+            inner.save_pretrained(folder)
+    finally:
+        inner.config = held
+    if source is None:
+        return
+    if model.spec.task == "causal-lm":
+        try:
+            read_tokenizer(source).save_pretrained(folder)
+        except FedsplitError as error:
+            # The weights are safe by now; data of a user's own may need no tokenizer.
+            warnings.warn(f"{folder} has no tokenizer: {error}", stacklevel=2)
+    with contextlib.suppress(OSError):
+        if (found := cached_file(source, IMAGE_PROCESSOR_NAME)) is not None:
+            shutil.copy(found, folder)
+
+
+def _generation_config(source: str | None, config: PretrainedConfig) -> GenerationConfig:
+    """Return the checkpoint's settings of generation, or what the configuration says of them."""
+    if source is not None:
+        with contextlib.suppress(OSError):
+            return GenerationConfig.from_pretrained(source)
+    return GenerationConfig.from_model_config(config)
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,14 +1,26 @@
 """Exports: a plain PEFT or transformers script loads them and computes the same loss."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
-from transformers import AutoModelForCausalLM, LlamaConfig
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    LlamaConfig,
+)
 
+from fedsplit.assets import default_checkpoint
 from fedsplit.errors import FedsplitError
-from fedsplit.models import ModelSpec, load
+from fedsplit.models import ModelSpec, check_model, load
 from fedsplit.models.adapters import lora_config
+from fedsplit.models.tiny import tiny_config
 from fedsplit.plan import Segment
 from fedsplit.report.export import save_adapter, save_model
 
@@ -76,11 +88,70 @@ def test_what_a_split_model_trained_is_an_adapter_of_the_unsplit_one(base, tmp_p
 
 
 def test_transformers_loads_a_whole_model(base, tmp_path):
-    trained = AutoModelForCausalLM.from_pretrained(base)
-    weights = _shaken(dict(trained.named_parameters()))
-    trained.load_state_dict(weights, strict=False)
-    save_model(tmp_path, weights, trained.config)
-    assert _loss(AutoModelForCausalLM.from_pretrained(tmp_path)) == _loss(trained)
+    split = load(ModelSpec(source=str(base), train="full"))
+    whole = Segment("device", 0, split.n_blocks)
+    weights = _shaken(split.adapters(whole))
+    save_model(tmp_path, weights, split)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert set(weights) == set(dict(plain.named_parameters()))
+    assert all(torch.equal(value, plain.get_parameter(n)) for n, value in weights.items())
+    assert _loss(plain) == split.run(whole, {"input_ids": IDS, "labels": IDS}).loss.item()
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_whole_model_keeps_what_its_checkpoint_said(tmp_path, use_cache):
+    """The shipped model has a tokenizer, settings of generation and a tied head."""
+    base = Path(shutil.copytree(default_checkpoint(), tmp_path / "base"))
+    said = json.loads((base / "config.json").read_text()) | {"use_cache": use_cache}
+    (base / "config.json").write_text(json.dumps(said))
+    (base / "generation_config.json").write_text('{"max_new_tokens": 7, "eos_token_id": 3}')
+    split = load(ModelSpec(source=str(base), train="full"))
+    weights = _shaken(split.adapters(Segment("device", 0, split.n_blocks)))
+    save_model(tmp_path / "model", weights, split)
+    assert not split.model.config.use_cache
+
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert plain.config.use_cache is use_cache
+    assert plain.config.architectures == ["LlamaForCausalLM"]
+    assert plain.lm_head.weight is plain.model.embed_tokens.weight
+    assert torch.equal(plain.lm_head.weight, weights["model.embed_tokens.weight"])
+    assert (plain.generation_config.max_new_tokens, plain.generation_config.eos_token_id) == (7, 3)
+    texts = ["Return the number.", "naïve café 東京"]
+    ours, theirs = (AutoTokenizer.from_pretrained(f)(texts) for f in (tmp_path / "model", base))
+    assert ours["input_ids"] == theirs["input_ids"]
+    check_model(ModelSpec(source=str(tmp_path / "model")), seq_len=128)
+
+
+@pytest.mark.parametrize("model_type", ["resnet", "vit"])
+def test_a_whole_image_model_is_a_checkpoint_again(tmp_path, model_type):
+    """With running statistics, where it has them."""
+    sizes = {"image_size": 32, "patch_size": 16} if model_type == "vit" else {}
+    config = sizes | {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
+    if model_type == "resnet":
+        config = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]}
+    fields = config | {"num_labels": 3}
+    task = {"task": "image-classification", "train": "full"}
+    split = load(ModelSpec(model_type=model_type, config=fields, **task))
+    whole = Segment("device", 0, split.n_blocks)
+    weights = _shaken(split.adapters(whole))
+    save_model(tmp_path, weights, split)
+    images = {"pixel_values": torch.randn(2, 3, 32, 32), "labels": torch.tensor([0, 2])}
+    again = ModelSpec(source=str(tmp_path), **task)
+    check_model(again)
+    with torch.no_grad():
+        expected = AutoModelForImageClassification.from_pretrained(tmp_path)(**images).loss
+    assert load(again).run(whole, images).loss.item() == pytest.approx(expected.item())
+    assert split.run(whole, images).loss.item() == pytest.approx(expected.item())
+
+
+def test_experts_are_saved_as_their_checkpoints_have_them(tmp_path):
+    """In memory they are one tensor; other programs look for each by its own name."""
+    AutoModelForCausalLM.from_config(tiny_config("mixtral", 2)).save_pretrained(tmp_path / "base")
+    split = load(ModelSpec(source=str(tmp_path / "base"), train="full"))
+    save_model(tmp_path / "model", split.adapters(Segment("device", 0, 2)), split)
+    stored = [load_file(tmp_path / name / "model.safetensors") for name in ("base", "model")]
+    assert set(stored[0]) == set(stored[1])
+    assert all(torch.equal(value, stored[1][name]) for name, value in stored[0].items())
 
 
 def test_names_that_peft_would_only_warn_about_are_refused(tmp_path):
