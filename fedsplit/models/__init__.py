@@ -1,8 +1,19 @@
 """Models that are cut into segments: load, run and exchange their adapters."""
 
 from fedsplit.models.boundary import Boundary, Output
+from fedsplit.models.crossing import Arrival, Crossing
 from fedsplit.models.routes import check_route, possible_cuts
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.split import SplitModel, load
 
-__all__ = ["Boundary", "ModelSpec", "Output", "SplitModel", "check_route", "load", "possible_cuts"]
+__all__ = [
+    "Arrival",
+    "Boundary",
+    "Crossing",
+    "ModelSpec",
+    "Output",
+    "SplitModel",
+    "check_route",
+    "load",
+    "possible_cuts",
+]

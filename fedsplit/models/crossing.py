@@ -1,5 +1,6 @@
 """What must arrive at a cut: known to the receiver, so that nothing that is not it is taken."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,12 @@ class Crossing:
 
     layout: str
     forms: tuple[TensorForm, ...]
+
+    def size_bytes(self, samples: int, tokens: int) -> int:
+        """Return the bytes of the boundary of a mini-batch of this size."""
+        return sum(
+            math.prod(form.shape(samples, tokens)) * form.dtype.itemsize for form in self.forms
+        )
 
     @classmethod
     def through(cls, boundaries: Sequence[Boundary]) -> "Crossing":
