@@ -16,6 +16,7 @@ from fedsplit.flower.link_settings import PLAIN, SECURITIES
 from fedsplit.mapping import T, from_mapping, to_mapping
 from fedsplit.models import ModelSpec
 from fedsplit.plan import CodecPlan
+from fedsplit.transport import TurnBounds
 from fedsplit.transport.connection import PING_S
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ class Job:
     connect_s: float = 60.0
     security: str = PLAIN
     ping_s: float = PING_S
+
+    def bounds(self, steps: int) -> TurnBounds:
+        """Return how much a turn of so many mini-batches may ask of a server."""
+        return TurnBounds(samples=self.batch_size, tokens=self.data.seq_len, steps=steps)
 
     def __post_init__(self) -> None:
         require_choice("security", self.security, SECURITIES)

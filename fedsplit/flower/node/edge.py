@@ -30,7 +30,10 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True)
 class EdgeTurn:
-    """One turn that an edge is to serve: who may enter it, where it goes on, and what it weighs."""
+    """One turn that an edge is to serve.
+
+    Who may enter it, where it goes on, its mini-batches (in evaluation, at most), and its weight.
+    """
 
     token: str
     route: str
@@ -39,6 +42,7 @@ class EdgeTurn:
     seed: int
     onward_address: str
     onward_token: str
+    steps: int
     weight: float = 1.0
 
 
@@ -128,8 +132,7 @@ def _serve(task: EdgeTask, message: Message, context: Context, presence: Presenc
         raise FedsplitError('node-config: an edge must hold bind, such as bind="0.0.0.0:7000"')
     server_tls = settings.server_tls(task.job.security)
     requests = [
-        [_request(turn, task.train, branch.at_edge) for turn in branch.turns]
-        for branch in task.branches
+        [_request(task, turn, branch.at_edge) for turn in branch.turns] for branch in task.branches
     ]
     segments = {one.route.segments[one.position] for some in requests for one in some}
     model = cached_model(task.job, tuple(sorted(segments, key=str)))
@@ -155,10 +158,13 @@ def _serve(task: EdgeTask, message: Message, context: Context, presence: Presenc
     return _answer(message, task, stays)
 
 
-def _request(turn: EdgeTurn, train: bool, at_edge: bool) -> OpenRequest:
+def _request(task: EdgeTask, turn: EdgeTurn, at_edge: bool) -> OpenRequest:
     route = Route.parse(turn.route, turn.n_blocks)
     position = next(i for i, segment in enumerate(route.segments) if segment.tier == EDGE)
-    return OpenRequest(turn.token, route, position, turn.codec, turn.seed, train, at_edge)
+    bounds = task.job.bounds(turn.steps)
+    return OpenRequest(
+        turn.token, route, position, turn.codec, turn.seed, task.train, at_edge, bounds
+    )
 
 
 def _onward(turn: EdgeTurn, settings: LinkSettings, job: Job) -> tuple[GrpcLink, str] | None:

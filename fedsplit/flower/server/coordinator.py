@@ -305,6 +305,7 @@ class Coordinator:
             train=kind == TRAIN,
             adapters_on_link=adapters_on_link,
             weights=[self.roster.by_index(turn.device).n_train for turn in branch.turns],
+            bounds=[self.job.bounds(self._steps(kind, turn)) for turn in branch.turns],
         )
 
     def _turn(

@@ -23,6 +23,8 @@ from fedsplit.transport import (
     LinkError,
     LinkStats,
     OpenRequest,
+    ServerLimits,
+    TurnBounds,
     Visit,
     new_token,
 )
@@ -71,6 +73,8 @@ class StageHost:
         Where the servers compute: ``auto``, ``cpu`` or a torch device.
     link : LinkSettings, optional
         Where devices reach it and with which certificates; by default a Unix socket of its own.
+    limits : ServerLimits, optional
+        What devices and edges may ask for.
 
     Raises
     ------
@@ -84,8 +88,10 @@ class StageHost:
         optimizer: OptimizerSpec,
         accelerator: str,
         link: LinkSettings | None = None,
+        limits: ServerLimits | None = None,
     ) -> None:
         self._link = link or LinkSettings()
+        self._limits = limits or ServerLimits()
         self._tls = self._link.server_tls(self._link.security)
 
         def read() -> SplitModel:
@@ -137,6 +143,7 @@ class StageHost:
         train: bool,
         elsewhere: str = "",
         adapters_on_link: bool = False,
+        bounds: TurnBounds | None = None,
     ) -> OpenTurn:
         """Prepare `turn` on every server tier of its route; a device waits there for `supply`.
 
@@ -152,6 +159,8 @@ class StageHost:
             A tier that another process hosts; the link then leads to the one behind it.
         adapters_on_link : bool
             Whether the device fetches its adapters from the first server tier.
+        bounds : TurnBounds, optional
+            How much it may ask of the servers.
         """
         route = turn.route
         opened = OpenTurn("", "", adapters_on_link=adapters_on_link)
@@ -163,7 +172,16 @@ class StageHost:
                 continue
             token = new_token()
             fetched = adapters_on_link and position == 1
-            request = OpenRequest(token, route, position, turn.codec, seed, train, fetched)
+            request = OpenRequest(
+                token,
+                route,
+                position,
+                turn.codec,
+                seed,
+                train,
+                fetched,
+                bounds or TurnBounds(),
+            )
             stage = self._stage(segment.tier)
             stage.open_turn(
                 request, optimizer=self._optimizer if train else None, downstream=downstream
@@ -172,7 +190,7 @@ class StageHost:
                 opened.fetched = self.adapter_names(route, DEVICE)
             opened.stages.append((stage, token))
             opened.token = token
-            downstream = InProcessLink(stage), token
+            downstream = InProcessLink(stage, self._limits.frames), token
         if opened.stages:
             first, token = opened.stages[-1]
             self._waiting[bytes.fromhex(token)] = first
@@ -248,7 +266,7 @@ class StageHost:
         if tier not in self._stages:
             # Each tier computes on a model of its own: an edge waits for the cloud in mid-step.
             model = self.model if not self._stages else self._load()
-            self._stages[tier] = Stage(model)
+            self._stages[tier] = Stage(model, self._limits)
         return self._stages[tier]
 
     def _address(self) -> str:
@@ -258,6 +276,7 @@ class StageHost:
                 self,
                 bind,
                 tls=self._tls,
+                limits=self._limits,
                 attendance=self.attendance,
                 ping_s=self._link.ping_s,
             )

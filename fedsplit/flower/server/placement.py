@@ -11,7 +11,7 @@ from fedsplit.flower.server.edges import EdgeTicket, RemoteEdges
 from fedsplit.flower.server.host import OpenTurn, StageHost
 from fedsplit.plan import DEVICE, EDGE, Branch, Turn
 from fedsplit.seeds import derive_seed
-from fedsplit.transport import new_token
+from fedsplit.transport import TurnBounds, new_token
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class Seating:
         train: bool,
         adapters_on_link: bool = False,
         weights: Sequence[float] = (1.0,),
+        bounds: Sequence[TurnBounds],
     ) -> list[Seat]:
         """Return seats for all turns of `branch`; those of this process wait for their adapters.
 
@@ -134,6 +135,8 @@ class Seating:
             Whether devices fetch their adapters from the first server.
         weights : sequence of float
             How much each turn counts where an edge averages.
+        bounds : sequence of TurnBounds
+            How much each turn may ask of its servers.
 
         Raises
         ------
@@ -150,8 +153,9 @@ class Seating:
                 train=train,
                 elsewhere=elsewhere,
                 adapters_on_link=adapters_on_link,
+                bounds=allowed,
             )
-            for turn in branch.turns
+            for turn, allowed in zip(branch.turns, bounds, strict=True)
         ]
         first = branch.turns[0]
         if self._edges is None or not first.route.on(EDGE):
@@ -174,9 +178,10 @@ class Seating:
                 seed=self.seed(server_round, turn),
                 onward_address=one.address,
                 onward_token=one.token,
+                steps=allowed.steps or 0,
                 weight=weight,
             )
-            for turn, one, weight in zip(branch.turns, here, weights, strict=True)
+            for turn, one, weight, allowed in zip(branch.turns, here, weights, bounds, strict=True)
         )
         ticket = EdgeTicket(
             edge=first.edge,
