@@ -43,6 +43,8 @@ class FrameLink(ABC):
         self._stats = LinkStats()
         self._number = 0
         self._request: OpenRequest | None = None
+        self._sent: Sequence[Tensor] = ()
+        self._samples: Sequence[int] = ()
 
     @abstractmethod
     def _exchange(self, frame: bytes) -> bytes:
@@ -109,6 +111,7 @@ class FrameLink(ABC):
 
     def backward(self, gradients: Gradients) -> Gradients:
         """See `Steps.backward`."""
+        self._opened()
         tensors = self._coder.pack(Stream.GRADIENT_UP, gradients, self._samples)
         reply = self._ask(Kind.BACKWARD, Kind.BACKWARD_REPLY, tensors=tensors)
         return self._gradients(reply, self._sent, self._samples)

@@ -1,5 +1,6 @@
 """The server end of gRPC links: every stream is a session of its own."""
 
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -59,6 +60,7 @@ class GrpcServer:
         self._admission = Admission(self._limits)
         # Twice as many may knock, so that they are told apart by peer.
         most = 2 * self._limits.streams
+        _allow_descriptors(most)
         self._server = grpc.server(
             _ThreadEach(),
             options=server_options(self._limits, ping_s),
@@ -165,6 +167,14 @@ class GrpcServer:
             for words in self._attendance.serve(first, context):
                 yield words
                 watchdog.allow(None)
+
+
+def _allow_descriptors(count: int) -> None:
+    """Let this process open so many connections, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _ThreadEach(ThreadPoolExecutor):
