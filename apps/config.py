@@ -40,10 +40,12 @@ if TYPE_CHECKING:
     from fedsplit.flower import Job, LinkSettings
     from fedsplit.models import ModelSpec
     from fedsplit.plan import CodecPlan
+    from fedsplit.transport import ServerLimits
 
 _PACKAGED = "package:default"
 _RUN_LIMITS = ("connect_s", "start_s", "deadline_s", "last_words_s")
 _LINK_LIMITS = ("reply_s", "backward_s", "ping_s")
+_LINK_ROOM = ("streams", "streams_per_peer", "memory_bytes", "memory_per_peer_bytes")
 _MAX_SEED = 2**63 - 1
 _MAX_THREADS = 1024
 
@@ -341,6 +343,7 @@ def job(config: DictConfig, source: str = "") -> "Job":
             source=source,
             security=link.security,
             patience=patience(config),
+            limits=server_limits(config),
         )
     except SettingsError as error:
         places = {"threads": "run.threads"}
@@ -410,6 +413,21 @@ def patience(config: DictConfig) -> Patience:
         raise SettingsError(places[name], error.value, error.allowed) from error
 
 
+def server_limits(config: DictConfig) -> "ServerLimits":
+    """Return what servers take from their peers: the rest of the group ``link``.
+
+    As many steps wait at a server as the modelled ones let wait, so that plans are of what runs.
+    """
+    from fedsplit.transport import ServerLimits
+
+    values = plain(config.link)
+    room = {name: values[name] for name in _LINK_ROOM}
+    waiting = config.fleet.serving.waiting_steps
+    if waiting is not None:
+        room["waiting_steps"] = waiting
+    return from_mapping(ServerLimits, room, "link")
+
+
 def _without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
 
@@ -418,7 +436,9 @@ def link_settings(config: DictConfig) -> "LinkSettings":
     """Return the ``link`` group: how devices and edges reach the server."""
     from fedsplit.flower import LinkSettings
 
-    settings = from_mapping(LinkSettings, _without(plain(config.link), _LINK_LIMITS), "link")
+    settings = from_mapping(
+        LinkSettings, _without(plain(config.link), (*_LINK_LIMITS, *_LINK_ROOM)), "link"
+    )
     secured = settings.certificate is not None
     require(settings.bind is not None or not secured, "link.bind", None, "given with a certificate")
     return settings

@@ -108,7 +108,7 @@ class Run(RunListener):
         between_machines = self._link.bind is not None
         ahead = settings.start_ahead
         done = self._checkpoint.server_round if self._checkpoint else 0
-        with StageHost(job.model, job.optimizer, job.accelerator, self._link, job.patience) as host:
+        with StageHost(job, self._link) as host:
             strategy = SplitStrategy(
                 self._scheme,
                 self._aggregator,

@@ -81,9 +81,7 @@ class Federation:
         self._binds = [f"127.0.0.1:{port}" for port in edges]
         addresses = [f"127.0.0.1:{relay.port}" for relay in self._relays]
         link = LinkSettings(bind=f"127.0.0.1:{cloud}", advertise=addresses[0])
-        self._host = stack.enter_context(
-            StageHost(self._job.model, self._job.optimizer, "cpu", link)
-        )
+        self._host = stack.enter_context(StageHost(self._job, link))
         self._adapters = self._host.initial_adapters()
         self._roster = Roster(
             tuple(DeviceNode(index + 1, index, 8, 2 * STEPS) for index in range(DEVICES)),

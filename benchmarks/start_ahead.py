@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_texts(folder)
         job = describe(folder)
         link = LinkSettings(bind=f"127.0.0.1:{free_ports(1)[0]}")
-        host = stack.enter_context(StageHost(job.model, job.optimizer, "cpu", link))
+        host = stack.enter_context(StageHost(job, link))
         initial = host.initial_adapters()
         for _ in range(options.repeats):
             for start_ahead in (False, True):

@@ -14,7 +14,16 @@ from fedsplit.data import Batch
 from fedsplit.execution import OptimizerSpec, Stage, TurnResult, compute, evaluate_turn, train_turn
 from fedsplit.models import ModelSpec, load
 from fedsplit.plan import DEVICE, CodecPlan, Route, Segment
-from fedsplit.transport import GrpcLink, GrpcServer, InProcessLink, Link, OpenRequest, new_token
+from fedsplit.transport import (
+    GrpcLink,
+    GrpcServer,
+    InProcessLink,
+    Link,
+    OpenRequest,
+    ServerLimits,
+    TurnBounds,
+    new_token,
+)
 
 BLOCKS, VOCABULARY, TOKENS = 4, 64, 8
 OPTIMIZER = OptimizerSpec(lr=1e-2, weight_decay=0.1)
@@ -94,8 +103,11 @@ def train_plainly(
 class Cluster:
     """A stage for each server tier, reached by links of one kind ("in-process" or "grpc")."""
 
-    def __init__(self, spec: ModelSpec, kind: str = "in-process") -> None:
+    def __init__(
+        self, spec: ModelSpec, kind: str = "in-process", limits: ServerLimits | None = None
+    ) -> None:
         self.spec = spec
+        self._limits = limits
         self._kind = kind
         self._folder = tempfile.TemporaryDirectory()
         self._servers: dict[str, GrpcServer] = {}
@@ -112,7 +124,7 @@ class Cluster:
     def stage(self, tier: str) -> Stage:
         """Return the stage of `tier`, which holds the whole model and so serves any cut."""
         if tier not in self._stages:
-            self._stages[tier] = Stage(compute(lambda: load(self.spec)))
+            self._stages[tier] = Stage(compute(lambda: load(self.spec)), self._limits)
         return self._stages[tier]
 
     def link(self, tier: str) -> Link:
@@ -121,7 +133,7 @@ class Cluster:
             return InProcessLink(self.stage(tier))
         if tier not in self._servers:
             address = f"unix:{self._folder.name}/{tier}"
-            self._servers[tier] = GrpcServer(self.stage(tier), address)
+            self._servers[tier] = GrpcServer(self.stage(tier), address, limits=self._limits)
         return GrpcLink(self._servers[tier].address, connect_timeout_s=30)
 
     def open(
@@ -133,6 +145,7 @@ class Cluster:
         codec: CodecPlan | None = None,
         fetched: Mapping[str, Tensor] | None = None,
         supply: bool = True,
+        bounds: TurnBounds | None = None,
     ) -> dict[str, str]:
         """Open a turn on every server tier of `route`; return its token on each.
 
@@ -150,7 +163,14 @@ class Cluster:
             tokens[tier] = new_token()
             train, on_link = optimizer is not None, fetched is not None and position == 1
             request = OpenRequest(
-                tokens[tier], route, position, codec or CodecPlan(), seed, train, on_link
+                tokens[tier],
+                route,
+                position,
+                codec or CodecPlan(),
+                seed,
+                train,
+                on_link,
+                bounds or TurnBounds(),
             )
             stage = self.stage(tier)
             stage.open_turn(request, optimizer=optimizer, downstream=downstream)

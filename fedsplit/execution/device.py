@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError
+from fedsplit.execution.lane import compute
 from fedsplit.execution.optim import OptimizerSpec
 from fedsplit.execution.tier import Tier
 from fedsplit.models import SplitModel
@@ -197,7 +198,11 @@ class _DeviceTurn:
                 request = OpenRequest(
                     token, self._route, 1, codec, self._seed, self._train, adapters is None
                 )
-                self._wait(lambda: link.open(request))
+                returning = None
+                if self._route.returns_home:
+                    cut = self._segments[-1].start
+                    returning = compute(lambda: self._model.crossing(cut))
+                self._wait(lambda: link.open(request, returning))
             start = self._fetch() if adapters is None else adapters
             self._tier = Tier(self._model, self._segments, start, self._optimizer, self._seed)
             for batch in batches:

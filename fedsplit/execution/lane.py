@@ -1,4 +1,4 @@
-"""Who computes when: one computation at a time in a process, one step at a time on a tier."""
+"""Who computes when: one computation at a time; so many steps that wait in mid-step."""
 
 import os
 import threading
@@ -31,25 +31,44 @@ def _compute_thread(pid: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "compute", initializer=torch.set_flush_denormal, initargs=(True,))
 
 
-class FifoLock:
-    """A lock that is granted in order of arrival and may be released by any thread."""
+class Places:
+    """So many places, given out in order of arrival; whoever waits may give up.
 
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._queue: deque[threading.Event] = deque()
+    Parameters
+    ----------
+    count : int
+        How many there are.
+    """
 
-    def acquire(self) -> None:
-        """Wait for those who came before."""
-        granted = threading.Event()
-        with self._mutex:
-            self._queue.append(granted)
-            if len(self._queue) == 1:
-                granted.set()
-        granted.wait()
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._queue: deque[object] = deque()
+        self._changed = threading.Condition()
 
-    def release(self) -> None:
-        """Let the next one in; to be called by the holder, once."""
-        with self._mutex:
-            self._queue.popleft()
-            if self._queue:
-                self._queue[0].set()
+    def take(self, wanted: Callable[[], bool]) -> bool:
+        """Wait for those who came before; return whether a place was taken.
+
+        It is not if it is not `wanted` any more, which is asked whenever `look_again` is called.
+        """
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            self._changed.wait_for(
+                lambda: not wanted() or (self._free > 0 and self._queue[0] is ticket)
+            )
+            self._queue.remove(ticket)
+            taken = wanted()
+            self._free -= taken
+            self._changed.notify_all()
+            return taken
+
+    def give_back(self) -> None:
+        """Free a place that was taken."""
+        with self._changed:
+            self._free += 1
+            self._changed.notify_all()
+
+    def look_again(self) -> None:
+        """Have all that wait ask whether they still want a place."""
+        with self._changed:
+            self._changed.notify_all()

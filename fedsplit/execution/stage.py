@@ -1,4 +1,4 @@
-"""A server tier: one frozen backbone, many branches, one step at a time."""
+"""A server tier: one frozen backbone, many branches, one computation at a time."""
 
 import hmac
 import threading
@@ -7,29 +7,33 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError
-from fedsplit.execution.lane import FifoLock
+from fedsplit.execution.lane import Places
 from fedsplit.execution.optim import OptimizerSpec
 from fedsplit.execution.turn import StageTurn, TurnStatus
 from fedsplit.models import SplitModel
-from fedsplit.transport import Link, LinkError, OpenRequest
+from fedsplit.transport import Link, LinkError, OpenRequest, ServerLimits
 
 
 class Stage:
     """A server tier that trains its segment for any number of branches at a time.
 
-    Steps of different branches take turns in order of arrival, each from its forward to the end
-    of its backward pass, so peak activation memory does not grow with the number of branches. A
-    turn that fails disturbs no other.
+    Computations of different branches take turns in order of arrival. Between its forward and its
+    backward pass a step may have to wait, for the next tier or for the device of a U-shaped route:
+    others go on meanwhile, and at most ``limits.waiting_steps`` activations wait. So peak memory
+    does not grow with the number of branches. A turn that fails disturbs no other.
 
     Parameters
     ----------
     model : SplitModel
         The frozen backbone; holds every segment that a turn may ask for.
+    limits : ServerLimits or None
+        How many steps wait in mid-step, and how long turns wait for their adapters.
     """
 
-    def __init__(self, model: SplitModel) -> None:
+    def __init__(self, model: SplitModel, limits: ServerLimits | None = None) -> None:
         self._model = model
-        self._lane = FifoLock()
+        self._limits = limits or ServerLimits()
+        self._places = Places(self._limits.waiting_steps)
         self._turns: dict[bytes, StageTurn] = {}
         self._mutex = threading.Lock()
 
@@ -60,7 +64,14 @@ class Stage:
         FedsplitError
             If the token is in use, the adapters do not fit, or optimizer or link are missing.
         """
-        turn = StageTurn(self._model, self._lane, request, optimizer, downstream)
+        turn = StageTurn(
+            self._model,
+            self._places,
+            request,
+            optimizer,
+            downstream,
+            self._limits.supply_timeout_s,
+        )
         if adapters is not None:
             turn.supply(adapters, {})
         with self._mutex:
@@ -108,7 +119,7 @@ class Stage:
         return self._turn(bytes.fromhex(token)).status
 
     def close_turn(self, token: str) -> None:
-        """Forget the turn; if it is active, its link fails at its next call."""
+        """Forget the turn; if it is active, it fails and its stream ends. Never waits."""
         with self._mutex:
             turn = self._turns.pop(bytes.fromhex(token), None)
         if turn is not None:

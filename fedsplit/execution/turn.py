@@ -1,7 +1,7 @@
 """One turn of one branch on a stage: what its link calls."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError
-from fedsplit.execution.lane import FifoLock
+from fedsplit.execution.lane import Places, compute
 from fedsplit.execution.optim import OptimizerSpec
 from fedsplit.execution.tier import Tier
-from fedsplit.models import Boundary, SplitModel
+from fedsplit.models import Arrival, Boundary, SplitModel
 from fedsplit.transport import (
     EvalReply,
     Gradients,
@@ -25,8 +25,6 @@ from fedsplit.transport import (
 )
 
 WAITING, ACTIVE, DONE, FAILED = "waiting", "active", "done", "failed"
-# How long a device may wait for the adapters that its turn starts from.
-_SUPPLY_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -54,17 +52,18 @@ class TurnStatus:
 class StageTurn:
     """A `fedsplit.transport.Visit` that computes on a stage's model; made by `Stage.open_turn`.
 
-    The lane is held from a step's forward to the end of its backward pass, over the wait for the
-    next tier, or for the device of a U-shaped route, in between.
+    A step that waits between its forward and its backward pass, for the next tier or for the device
+    of a U-shaped route, holds one of `places` from before the one until after the other.
     """
 
     def __init__(
         self,
         model: SplitModel,
-        lane: FifoLock,
+        places: Places,
         request: OpenRequest,
         optimizer: OptimizerSpec | None,
         downstream: tuple[Link, str] | None,
+        supply_timeout_s: float,
     ) -> None:
         route = request.route
         self.request = request
@@ -84,10 +83,13 @@ class StageTurn:
         self._tier: Tier | None = None
         self._device_adapters: Mapping[str, Tensor] = {}
         self._handed_up: dict[str, Tensor] = {}
-        self._lane = lane
-        self._holds_lane = False
+        self._supply_timeout_s = supply_timeout_s
+        self._places = places
+        self._has_place = False
         self._status_mutex = threading.Lock()
+        self._on_failure: list[Callable[[], None]] = []
         self._calls = threading.RLock()  # one call at a time; the stage may end the turn meanwhile
+        self._arrival: Arrival | None = None
         self._link: Link | None = None
         if downstream is not None:
             self._link, self._link_token = downstream
@@ -132,32 +134,52 @@ class StageTurn:
         LinkError
             If it was entered before, or the next tier refuses.
         """
-        with self._calls:
+        with self._call():
             if self.status.state != WAITING:
                 raise LinkError(f"token: its turn is {self.status.state}, it opens only once")
             self._change_status(state=ACTIVE)
+            route, position = self.request.route, self.request.position
+            self._arrival = compute(lambda: self._model.arrival(route, position))
             if self._link is not None:
+                returning = None
+                if route.returns_home:
+                    returning = compute(lambda: self._model.crossing(route.segments[-1].start))
                 onward = replace(
                     self.request,
                     token=self._link_token,
-                    position=self.request.position + 1,
+                    position=position + 1,
                     adapters_on_link=False,
                 )
                 try:
-                    self._link.open(onward)
+                    self._link.open(onward, returning)
                 except FedsplitError as error:
                     self.fail(str(error))
                     raise
 
+    @property
+    def arrival(self) -> Arrival:
+        """See `fedsplit.transport.Visit.arrival`."""
+        if self._arrival is None:
+            raise LinkError("turn: must be entered first")
+        return self._arrival
+
+    def on_failure(self, call: Callable[[], None]) -> None:
+        """See `fedsplit.transport.Visit.on_failure`."""
+        with self._status_mutex:
+            if self.status.state != FAILED:
+                self._on_failure.append(call)
+                return
+        call()
+
     def fetch(self) -> Mapping[str, Tensor]:
         """See `fedsplit.transport.Visit.fetch`."""
-        with self._calls:
+        with self._call():
             self._my_tier()
             return self._device_adapters
 
     def hand_up(self, adapters: Mapping[str, Tensor]) -> None:
         """See `fedsplit.transport.Visit.hand_up`."""
-        with self._calls:
+        with self._call():
             self._require_active()
             take_adapters(adapters, self._device_adapters, self._handed_up)
 
@@ -165,7 +187,7 @@ class StageTurn:
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> StepReply:
         """See `fedsplit.transport.Steps.step`."""
-        with self._calls, self._lane_for_step():
+        with self._call(), self._place_for_step(self._link is not None):
             reply = self._step(inputs, boundary, samples)
             self._update_due = True
             return reply
@@ -174,7 +196,8 @@ class StageTurn:
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> Boundary:
         """See `fedsplit.transport.Steps.forward`."""
-        with self._calls, self._lane_for_step(keep=self.request.train):
+        train = self.request.train
+        with self._call(), self._place_for_step(train, keep=train):
             onward = self._forward(inputs, boundary)
             if not self.request.train:
                 self._count_step()
@@ -182,7 +205,7 @@ class StageTurn:
 
     def backward(self, gradients: Gradients) -> Gradients:
         """See `fedsplit.transport.Steps.backward`."""
-        with self._calls:
+        with self._call():
             self._require_active()
             try:
                 if self._link is not None:
@@ -191,19 +214,19 @@ class StageTurn:
                 return self._backward(gradients)
             finally:
                 self._pending = None
-                self._release_lane()
+                self._leave_place()
 
     def evaluate(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> EvalReply:
         """See `fedsplit.transport.Steps.evaluate`."""
-        with self._calls, self._lane_for_step():
+        with self._call(), self._place_for_step(False):
             self._count_step()
             return self._evaluate(inputs, boundary, samples)
 
     def settle(self) -> None:
         """See `fedsplit.transport.Visit.settle`."""
-        with self._calls:
+        with self._call():
             if self._update_due:
                 self._update_due = False
                 self._my_tier().update()
@@ -211,28 +234,51 @@ class StageTurn:
 
     def finish(self) -> None:
         """See `fedsplit.transport.Visit.finish`."""
-        with self._calls:
+        with self._call():
             self._my_tier()
+            self._require_planned_steps()
             missing = self._device_adapters.keys() - self._handed_up.keys()
             if self.request.train and missing:
                 raise LinkError(f"adapters: must be handed up with {min(missing)!r} before close")
             stats = LinkStats() if self._link is None else self._link.close()
             self._change_status(state=DONE, stats=stats)
+            self._on_failure = []
 
     def fail(self, reason: str) -> None:
         """See `fedsplit.transport.Visit.fail`."""
-        # First, so that a call that waits for the next tier or the lane gives up.
+        # First, so that a call gives up that waits for adapters, a place or the next tier.
         if not self._change_status(state=FAILED, reason=reason):
             return
         self._supplied.set()
+        self._places.look_again()
         if self._link is not None:
             self._link.abort()
-        with self._calls:
-            self._pending = None
-            self._release_lane()
+        with self._status_mutex:
+            calls, self._on_failure = self._on_failure, []
+        for call in calls:
+            call()
+        self._put_away()
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """Keep other calls out, but not `fail`: what it would put away is then left to us."""
+        try:
+            with self._calls:
+                yield
+        finally:
+            self._put_away()
+
+    def _put_away(self) -> None:
+        """Let go of what a failed turn holds, unless a call is in progress, which does it."""
+        if self.status.state == FAILED and self._calls.acquire(blocking=False):
+            try:
+                self._pending = None
+                self._leave_place()
+            finally:
+                self._calls.release()
 
     # The following hold a step's graph in their own variables only, so that its memory is free
-    # again when the lane passes to another branch.
+    # again when others compute.
 
     def _step(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
@@ -269,10 +315,10 @@ class StageTurn:
 
     def _my_tier(self) -> Tier:
         """Return the segment with its adapters; wait for them if they are still to come."""
-        in_time = self._supplied.wait(_SUPPLY_TIMEOUT_S)
+        in_time = self._supplied.wait(self._supply_timeout_s)
         self._require_active()
         if not in_time or self._tier is None:
-            raise LinkError(f"adapters: were not supplied within {_SUPPLY_TIMEOUT_S:.0f} s")
+            raise LinkError(f"adapters: were not supplied within {self._supply_timeout_s:g} s")
         return self._tier
 
     def _require_active(self) -> None:
@@ -290,12 +336,23 @@ class StageTurn:
     def _count_step(self) -> None:
         self._change_status(steps=self.status.steps + 1)
 
+    def _require_planned_steps(self) -> None:
+        """Refuse to end a turn of another number of steps than was planned for it."""
+        steps, planned = self.status.steps, self.request.bounds.steps
+        if planned is None or steps == planned or (not self.request.train and 0 < steps < planned):
+            return
+        allowed = f"{planned}" if self.request.train else f"1 to {planned}"
+        raise LinkError(f"steps={steps}: must be {allowed} at the turn's end, as was planned")
+
     @contextmanager
-    def _lane_for_step(self, keep: bool = False) -> Iterator[None]:
-        """Hold the lane for the block, and beyond it (until its backward) if `keep`."""
+    def _place_for_step(self, waits: bool, keep: bool = False) -> Iterator[None]:
+        """Hold a place for the block if its step `waits`, and beyond it if it is to `keep` it."""
         self._my_tier()
-        self._lane.acquire()
-        self._holds_lane = True
+        planned = self.request.bounds.steps
+        if planned is not None and self.status.steps >= planned:
+            raise LinkError(f"steps={planned + 1}: must be at most {planned}, as was planned")
+        if waits:
+            self._has_place = self._places.take(lambda: self.status.state == ACTIVE)
         done = False
         try:
             self._require_active()
@@ -303,9 +360,9 @@ class StageTurn:
             done = True
         finally:
             if not (done and keep):
-                self._release_lane()
+                self._leave_place()
 
-    def _release_lane(self) -> None:
-        if self._holds_lane:
-            self._holds_lane = False
-            self._lane.release()
+    def _leave_place(self) -> None:
+        if self._has_place:
+            self._has_place = False
+            self._places.give_back()

@@ -194,15 +194,7 @@ class SplitStrategy(Strategy):
         """
         options = self._options
         with ExitStack() as stack:
-            host = self._host or stack.enter_context(
-                StageHost(
-                    self._job.model,
-                    self._job.optimizer,
-                    self._job.accelerator,
-                    options.link,
-                    self._job.patience,
-                )
-            )
+            host = self._host or stack.enter_context(StageHost(self._job, options.link))
             if self._scene is None:
                 fleet = FleetSpec(devices=self._job.n_devices, edges=options.n_edges)
                 work = LocalWork(batch_size=self._job.batch_size)

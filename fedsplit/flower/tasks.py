@@ -1,7 +1,7 @@
 """What nodes are told: the job that all share, and the task of a device or an edge."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedsplit.data import DataSpec
@@ -11,6 +11,7 @@ from fedsplit.flower.link_settings import PLAIN, SECURITIES
 from fedsplit.models import ModelSpec
 from fedsplit.patience import Patience
 from fedsplit.plan import AdapterWay, Turn
+from fedsplit.transport import ServerLimits, TurnBounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,10 @@ class Job:
         What the run's link is: "plain", "tls", or "mutual" (nodes show certificates too).
     patience : Patience
         How long who waits for whom.
+    limits : ServerLimits
+        What servers take from their peers; its time limits are those of `patience`.
+    max_tokens : int
+        Tokens of a sample at most, where devices have loaders of their own.
 
     Raises
     ------
@@ -63,11 +68,24 @@ class Job:
     source: str = ""
     security: str = PLAIN
     patience: Patience = field(default_factory=Patience)
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    max_tokens: int = 2048
 
     def __post_init__(self) -> None:
         require_choice("security", self.security, SECURITIES)
-        for name in ("n_devices", "batch_size", "threads"):
+        for name in ("n_devices", "batch_size", "threads", "max_tokens"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        in_force = replace(
+            self.limits,
+            backward_timeout_s=self.patience.backward_s,
+            supply_timeout_s=self.patience.reply_s,
+        )
+        object.__setattr__(self, "limits", in_force)
+
+    def bounds(self, steps: int) -> TurnBounds:
+        """Return how much a turn of so many mini-batches may ask of a server."""
+        tokens = self.max_tokens if self.data is None else self.data.seq_len
+        return TurnBounds(samples=self.batch_size, tokens=tokens, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -114,10 +132,14 @@ class TurnTask:
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeTurn:
-    """One turn that an edge is to serve: who may enter it, where it goes on, what it weighs."""
+    """One turn that an edge is to serve.
+
+    Who may enter it, where it goes on, its mini-batches (in evaluation, at most), and its weight.
+    """
 
     token: str
     turn: Turn
+    steps: int
     seed: int
     onward: Contact | None
     weight: float = 1.0

@@ -2,12 +2,15 @@
 
 from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.check import check_model, read_tokenizer
+from fedsplit.models.crossing import Arrival, Crossing
 from fedsplit.models.routes import check_route, possible_cuts
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.split import SplitModel, load
 
 __all__ = [
+    "Arrival",
     "Boundary",
+    "Crossing",
     "ModelSpec",
     "Output",
     "SplitModel",

@@ -1,15 +1,21 @@
 """What crosses a cut, and what the end of a route gives back."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
+from torch.utils._pytree import tree_leaves
 
 from fedsplit.errors import FedsplitError
+
+# Bounds of a layout that came from elsewhere: characters, nesting, nodes.
+_LENGTH, _DEPTH, _NODES = 1 << 16, 8, 1 << 10
+_ABSENT, _TENSOR = 0, 1
+_SEQUENCES: dict[str, type[list[Any]] | type[tuple[Any, ...]]] = {"list": list, "tuple": tuple}
+_NAMES = {kind: name for name, kind in _SEQUENCES.items()}
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,9 @@ class Boundary:
     tensors : tuple of Tensor
         The tensors that matter to what follows, usually one of shape ``[batch, tokens, hidden]``.
     layout : str
-        JSON text that says how the block returned them (a bare tensor, a tuple, ...).
+        JSON text that says how the block returned them: 1 for a tensor, 0 for what does not
+        travel, ``["list", ...]``, ``["tuple", ...]`` or an object for a dict. It names no types
+        and no code: a received one is data, however it was made.
     """
 
     tensors: tuple[Tensor, ...]
@@ -29,15 +37,21 @@ class Boundary:
 
     @classmethod
     def pack(cls, values: Any) -> "Boundary":
-        """Return the boundary that carries a pytree's tensors; its other leaves become None."""
-        leaves, spec = tree_flatten(values)
-        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-        filled = [isinstance(leaf, Tensor) for leaf in leaves]
-        tree = json.loads(treespec_dumps(spec))
-        return cls(tensors, json.dumps({"tree": tree, "filled": filled}, separators=(",", ":")))
+        """Return the boundary that carries the tensors of nested dicts, lists and tuples.
+
+        What is neither tensor nor container becomes None.
+
+        Raises
+        ------
+        FedsplitError
+            If tensors lie in a container of another type, or a dict has keys other than text.
+        """
+        tensors: list[Tensor] = []
+        tree = _describe(values, tensors)
+        return cls(tuple(tensors), json.dumps(tree, separators=(",", ":")))
 
     def unpack(self) -> Any:
-        """Return the pytree that was packed.
+        """Return the dicts, lists and tuples that were packed, with these tensors.
 
         Raises
         ------
@@ -45,17 +59,18 @@ class Boundary:
             If the layout does not describe these tensors.
         """
         try:
-            layout = json.loads(self.layout)
+            if len(self.layout) > _LENGTH:
+                raise ValueError(f"at most {_LENGTH} characters")
             tensors = iter(self.tensors)
-            leaves = [next(tensors) if filled else None for filled in layout["filled"]]
+            found = _Builder(tensors).build(json.loads(self.layout))
             if next(tensors, None) is not None:
                 raise ValueError("some tensors are left over")
-            return tree_unflatten(leaves, treespec_loads(json.dumps(layout["tree"])))
-        except (ValueError, LookupError, TypeError, StopIteration, NotImplementedError) as error:
+        except (ValueError, RecursionError) as error:
             raise FedsplitError(
                 f"boundary layout={self.layout[:200]!r}: does not describe {len(self.tensors)} "
-                f"tensors ({error!r})"
-            ) from error
+                f"tensors ({error})"
+            ) from None
+        return found
 
     def leaf(self) -> "Boundary":
         """Return the same values cut off from any graph; floating tensors collect gradients."""
@@ -101,6 +116,49 @@ class Boundary:
             pairs.append((tensor, gradient))
         if pairs:
             torch.autograd.backward([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+
+def _describe(value: Any, tensors: list[Tensor]) -> Any:
+    """Return the layout of `value`, and add its tensors to `tensors`."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return _TENSOR
+    if type(value) in _NAMES:
+        return [_NAMES[type(value)], *(_describe(item, tensors) for item in value)]
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        return {key: _describe(item, tensors) for key, item in value.items()}
+    if any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+        raise FedsplitError(
+            f"boundary={type(value).__name__}: must hold its tensors in lists, tuples or dicts "
+            "with keys of text, to cross a cut"
+        )
+    return _ABSENT
+
+
+class _Builder:
+    """Builds what a layout from elsewhere describes, of containers that are listed here only."""
+
+    def __init__(self, tensors: Iterator[Tensor]) -> None:
+        self._tensors = tensors
+        self._nodes = 0
+
+    def build(self, node: Any, depth: int = 0) -> Any:
+        """Return what `node` stands for; raise ValueError if it is none."""
+        self._nodes += 1
+        if depth > _DEPTH or self._nodes > _NODES:
+            raise ValueError(f"at most {_DEPTH} levels and {_NODES} nodes")
+        if type(node) is dict:
+            return {key: self.build(item, depth + 1) for key, item in node.items()}
+        if type(node) is list and node and type(node[0]) is str and node[0] in _SEQUENCES:
+            return _SEQUENCES[node[0]](self.build(item, depth + 1) for item in node[1:])
+        if type(node) is not int or node not in (_ABSENT, _TENSOR):
+            raise ValueError("a node must be 0, 1, a list, a tuple or a dict")
+        if node == _ABSENT:
+            return None
+        tensor = next(self._tensors, None)
+        if tensor is None:
+            raise ValueError("some tensors are missing")
+        return tensor
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,19 @@ from fedsplit.errors import FedsplitError
 from fedsplit.models.adapters import adapted_module, add_adapters, is_adapter, peft_key
 from fedsplit.models.anatomy import EMBED, Anatomy, anatomy
 from fedsplit.models.boundary import Boundary, Output
+from fedsplit.models.crossing import (
+    IGNORED_LABEL,
+    NARROW,
+    Arrival,
+    Crossing,
+    input_forms,
+    probes,
+)
 from fedsplit.models.private import BatchNorm, SharedStates
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import placeholder
 from fedsplit.models.weights import build, held_bytes, is_phantom
 from fedsplit.plan import DEVICE, Route, Segment
-
-IGNORED_LABEL = -100
-_NARROW = {"attention_mask": torch.bool, "labels": torch.int32, "input_ids": torch.int32}
-
 
 # Building on the meta device patches torch's modules for the whole process.
 _BUILDING = threading.Lock()
@@ -97,7 +101,7 @@ def travelling(inputs: Mapping[str, Tensor], with_ids: bool = False) -> dict[str
     if "input_ids" in found and "attention_mask" not in found:
         found["attention_mask"] = torch.ones_like(found["input_ids"])
     return {
-        name: value.to(_NARROW.get(name, value.dtype))
+        name: value.to(NARROW.get(name, value.dtype))
         for name, value in found.items()
         if name in wanted
     }
@@ -171,6 +175,7 @@ class SplitModel:
                 norm.momentum = 0.0
         self._segment: Segment | None = None
         self._received: Any = None
+        self._crossings: dict[int, Crossing] = {}
         for index, name in enumerate(parts.blocks):
             block = model.get_submodule(name)
             block.forward = self._staged(index, block.forward)
@@ -253,6 +258,44 @@ class SplitModel:
             found.pop("labels", None)
         return found
 
+    def arrival(self, route: Route, position: int) -> Arrival:
+        """Return what the segment at `position` of `route` gets in every mini-batch.
+
+        Found by sending three tiny batches through the blocks before it, without gradients; those
+        that are not held here compute with zeros. Like `run`, for one thread at a time.
+
+        Raises
+        ------
+        FedsplitError
+            If the boundary does not grow with samples and tokens as boundaries do.
+        """
+        forms = input_forms(self.spec, self.config, with_labels=not route.returns_home)
+        return Arrival(forms, self.crossing(route.segments[position].start))
+
+    def crossing(self, cut: int) -> Crossing:
+        """Return what crosses the cut after `cut` blocks; see `arrival`."""
+        if cut not in self._crossings:
+            batches = probes(self.spec, self.config)
+            self._crossings[cut] = Crossing.through([self._probe(cut, one) for one in batches])
+        return self._crossings[cut]
+
+    @torch.no_grad()
+    def _probe(self, cut: int, inputs: Mapping[str, Tensor]) -> Boundary:
+        """Return the boundary at `cut` of a batch: of the right form, with any values."""
+        here = {name: value.to(self.model.device) for name, value in inputs.items()}
+        training, experts = self.training, self.model.get_experts_implementation()
+        self.eval()
+        self.model.set_experts_implementation("eager")  # others do not take phantom weights
+        try:
+            with self._running(Segment(DEVICE, 0, cut), None):
+                self.model(**here)
+        except _Reached as reached:
+            return Boundary.pack(reached.values)
+        finally:
+            self.model.set_experts_implementation(experts)
+            self.train(training)
+        raise FedsplitError(f"cut={cut}: must lie before the model's last block")
+
     def run(
         self, segment: Segment, inputs: Mapping[str, Tensor], boundary: Boundary | None = None
     ) -> Boundary | Output:
@@ -300,7 +343,7 @@ class SplitModel:
         self, segment: Segment, inputs: Mapping[str, Tensor], boundary: Boundary | None
     ) -> dict[str, Tensor]:
         """Return the model's arguments: the real ones, or stand-ins of the same shape."""
-        found = {name: value.long() if name in _NARROW else value for name, value in inputs.items()}
+        found = {name: value.long() if name in NARROW else value for name, value in inputs.items()}
         if segment.stop < self.n_blocks:
             found.pop("labels", None)
         elif "labels" not in found:

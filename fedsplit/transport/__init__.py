@@ -16,6 +16,7 @@ from fedsplit.transport.link import (
     OpenRequest,
     StepReply,
     Steps,
+    TurnBounds,
     Visit,
     new_token,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "StepReply",
     "Steps",
     "Tls",
+    "TurnBounds",
     "Visit",
     "new_token",
     "take_adapters",

@@ -22,9 +22,9 @@ class NoRoomError(LinkError):
     """A stream was not let in, nothing of it was read: it may come again later."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServerLimits:
-    """What a `GrpcServer` takes from its peers.
+    """What a server takes from its peers, and how long it waits for them.
 
     A peer is a certificate where clients show one, else an address (an IPv6 network); all that use
     a Unix socket are one. Devices behind one NAT may share an address, so one peer may have many
@@ -37,15 +37,23 @@ class ServerLimits:
     opening_bytes : int
         Upper bound of a stream's first frame, before it has shown a token.
     streams, streams_per_peer : int
-        Links at a time, and presences of nodes; who wants more has to wait until one ends.
+        Links at a time, and presences of nodes; who wants more has to wait until one ends. The
+        default is enough for the two of each of 1,000 devices behind one address.
     memory_bytes, memory_per_peer_bytes : int
-        Frames at a time, from their first bytes to their answer. A frame that does not fit waits
-        where it is, with its sender; gRPC takes up to 3 MiB of it ahead.
+        Frames at a time, from their first bytes to their answer, and what a codec unpacks of them.
+        A frame that does not fit waits where it is, with its sender; gRPC takes up to 3 MiB ahead.
+    waiting_steps : int
+        Steps of one tier that wait, with their activations in memory, for their device (U shape)
+        or for the next tier. Others queue for a place; steps that wait for nobody need none.
     open_timeout_s : float
         How long a stream may take to show its token, and a connection to carry a stream.
     backward_timeout_s : float
-        How long the device of a U-shaped route may take between forward and backward, while
-        other branches wait; its turn fails then.
+        How long the device of a U-shaped route may take between forward and backward, while its
+        step has a place; its turn fails then.
+    supply_timeout_s : float
+        How long a device may wait for the adapters that its turn starts from.
+    grace_s : float
+        How long the answer to the last close may take to leave, where a server stops in good order.
 
     Raises
     ------
@@ -55,12 +63,15 @@ class ServerLimits:
 
     frames: Limits = field(default_factory=Limits)
     opening_bytes: int = 1 << 16
-    streams: int = 512
-    streams_per_peer: int = 256
+    streams: int = 4096
+    streams_per_peer: int = 3072
     memory_bytes: int = 1 << 31
     memory_per_peer_bytes: int = 1 << 30
+    waiting_steps: int = 16
     open_timeout_s: float = 30.0
     backward_timeout_s: float = 120.0
+    supply_timeout_s: float = 600.0
+    grace_s: float = 2.0
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError
-from fedsplit.models import Boundary
+from fedsplit.models import Boundary, Crossing
+from fedsplit.transport.arriving import check_boundary, tokens_of
 from fedsplit.transport.frames import ADAPTERS, Frame, FrameError, Kind, Limits, decode, encode
 from fedsplit.transport.link import (
     EvalReply,
@@ -42,6 +43,8 @@ class FrameLink(ABC):
         self._stats = LinkStats()
         self._number = 0
         self._request: OpenRequest | None = None
+        self._sent: Sequence[Tensor] = ()
+        self._samples: Sequence[int] = ()
 
     @abstractmethod
     def _exchange(self, frame: bytes) -> bytes:
@@ -51,11 +54,13 @@ class FrameLink(ABC):
     def _hang_up(self) -> None:
         """Drop the connection; nothing if there is none."""
 
-    def open(self, request: OpenRequest) -> None:
+    def open(self, request: OpenRequest, returning: Crossing | None = None) -> None:
         """See `Link.open`."""
         if self._request is not None:
             raise LinkError("open: this link was opened before, each turn needs a link of its own")
-        self._request = request
+        if request.route.returns_home and returning is None:
+            raise LinkError(f"returning: must be given, route={request.route} returns home")
+        self._request, self._returning = request, returning
         self._token = bytes.fromhex(request.token)
         self._coder = TensorCoder(request.codec, request.seed)
         self._ask(Kind.OPEN, Kind.OPENED, fields=request.agreed())
@@ -92,6 +97,13 @@ class FrameLink(ABC):
     ) -> Boundary:
         """See `Steps.forward`."""
         reply = self._send_boundary(Kind.FORWARD, Kind.FORWARD_REPLY, inputs, boundary, samples)
+        assert self._returning is not None  # else the other end refuses
+        shape = len(samples), tokens_of(inputs)
+        try:
+            check_boundary(reply.tensors, reply.layout, self._returning, *shape)
+        except FrameError:
+            self._hang_up()
+            raise
         self._sent, self._samples = boundary.tensors, samples
         return self._coder.unpack_boundary(
             Stream.BOUNDARY_DOWN, reply.tensors, reply.layout, samples, self._opened().train
@@ -99,6 +111,7 @@ class FrameLink(ABC):
 
     def backward(self, gradients: Gradients) -> Gradients:
         """See `Steps.backward`."""
+        self._opened()
         tensors = self._coder.pack(Stream.GRADIENT_UP, gradients, self._samples)
         reply = self._ask(Kind.BACKWARD, Kind.BACKWARD_REPLY, tensors=tensors)
         return self._gradients(reply, self._sent, self._samples)
@@ -146,9 +159,8 @@ class FrameLink(ABC):
         )
 
     def _gradients(self, reply: Frame, sent: Sequence[Tensor], samples: Sequence[int]) -> Gradients:
-        gradients = self._coder.unpack(Stream.GRADIENT_DOWN, reply.tensors, samples)
-        check_gradients(gradients, sent)
-        return gradients
+        check_gradients(reply.tensors, sent)
+        return self._coder.unpack(Stream.GRADIENT_DOWN, reply.tensors, samples)
 
     def _ask(self, kind: Kind, answer: Kind, **contents: Any) -> Frame:
         self._opened()

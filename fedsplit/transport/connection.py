@@ -163,6 +163,8 @@ def receive(call: Any, limit_bytes: int, patience_s: float, target: str) -> byte
         problem = f"{error.code().name} {error.details()}"
         if silence.is_set():
             problem = f"no answer within {round(patience_s, 1):g} s"
+        elif error.code() is grpc.StatusCode.CANCELLED:
+            problem = "the turn was ended by the other end"
         elif error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
             raise NoRoomError(f"link to {target}: {problem}") from None
         raise LinkError(f"link to {target}: {problem}") from None

@@ -19,7 +19,7 @@ import torch
 from fedsplit.errors import FedsplitError
 
 MAGIC = b"FSPL"
-VERSION = 1
+VERSION = 2
 TOKEN_BYTES = 16
 _PREFIX = struct.Struct("<4sHHIIQQ16s")  # magic, version, kind, 0, header, payload, number, token
 PREFIX_BYTES = _PREFIX.size

@@ -3,6 +3,7 @@
 import queue
 from typing import Any
 
+from fedsplit.models import Crossing
 from fedsplit.transport.chunks import split
 from fedsplit.transport.client import FrameLink
 from fedsplit.transport.connection import METHOD, PING_S, SERVICE, Tls, dial, let_in, receive
@@ -50,11 +51,11 @@ class GrpcLink(FrameLink):
         self._channel: Any = None
         self._call: Any = None
 
-    def open(self, request: OpenRequest) -> None:
+    def open(self, request: OpenRequest, returning: Crossing | None = None) -> None:
         """See `Link.open`."""
         if self._channel is None:
             self._channel = dial(self._target, self._tls, self._ping_s)
-        super().open(request)
+        super().open(request, returning)
         self._patience_s = self._reply_timeout_s
 
     def _exchange(self, frame: bytes) -> bytes:

@@ -1,8 +1,9 @@
 """The server end of gRPC links: every stream is a session of its own."""
 
+import resource
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,9 +17,6 @@ from fedsplit.transport.frames import FrameError
 from fedsplit.transport.link import Host
 from fedsplit.transport.presence import Attendance
 from fedsplit.transport.session import Session
-
-# How long the answer to the last close may take to leave, where a server stops in good order.
-_GRACE_S = 2.0
 
 _Converse = Callable[[str, Iterator[bytes], Any], Iterator[bytes]]
 
@@ -62,8 +60,9 @@ class GrpcServer:
         self._admission = Admission(self._limits)
         # Twice as many may knock, so that they are told apart by peer.
         most = 2 * self._limits.streams
+        _allow_descriptors(most)
         self._server = grpc.server(
-            ThreadPoolExecutor(most, "link"),
+            _ThreadEach(),
             options=server_options(self._limits, ping_s),
             maximum_concurrent_rpcs=most,
         )
@@ -100,7 +99,7 @@ class GrpcServer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.stop(_GRACE_S if kind is None else None)
+        self.stop(self._limits.grace_s if kind is None else None)
 
     def _admitted(self, method: _Converse) -> Callable[[Iterator[bytes], Any], Iterator[bytes]]:
         def serve(chunks: Iterator[bytes], context: Any) -> Iterator[bytes]:
@@ -114,7 +113,7 @@ class GrpcServer:
         return serve
 
     def _converse(self, peer: str, chunks: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        session = Session(self._host, self._limits.frames)
+        session = Session(self._host, self._limits.frames, context.cancel)
         with _Watchdog(context) as watchdog:
             try:
                 watchdog.allow(self._limits.open_timeout_s)
@@ -145,8 +144,9 @@ class GrpcServer:
         try:
             limit = frames.frame_bytes if session.opened else min(opening_bytes, frames.frame_bytes)
             size = announced_bytes(first, limit)
+            room = min(size + session.unpacked_bytes, self._limits.memory_per_peer_bytes)
             urgent, wanted = session.mid_step, context.is_active
-            held.enter_context(self._admission.memory(peer, size, urgent=urgent, wanted=wanted))
+            held.enter_context(self._admission.memory(peer, room, urgent=urgent, wanted=wanted))
             return session.handle(join(first, rest, size))
         except FrameError as error:
             return session.refuse(first, str(error))
@@ -167,6 +167,34 @@ class GrpcServer:
             for words in self._attendance.serve(first, context):
                 yield words
                 watchdog.allow(None)
+
+
+def _allow_descriptors(count: int) -> None:
+    """Let this process open so many connections, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class _ThreadEach(ThreadPoolExecutor):
+    """Gives every stream a thread that ends with it; a pool would keep as many as there ever were.
+
+    How many there may be is for `Admission` to say.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        """Run a call in a thread of its own."""
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="link", daemon=True).start()
+        return future
 
 
 class _Watchdog:

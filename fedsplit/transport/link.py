@@ -1,14 +1,14 @@
 """The link: what a segment calls to reach the next one, and what it reaches there."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError, require
-from fedsplit.models import Boundary
+from fedsplit.models import Arrival, Boundary, Crossing
 from fedsplit.plan import CodecPlan, Route
 from fedsplit.transport.frames import TOKEN_BYTES
 
@@ -22,6 +22,34 @@ class LinkError(FedsplitError):
 def new_token() -> str:
     """Return a fresh random token for one turn, as 32 hexadecimal digits."""
     return secrets.token_hex(TOKEN_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnBounds:
+    """How much a turn may ask of a server, from the server's own settings.
+
+    Parameters
+    ----------
+    samples, tokens : int
+        Of a mini-batch at most, and of each of its samples.
+    steps : int or None
+        Mini-batches: exactly so many where the turn trains, at least one and at most so many where
+        it evaluates; None for any number.
+
+    Raises
+    ------
+    FedsplitError
+        If one is below its least: 1 sample, 1 token, 0 steps.
+    """
+
+    samples: int = 64
+    tokens: int = 2048
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 1, "samples", self.samples, "at least 1")
+        require(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+        require(self.steps is None or self.steps >= 0, "steps", self.steps, "at least 0, or None")
 
 
 @dataclass(frozen=True)
@@ -45,6 +73,8 @@ class OpenRequest:
         Whether the turn trains (dropout on, gradients) or evaluates.
     adapters_on_link : bool
         Whether the device fetches its adapters over this link, and hands up what it trained.
+    bounds : TurnBounds
+        What the answering end allows; it does not travel, and each end may have its own.
     """
 
     token: str
@@ -54,6 +84,7 @@ class OpenRequest:
     seed: int = 0
     train: bool = True
     adapters_on_link: bool = False
+    bounds: TurnBounds = field(default_factory=TurnBounds)
 
     def __post_init__(self) -> None:
         digits = 2 * TOKEN_BYTES
@@ -169,8 +200,11 @@ class Link(Steps, Protocol):
     long; the link is of no further use then.
     """
 
-    def open(self, request: OpenRequest) -> None:
-        """Enter the turn that `request` names."""
+    def open(self, request: OpenRequest, returning: Crossing | None = None) -> None:
+        """Enter the turn that `request` names.
+
+        `returning` is what `forward` gives back, needed on a route that returns home.
+        """
         ...
 
     def fetch(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -198,6 +232,15 @@ class Visit(Steps, Protocol):
 
     request: OpenRequest
 
+    @property
+    def arrival(self) -> Arrival:
+        """What must come in every mini-batch; known once the turn is entered."""
+        ...
+
+    def on_failure(self, call: Callable[[], None]) -> None:
+        """Have `call` called once the turn fails, at once if it has; it must not block."""
+        ...
+
     def fetch(self) -> Mapping[str, Tensor]:
         """Return the adapters that the device starts from; waits until they are known."""
         ...
@@ -215,7 +258,10 @@ class Visit(Steps, Protocol):
         ...
 
     def fail(self, reason: str) -> None:
-        """Leave the turn as failed, whatever it was doing; nothing if it was left already."""
+        """Leave the turn as failed, whatever it is doing; nothing if it was left already.
+
+        Never waits, whatever call is in progress.
+        """
         ...
 
 

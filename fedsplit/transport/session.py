@@ -1,12 +1,15 @@
 """The answering end of a link: frames to calls on a `Visit`, in the order that is allowed."""
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError
+from fedsplit.models import Boundary
+from fedsplit.transport.arriving import check_inputs, check_step
 from fedsplit.transport.frames import (
     Frame,
     FrameError,
@@ -37,11 +40,18 @@ class Session:
         The tier whose turns the stream may enter.
     limits : Limits
         Upper bounds of the frames that may arrive.
+    cancel : callable, optional
+        Ends the stream, without blocking; called if the turn fails while the peer is to speak.
     """
 
-    def __init__(self, host: Host, limits: Limits) -> None:
+    def __init__(
+        self, host: Host, limits: Limits, cancel: Callable[[], None] = lambda: None
+    ) -> None:
         self._host = host
         self._limits = limits
+        self._cancel = cancel
+        self._mutex = threading.Lock()
+        self._handling = self._failed = False
         self._number = 0
         self._visit: Visit | None = None
         self._token: bytes | None = None
@@ -58,8 +68,22 @@ class Session:
 
     @property
     def mid_step(self) -> bool:
-        """Whether a forward pass waits for its backward pass, which keeps other turns waiting."""
+        """Whether a forward pass waits for its backward pass, with its activations in memory."""
         return self._due == (Kind.BACKWARD,)
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """What a codec may make of the frame that is due, beyond the frame itself."""
+        if self._visit is None:
+            return 0
+        if self.mid_step:
+            coded = self._coder.is_coded(Stream.GRADIENT_UP)
+            return sum(item.nbytes for item in self._returned) if coded else 0
+        if not self._coder.is_coded(Stream.BOUNDARY_UP) or self._due != self._between_steps:
+            return 0
+        bounds = self._visit.request.bounds
+        most = self._visit.arrival.boundary.size_bytes(bounds.samples, bounds.tokens)
+        return min(most, self._limits.frame_bytes)
 
     @property
     def opened(self) -> bool:
@@ -71,6 +95,15 @@ class Session:
 
         `settle` is to be called once the answer is on its way.
         """
+        with self._mutex:
+            self._handling = True
+        answer = self._answer(data)
+        with self._mutex:
+            self._handling = False
+            failed = self._failed and not self._ended
+        return self.refuse(data, "the turn was given up meanwhile") if failed else answer
+
+    def _answer(self, data: bytes) -> bytes:
         try:
             if self._ended:
                 raise LinkError("stream: has ended")
@@ -106,6 +139,14 @@ class Session:
         self.hang_up(reason)
         return encode(Frame(Kind.ERROR, *claimed(data), {"reason": reason[:2000]}))
 
+    def _turn_failed(self) -> None:
+        """End the stream of a turn that failed while nobody speaks; else the answer says it."""
+        with self._mutex:
+            self._failed = True
+            idle = not self._handling and not self._ended
+        if idle:
+            self._cancel()
+
     def _entered(self) -> Visit:
         if self._visit is None:
             raise FrameError("kind: must be OPEN, no turn was entered")
@@ -118,6 +159,7 @@ class Session:
     def _open(self, frame: Frame) -> Frame:
         visit = self._host.enter(frame.token)
         self._visit, self._token = visit, frame.token
+        visit.on_failure(self._turn_failed)
         request = visit.request
         for name, mine in request.agreed().items():
             if _plain(mine) != frame.fields[name]:
@@ -153,12 +195,19 @@ class Session:
         self._due = (Kind.HAND_UP, Kind.CLOSE)
         return self._reply(Kind.HANDED_UP, frame)
 
-    def _step(self, frame: Frame) -> Frame:
+    def _arrived(self, frame: Frame) -> tuple[dict[str, Tensor], Boundary]:
+        """Return a mini-batch, of which all was checked before its boundary was unpacked."""
         visit = self._entered()
-        boundary = self._coder.unpack_boundary(
-            Stream.BOUNDARY_UP, frame.tensors, frame.layout, frame.samples, train=True
+        check_step(frame, visit.arrival, visit.request.bounds, self._limits.frame_bytes)
+        inputs = unpack_inputs(frame.inputs)
+        check_inputs(inputs, visit.arrival)
+        return inputs, self._coder.unpack_boundary(
+            Stream.BOUNDARY_UP, frame.tensors, frame.layout, frame.samples, visit.request.train
         )
-        result = visit.step(unpack_inputs(frame.inputs), boundary, frame.samples)
+
+    def _step(self, frame: Frame) -> Frame:
+        inputs, boundary = self._arrived(frame)
+        result = self._entered().step(inputs, boundary, frame.samples)
         return self._reply(
             Kind.STEP_REPLY,
             frame,
@@ -168,12 +217,9 @@ class Session:
 
     def _forward(self, frame: Frame) -> Frame:
         visit = self._entered()
-        train = visit.request.train
-        boundary = self._coder.unpack_boundary(
-            Stream.BOUNDARY_UP, frame.tensors, frame.layout, frame.samples, train
-        )
-        result = visit.forward(unpack_inputs(frame.inputs), boundary, frame.samples)
-        if train:
+        inputs, boundary = self._arrived(frame)
+        result = visit.forward(inputs, boundary, frame.samples)
+        if visit.request.train:
             self._returned, self._samples = result.tensors, frame.samples
             self._due = (Kind.BACKWARD,)
         return self._reply(
@@ -184,8 +230,8 @@ class Session:
         )
 
     def _backward(self, frame: Frame) -> Frame:
+        check_gradients(frame.tensors, self._returned)
         gradients = self._coder.unpack(Stream.GRADIENT_UP, frame.tensors, self._samples)
-        check_gradients(gradients, self._returned)
         result = self._entered().backward(gradients)
         tensors = self._pack_gradients(result, self._samples)
         self._returned, self._samples = (), ()
@@ -193,11 +239,8 @@ class Session:
         return self._reply(Kind.BACKWARD_REPLY, frame, tensors=tensors)
 
     def _evaluate(self, frame: Frame) -> Frame:
-        boundary = self._coder.unpack_boundary(
-            Stream.BOUNDARY_UP, frame.tensors, frame.layout, frame.samples, train=False
-        )
-        visit = self._entered()
-        result = visit.evaluate(unpack_inputs(frame.inputs), boundary, frame.samples)
+        inputs, boundary = self._arrived(frame)
+        result = self._entered().evaluate(inputs, boundary, frame.samples)
         fields = {"loss": result.loss, "targets": result.n_targets, "correct": result.n_correct}
         return self._reply(Kind.EVALUATE_REPLY, frame, fields=fields)
 

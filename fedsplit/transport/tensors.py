@@ -140,10 +140,19 @@ class TensorCoder:
         FedsplitError
             If a payload is not what the stream's codec makes.
         """
+        for index, item in enumerate(packed):
+            if item is not None:
+                self._check_coded(stream, index, item)
         return tuple(
-            None if item is None else self._unpack(stream, index, item, samples)
+            None
+            if item is None
+            else self._codec(stream, index).decode(item.payload, item.shape, item.dtype, samples)
             for index, item in enumerate(packed)
         )
+
+    def is_coded(self, stream: Stream) -> bool:
+        """Return whether floating-point tensors of a stream are compressed."""
+        return self._settings(stream).get("name") != "identity"
 
     def unpack_boundary(
         self,
@@ -179,26 +188,22 @@ class TensorCoder:
             self._codecs[key] = make_codec(self._settings(stream), seed)
         return self._codecs[key]
 
-    def _is_coded(self, stream: Stream, floating: bool) -> bool:
-        return floating and self._settings(stream).get("name") != "identity"
-
     def _pack(self, stream: Stream, index: int, tensor: Tensor, samples: Sequence[int]) -> Packed:
         payload = self._codec(stream, index).encode(tensor, samples)
-        coded = self._is_coded(stream, tensor.is_floating_point())
+        coded = tensor.is_floating_point() and self.is_coded(stream)
         shape = tuple(tensor.shape)
         return Packed(tensor.dtype, shape, memoryview(payload), coded, tensor.requires_grad)
 
-    def _unpack(self, stream: Stream, index: int, item: Packed, samples: Sequence[int]) -> Tensor:
-        coded = self._is_coded(stream, item.dtype.is_floating_point)
+    def _check_coded(self, stream: Stream, index: int, item: Packed) -> None:
+        coded = item.dtype.is_floating_point and self.is_coded(stream)
         if item.coded != coded:
             raise FrameError(
                 f"tensors[{index}] coded={item.coded}: must be {coded} ({stream.value})"
             )
-        return self._codec(stream, index).decode(item.payload, item.shape, item.dtype, samples)
 
 
-def check_gradients(gradients: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> None:
-    """Refuse gradients that do not fit the boundary `tensors` they are for.
+def check_gradients(gradients: Sequence[Packed | None], tensors: Sequence[Tensor]) -> None:
+    """Refuse gradients, before they are unpacked, that do not fit the `tensors` they are for.
 
     Raises
     ------

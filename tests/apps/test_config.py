@@ -32,6 +32,7 @@ from fedsplit.models import ModelSpec
 from fedsplit.patience import Patience
 from fedsplit.plan import CodecPlan
 from fedsplit.schemes import LocalWork, find_scheme
+from fedsplit.transport import ServerLimits
 from fedsplit.wireless import ChannelSpec
 
 # Channels, fleets, papers and topologies have tests of their own.
@@ -186,7 +187,9 @@ def test_every_setting_stands_in_the_configuration() -> None:
     assert set(config.train.optimizer) == settings_of(OptimizerSpec)
     assert set(config.train) - {"optimizer"} == settings_of(LocalWork)
     of_run = {*settings_of(RunSettings), *settings_of(Patience)} - {"rounds", "evaluate_every"}
-    assert {*config.run, *config.link} == of_run | link
+    room = {"streams", "streams_per_peer", "memory_bytes", "memory_per_peer_bytes"}
+    assert room <= settings_of(ServerLimits)
+    assert {*config.run, *config.link} == of_run | link | room
     assert set(config.channel) == settings_of(ChannelSpec)
     assert set(config.fleet) == settings_of(FleetSpec)
     assert set(config.codec) == settings_of(CodecPlan)

@@ -1,37 +1,72 @@
 """Computations take turns: in order of arrival, on one thread."""
 
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from fedsplit.execution.lane import FifoLock, compute
+from fedsplit.execution.lane import Places, compute
 
 
-def test_a_lock_is_granted_in_order_of_arrival_and_released_by_anyone() -> None:
-    lock = FifoLock()
-    lock.acquire()
-    order: list[int] = []
-    granted = [threading.Event() for _ in range(5)]
+def _queue_up(places: Places, wanted: Callable[[int], bool], count: int) -> "_Waiting":
+    """Return `count` threads that came for a place one after the other."""
+    waiting = _Waiting()
+    for index in range(count):
 
-    def wait(index: int) -> None:
-        lock.acquire()
-        order.append(index)
-        granted[index].set()
+        def wait(index: int = index) -> None:
+            waiting.outcome[index] = places.take(lambda: wanted(index))
+            waiting.order.append(index)
+            waiting.done[index].set()
 
-    threads = []
+        waiting.done.append(threading.Event())
+        threading.Thread(target=wait, daemon=True).start()
+        while len(places._queue) < index + 1:
+            time.sleep(0.001)
+    return waiting
+
+
+class _Waiting:
+    """Who waits, and what came of it."""
+
+    def __init__(self) -> None:
+        self.done: list[threading.Event] = []
+        self.order: list[int] = []
+        self.outcome: dict[int, bool] = {}
+
+
+def _always(index: int = 0) -> bool:
+    return True
+
+
+def test_places_are_given_in_order_of_arrival_and_given_back_by_anyone() -> None:
+    places = Places(2)
+    assert places.take(_always)
+    assert places.take(_always)
+    waiting = _queue_up(places, _always, 5)
+    assert waiting.order == []
     for index in range(5):
-        threads.append(threading.Thread(target=wait, args=(index,)))
-        threads[-1].start()
-        while len(lock._queue) < index + 2:
-            pass
-    assert order == []
-    for index in range(5):
-        lock.release()
-        assert granted[index].wait(5)
-        assert order == list(range(index + 1))
-    lock.release()
-    lock.acquire()
+        places.give_back()
+        assert waiting.done[index].wait(5)
+        assert waiting.order == list(range(index + 1))
+    places.give_back()
+    places.give_back()
+    assert places.take(_always)
+
+
+def test_whoever_gives_up_waiting_takes_no_place_and_holds_nobody_up() -> None:
+    places = Places(1)
+    assert places.take(_always)
+    gone: set[int] = set()
+    waiting = _queue_up(places, lambda index: index not in gone, 3)
+    gone |= {0, 1}
+    places.look_again()
+    assert waiting.done[0].wait(5)
+    assert waiting.done[1].wait(5)
+    places.give_back()
+    assert waiting.done[2].wait(5)
+    assert waiting.outcome == {0: False, 1: False, 2: True}
 
 
 def test_computations_share_a_thread_that_is_not_the_callers() -> None:

@@ -1,12 +1,14 @@
 """A boundary carries tensors, and gradients back, in whatever structure a block returned them."""
 
 import json
+from collections import OrderedDict, defaultdict
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._pytree import tree_flatten
+from transformers.modeling_outputs import BaseModelOutput
 
 from fedsplit.errors import FedsplitError
 from fedsplit.models import Boundary
@@ -34,12 +36,68 @@ def test_unpack_returns_what_was_packed(tree: object) -> None:
         assert before is after
 
 
-@pytest.mark.parametrize(
-    "layout", ["", "{}", "[]", "null", '{"tree": 1, "filled": [true]}', '{"filled": 3}', "nonsense"]
-)
-def test_damaged_layout_is_refused(layout: str) -> None:
-    with pytest.raises(FedsplitError, match="layout"):
+def _node(kind: str, context: object, *children: object) -> str:
+    """Return a layout of torch's own making, which names types to import and call."""
+    node = {"type": kind, "context": json.dumps(context), "children_spec": list(children)}
+    return json.dumps({"tree": [1, node], "filled": [True]})
+
+
+LEAF = {"type": None, "context": None, "children_spec": []}
+HOSTILE = {
+    "nothing": "",
+    "no JSON": "nonsense",
+    "null": "null",
+    "text": '"tuple"',
+    "true": "true",
+    "a fraction": "1.0",
+    "another number": "2",
+    "an empty list": "[]",
+    "an unknown container": '["set",1]',
+    "a container that is no text": "[[],1]",
+    "a path": '["os.abort",1]',
+    "a defaultdict that imports": _node(
+        "collections.defaultdict",
+        {"default_factory_module": "os", "default_factory_name": "abort", "dict_context": []},
+    ),
+    "an enum that imports": _node("collections.OrderedDict", ["os", "abort"], LEAF),
+    "a named tuple that imports": _node("collections.namedtuple", {"class_name": "os.abort"}),
+    "a data class that imports": _node("dataclasses.dataclass", {"class_name": "os.abort"}, LEAF),
+    "an enum in the context": json.dumps(
+        [1, {"type": "builtins.dict", "context": {"__enum__": True, "fqn": "os:abort"}}]
+    ),
+    "torch's own form of a tensor": json.dumps({"tree": [1, LEAF], "filled": [True]}),
+    "nine levels": '["list",' * 9 + "1" + "]" * 9,
+    "as deep as JSON goes": '["list",' * 20_000 + "1" + "]" * 20_000,
+    "brackets without end": "[" * 60_000,
+    "a thousand nodes": json.dumps(["list", 1, *[0] * 1100]),
+    "a long number": "1" * 5000,
+}
+
+
+@pytest.mark.parametrize("layout", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_layout_that_is_none_is_refused_in_one_line_and_runs_nothing(
+    layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.abort", lambda: pytest.fail("a layout was executed"))
+    with pytest.raises(FedsplitError, match="layout") as caught:
         Boundary((torch.zeros(2),), layout).unpack()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        OrderedDict(x=torch.zeros(1)),
+        defaultdict(list, x=torch.zeros(1)),
+        BaseModelOutput(torch.zeros(1)),
+        {3: torch.zeros(1)},
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_tensors_in_other_containers_do_not_cross(value: object) -> None:
+    with pytest.raises(FedsplitError, match="lists, tuples or dicts"):
+        Boundary.pack(value)
 
 
 def test_a_layout_for_another_number_of_tensors_is_refused() -> None:

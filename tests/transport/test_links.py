@@ -8,7 +8,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
@@ -295,7 +294,7 @@ def test_a_frame_over_the_limit_is_refused(device: SplitModel, tmp_path: Path) -
                 assert _state_soon(cluster, token) == "failed"
 
 
-def test_a_dead_device_fails_its_turn_at_once_and_frees_the_lane(
+def test_a_dead_device_fails_its_turn_at_once_and_holds_nobody_up(
     remote: Cluster, device: SplitModel
 ) -> None:
     adapters = initial(SPEC)
@@ -303,18 +302,12 @@ def test_a_dead_device_fails_its_turn_at_once_and_frees_the_lane(
     _, expected = remote.train(ROUTE, batches(2), adapters)
     dead = remote.open(HOME, adapters)["server"]
     link = remote.link("server")
-    link.open(OpenRequest(dead, HOME, 1))
-    link.forward(inputs, boundary, (0, 1))  # holds the lane until the backward pass
-
-    outcome: list[object] = []
-    other = Thread(target=lambda: outcome.append(remote.train(ROUTE, batches(2), adapters)))
-    other.start()
-    other.join(0.5)
-    assert other.is_alive(), "one step at a time"
+    link.open(OpenRequest(dead, HOME, 1), device.crossing(3))
+    link.forward(inputs, boundary, (0, 1))  # its activations wait for the backward pass
+    _, others = remote.train(ROUTE, batches(2), adapters)
+    assert differing(others, expected) == []
+    assert remote.stage("server").status(dead).state == "active"
     link.abort()
-    other.join(20)
-    assert not other.is_alive()
-    assert differing(outcome[0][1], expected) == []  # type: ignore[index]
     assert _state_soon(remote, dead) == "failed"
     assert "gone" in remote.stage("server").status(dead).reason
 
@@ -328,7 +321,7 @@ def test_a_device_that_never_sends_its_gradients_is_given_up(
         limits = ServerLimits(backward_timeout_s=0.2)
         with GrpcServer(cluster.stage("server"), f"unix:{tmp_path}/s", limits=limits) as server:
             link = GrpcLink(server.address)
-            link.open(OpenRequest(token, HOME, 1))
+            link.open(OpenRequest(token, HOME, 1), device.crossing(3))
             link.forward(inputs, boundary, (0, 1))
             assert _state_soon(cluster, token) == "failed"
             _, adapters = cluster.train(ROUTE, batches(1), initial(SPEC))

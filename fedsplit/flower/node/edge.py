@@ -65,12 +65,11 @@ def _serve(task: EdgeTask, message: Message, context: Context, presence: Presenc
         raise FedsplitError('node-config: an edge must hold bind, such as bind="0.0.0.0:7000"')
     server_tls = settings.server_tls(task.job.security)
     requests = [
-        [_request(turn, task.train, branch.stays) for turn in branch.turns]
-        for branch in task.branches
+        [_request(task, turn, branch.stays) for turn in branch.turns] for branch in task.branches
     ]
     segments = {one.route.segments[one.position] for some in requests for one in some}
     model = cached_model(task.job, tuple(sorted(segments, key=str)))
-    stage = Stage(model)
+    stage = Stage(model, task.job.limits)
     values = read_arrays(message)
     stays = []
     for index, (branch, wanted) in enumerate(zip(task.branches, requests, strict=True)):
@@ -87,15 +86,25 @@ def _serve(task: EdgeTask, message: Message, context: Context, presence: Presenc
                 downstream=_onward(turn, settings, task.job),
             )
         stays.append(_Stay(stage, model, branch, wanted, adapters))
-    with GrpcServer(stage, settings.bind, tls=server_tls, ping_s=task.job.patience.ping_s):
+    server = GrpcServer(
+        stage,
+        settings.bind,
+        tls=server_tls,
+        limits=task.job.limits,
+        ping_s=task.job.patience.ping_s,
+    )
+    with server:
         _wait(task, stays, presence)
     return _answer(message, task, stays)
 
 
-def _request(turn: EdgeTurn, train: bool, stays: bool) -> OpenRequest:
+def _request(task: EdgeTask, turn: EdgeTurn, stays: bool) -> OpenRequest:
     route = turn.turn.route
     position = next(i for i, segment in enumerate(route.segments) if segment.tier == EDGE)
-    return OpenRequest(turn.token, route, position, turn.turn.codec, turn.seed, train, stays)
+    bounds = task.job.bounds(turn.steps)
+    return OpenRequest(
+        turn.token, route, position, turn.turn.codec, turn.seed, task.train, stays, bounds
+    )
 
 
 def _onward(turn: EdgeTurn, settings: LinkSettings, job: Job) -> tuple[GrpcLink, str] | None:

@@ -229,9 +229,7 @@ class Coordinator:
                 fresh = [] if ahead else self._start(work, wave, adapters, way)
                 runs = ahead or fresh
                 ahead = [
-                    self._placement.one(
-                        work.server_round, turn, train=work.train, way=AdapterWay.LINK
-                    )
+                    self._place(work, turn, AdapterWay.LINK)
                     for turn in self._startable(wave, following)
                 ]
                 begun = [*fresh, *ahead]
@@ -249,14 +247,29 @@ class Coordinator:
         runs = []
         for turn in wave:
             if self._edges is not None and turn.route.on(EDGE):
-                runs += self._placement.at_remote_edge(
-                    work.server_round, Branch((turn,)), adapters, train=work.train, way=way
-                )
+                runs += self._place_at_edge(work, Branch((turn,)), adapters, way)
             else:
-                runs.append(self._placement.one(work.server_round, turn, train=work.train, way=way))
+                runs.append(self._place(work, turn, way))
         for run in runs:
             run.begin(adapters)
         return runs
+
+    def _place(self, work: _Work, turn: Turn, way: AdapterWay) -> TurnRun:
+        steps = self._steps(work, turn)
+        return self._placement.one(work.server_round, turn, train=work.train, steps=steps, way=way)
+
+    def _place_at_edge(
+        self, work: _Work, branch: Branch, adapters: Mapping[str, Tensor], way: AdapterWay
+    ) -> list[TurnRun]:
+        return self._placement.at_remote_edge(
+            work.server_round,
+            branch,
+            adapters,
+            train=work.train,
+            steps=[self._steps(work, turn) for turn in branch.turns],
+            way=way,
+            weights=[self.roster.by_index(turn.device).n_train for turn in branch.turns],
+        )
 
     def _waves_at_edge(
         self,
@@ -268,14 +281,7 @@ class Coordinator:
     ) -> Generator[Waited, Answer, dict[str, Tensor]]:
         """Run waves between which an edge that is a node keeps the adapters; return the last."""
         adapters = dict(arrays)
-        runs = self._placement.at_remote_edge(
-            work.server_round,
-            branch,
-            adapters,
-            train=work.train,
-            way=AdapterWay.EDGE,
-            weights=[self.roster.by_index(turn.device).n_train for turn in branch.turns],
-        )
+        runs = self._place_at_edge(work, branch, adapters, AdapterWay.EDGE)
         assignment = runs[0].assignment
         assert assignment is not None
         try:

@@ -7,11 +7,11 @@ from types import TracebackType
 
 from torch import Tensor
 
-from fedsplit.execution import OptimizerSpec, Stage, compute
+from fedsplit.execution import Stage, compute
 from fedsplit.execution.accelerator import torch_device
 from fedsplit.flower.link_settings import LinkSettings
-from fedsplit.models import ModelSpec, SplitModel, load
-from fedsplit.patience import Patience
+from fedsplit.flower.tasks import Job
+from fedsplit.models import SplitModel, load
 from fedsplit.plan import DEVICE, AdapterWay, Route, Segment, Turn
 from fedsplit.transport import (
     Attendance,
@@ -34,16 +34,10 @@ class StageHost:
 
     Parameters
     ----------
-    model : ModelSpec
-        The model; this process holds all of it, so that any cut can be served.
-    optimizer : OptimizerSpec
-        What trains the servers' adapters.
-    accelerator : str
-        Where the servers compute: ``auto``, ``cpu`` or a torch device.
+    job : Job
+        The run's; this process holds all of its model, so that any cut can be served.
     link : LinkSettings, optional
         Where devices reach it and with which certificates; by default a Unix socket of its own.
-    patience : Patience, optional
-        How long it waits for those who dial.
 
     Raises
     ------
@@ -53,22 +47,18 @@ class StageHost:
 
     def __init__(
         self,
-        model: ModelSpec,
-        optimizer: OptimizerSpec,
-        accelerator: str,
+        job: Job,
         link: LinkSettings | None = None,
-        patience: Patience | None = None,
     ) -> None:
+        self._job = job
         self._link = link or LinkSettings()
-        self._patience = patience or Patience()
         self._tls = self._link.server_tls(self._link.security)
 
         def read() -> SplitModel:
-            return load(model, None, torch_device(accelerator))
+            return load(job.model, None, torch_device(job.accelerator))
 
         # Loading draws from torch's global generator: it must not cut in on a running branch.
         self._load: Callable[[], SplitModel] = lambda: compute(read)
-        self._optimizer = optimizer
         self.model = self._load()
         self.attendance = Attendance()
         self._stages: dict[str, Stage] = {}
@@ -105,7 +95,14 @@ class StageHost:
         )
 
     def open(
-        self, turn: Turn, *, seed: int, train: bool, way: AdapterWay, elsewhere: str = ""
+        self,
+        turn: Turn,
+        *,
+        seed: int,
+        train: bool,
+        steps: int,
+        way: AdapterWay,
+        elsewhere: str = "",
     ) -> list[tuple[Stage, str]]:
         """Prepare `turn` on the server tiers of its route; each waits there for its adapters.
 
@@ -117,6 +114,8 @@ class StageHost:
             The turn's seed, the same on every tier.
         train : bool
             Whether it trains.
+        steps : int
+            Its mini-batches: exactly so many if it trains, else at most.
         way : AdapterWay
             Whether the device fetches its adapters from the first server tier.
         elsewhere : str
@@ -135,13 +134,15 @@ class StageHost:
                 continue
             token = new_token()
             fetched = way is not AdapterWay.MESSAGE and position == 1
-            request = OpenRequest(token, route, position, turn.codec, seed, train, fetched)
+            request = OpenRequest(
+                token, route, position, turn.codec, seed, train, fetched, self._job.bounds(steps)
+            )
             stage = self._stage(segment.tier)
             stage.open_turn(
-                request, optimizer=self._optimizer if train else None, downstream=downstream
+                request, optimizer=self._job.optimizer if train else None, downstream=downstream
             )
             opened.append((stage, token))
-            downstream = InProcessLink(stage), token
+            downstream = InProcessLink(stage, self._job.limits.frames), token
         if opened:
             first, token = opened[-1]
             self._waiting[bytes.fromhex(token)] = first
@@ -163,7 +164,8 @@ class StageHost:
                 bind,
                 tls=self._tls,
                 attendance=self.attendance,
-                ping_s=self._patience.ping_s,
+                limits=self._job.limits,
+                ping_s=self._job.patience.ping_s,
             )
         return self._link.advertise or self._server.address
 
@@ -179,5 +181,5 @@ class StageHost:
         if tier not in self._stages:
             # Each tier computes on a model of its own: an edge waits for the cloud in mid-step.
             model = self.model if not self._stages else self._load()
-            self._stages[tier] = Stage(model)
+            self._stages[tier] = Stage(model, self._job.limits)
         return self._stages[tier]

@@ -36,11 +36,18 @@ class Placement:
         again = [turn.repeat] if turn.repeat else []
         return derive_seed(self._root, "turn", server_round, turn.device, *again)
 
-    def one(self, server_round: int, turn: Turn, *, train: bool, way: AdapterWay) -> TurnRun:
-        """Return a turn that this process holds, but for an edge that is a node."""
+    def one(
+        self, server_round: int, turn: Turn, *, train: bool, steps: int, way: AdapterWay
+    ) -> TurnRun:
+        """Return a turn that this process holds, but for an edge that is a node.
+
+        It has `steps` mini-batches: exactly so many if it trains, else at most.
+        """
         seed = self.seed(server_round, turn)
         elsewhere = EDGE if self._edges is not None else ""
-        stages = self._host.open(turn, seed=seed, train=train, way=way, elsewhere=elsewhere)
+        stages = self._host.open(
+            turn, seed=seed, train=train, steps=steps, way=way, elsewhere=elsewhere
+        )
         door = Contact(self._host.address, stages[-1][1]) if stages else None
         return TurnRun(
             turn=turn,
@@ -60,6 +67,7 @@ class Placement:
         adapters: Mapping[str, Tensor],
         *,
         train: bool,
+        steps: Sequence[int],
         way: AdapterWay,
         weights: Sequence[float] = (1.0,),
     ) -> list[TurnRun]:
@@ -75,6 +83,8 @@ class Placement:
             What it starts from.
         train : bool
             Whether turns train.
+        steps : sequence of int
+            Mini-batches of each turn; at most so many if they do not train.
         way : AdapterWay
             How adapters reach the devices; with `AdapterWay.EDGE` they stay at the edge.
         weights : sequence of float
@@ -90,14 +100,22 @@ class Placement:
         assert first.edge is not None
         address = edges.address(first.edge)
         stays = way is AdapterWay.EDGE
-        runs = [self.one(server_round, turn, train=train, way=way) for turn in branch.turns]
+        runs = [
+            self.one(server_round, turn, train=train, steps=count, way=way)
+            for turn, count in zip(branch.turns, steps, strict=True)
+        ]
         tiers = (DEVICE, EDGE) if stays else (EDGE,)
         names = [name for tier in tiers for name in self._host.adapter_names(first.route, tier)]
         turns = tuple(
             EdgeTurn(
-                token=new_token(), turn=run.turn, seed=run.seed, onward=run.door, weight=weight
+                token=new_token(),
+                turn=run.turn,
+                steps=count,
+                seed=run.seed,
+                onward=run.door,
+                weight=weight,
             )
-            for run, weight in zip(runs, weights, strict=True)
+            for run, weight, count in zip(runs, weights, steps, strict=True)
         )
         assignment = Assignment(
             edge=first.edge,
