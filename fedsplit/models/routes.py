@@ -143,6 +143,7 @@ def _verdict(spec: ModelSpec, config: PretrainedConfig, route: Route) -> str | N
         config={},
         dtype="float32",
         dropout=0.0,
+        seed=0,
     )
     key = json.dumps([str(trained), config.to_json_string(use_diff=False), str(route)])
     if key not in _VERDICTS:
