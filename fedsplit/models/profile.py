@@ -1,6 +1,7 @@
 """What a model costs, block by block: counted from its operations, or timed on this machine."""
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -10,11 +11,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.layergraph import LayerGraph
+from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models.adapters import add_adapters, is_adapter
 from fedsplit.models.blocks import find_blocks
 from fedsplit.models.graph import layer_graph
 from fedsplit.models.graph_memory import peak_bytes
 from fedsplit.models.graph_trace import Trace, trace
+from fedsplit.models.known import recall, remember
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import image_size
 from fedsplit.models.weights import build
@@ -26,6 +29,8 @@ OPTIMIZER_COPIES = 2
 
 def profile_model(spec: ModelSpec, seq_len: int, batch: int = 1) -> ModelProfile:
     """Return what the model of `spec` costs, without weights or data.
+
+    The answer is kept on disk (`fedsplit.models.known`).
 
     Parameters
     ----------
@@ -43,10 +48,19 @@ def profile_model(spec: ModelSpec, seq_len: int, batch: int = 1) -> ModelProfile
     FedsplitError
         If the model is unknown, has no blocks, or its computation depends on the data.
     """
+    # What a model costs does not depend on its weights.
+    fields = str(replace(spec, seed=0)), spec.load_config().to_dict(), seq_len, batch
+    key = json.dumps(fields, sort_keys=True, default=str)
+    known = recall("profile", key)
+    if isinstance(known, dict):
+        with contextlib.suppress(FedsplitError):
+            return from_mapping(ModelProfile, known, "profile")
     model = planned_model(spec)
     inputs = example_batch(model.config, spec.task, seq_len, batch)
     name = spec.source or str(spec.model_type)
-    return profile_module(model, inputs, find_blocks(model), name, seq_len)
+    profile = profile_module(model, inputs, find_blocks(model), name, seq_len)
+    remember("profile", key, to_mapping(profile))
+    return profile
 
 
 def profile_graph(spec: ModelSpec, seq_len: int, batch: int = 1) -> LayerGraph:
