@@ -108,7 +108,9 @@ def _deploy(options: argparse.Namespace, console: Console) -> int:
 def _reproduce(options: argparse.Namespace, console: Console) -> int:
     from .reproduce.papers import reproduce
 
-    return reproduce(options.paper, options.overrides, options.json, options.train, console)
+    return reproduce(
+        options.paper, options.overrides, options.json, options.train, console, options.seeds
+    )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -184,11 +186,12 @@ def _parser() -> argparse.ArgumentParser:
         help="make the comparison that a paper claims, and print claim and result",
         description="Makes the comparison of PAPER (splitllm, sft, fedsllm, fast, card, gsfl, or "
         "all) on the modelled system of conf/paper/PAPER.yaml, changed by OVERRIDES. Exit code 1 "
-        "if a result is outside the range in which it counts as reproduced.",
+        "if a result, mean over seeds, is outside the range in which it counts as reproduced.",
     )
     reproduce.add_argument("paper", metavar="PAPER")
     reproduce.add_argument("overrides", nargs="*", metavar="OVERRIDES")
     reproduce.add_argument("--json", action="store_true", help="print one JSON object")
+    reproduce.add_argument("--seeds", type=int, default=5, help="how many seeds to average over")
     reproduce.add_argument(
         "--train", action="store_true", help="train small models too, for minutes"
     )

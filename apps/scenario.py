@@ -1,6 +1,7 @@
 """The modelled system that a configuration describes."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 from omegaconf import DictConfig
@@ -25,6 +26,8 @@ def build_system(config: DictConfig) -> System:
         If a part of the configuration is wrong; names the group, the field and what is allowed.
     """
     spec = model_spec(config)
+    # What a model costs does not depend on its weights.
+    model = json.dumps(to_mapping(replace(spec, seed=0)), sort_keys=True)
     return make_system(
         spec,
         fleet=fleet_spec(config),
@@ -32,9 +35,7 @@ def build_system(config: DictConfig) -> System:
         work=local_work(config),
         codec=codec_plan(config),
         seed=config.seed,
-        profile=_profile(
-            json.dumps(to_mapping(spec), sort_keys=True), config.data.get("seq_len", 1)
-        ),
+        profile=_profile(model, config.data.get("seq_len", 1)),
     )
 
 

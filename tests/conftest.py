@@ -7,6 +7,8 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What earlier runs found out about models must not decide what the tests find.
+os.environ["FEDSPLIT_CACHE"] = ""
 torch.set_num_threads(1)
 
 _TEXT = "the quick brown fox jumps over the lazy dog and runs away from every cat in town. " * 40

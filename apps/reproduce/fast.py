@@ -1,4 +1,4 @@
-"""Fast splitting: a cut for each device and round, against the best cut that never moves."""
+"""Fast splitting: a cut for each device and round, against the best cuts that never move."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,10 @@ from .common import Chart, Figure, Reproduction, change, paper_config
 
 PAPER = "fast"
 BASELINES = ("best static cut", "device only", "most on the server", "random cut")
+PER_DEVICE = "best static cut of each device"
 _BEST, _DEEPEST = "fast", 1e-9
+_HINDSIGHT = f"{PER_DEVICE}, chosen with all rounds known"
+_GAIN = "each of four kinds of boards has its own cut; little is from cuts that follow the channel"
 
 
 @dataclass(frozen=True)
@@ -50,39 +53,51 @@ def reproduce(overrides: Sequence[str]) -> Reproduction:
     def mean_gain(baseline: str) -> float:
         return float(np.mean([gain(name, baseline) for name in found]))
 
+    tuned, strongest = config.paper.tuned, mean_gain(PER_DEVICE)
+
     with_codec = [change(one.codec_s, one.delay_s[BASELINES[0]]) for one in found.values()]
     gap = max(one.gap for one in found.values())
     return Reproduction(
         PAPER,
         (
-            Figure(
-                "training delay, mean over models",
-                "-24.62 to -38.95 % (v1), up to -38.95 % (v4)",
-                "best static cut",
-                mean_gain(BASELINES[0]),
-                (-100.0, -24.62),
-                float(np.mean(with_codec)),
-                "boundaries in bf16, which the cut takes into account",
+            *(
+                Figure(
+                    name="training delay, mean over models",
+                    claim="-24.62 to -38.95 % (v1), up to -38.95 % (v4)",
+                    versus=baseline,
+                    ours=mean_gain(baseline),
+                    strongest=_HINDSIGHT,
+                    against_strongest=strongest,
+                    gain=_GAIN,
+                    tuned=tuned,
+                    accepted=(-100.0, -24.62) if baseline == BASELINES[0] else None,
+                    ours_better=float(np.mean(with_codec)) if baseline == BASELINES[0] else None,
+                    better="boundaries in bf16, which the cut takes into account",
+                )
+                for baseline in BASELINES
             ),
             *(
                 Figure(
-                    "training delay, mean over models",
-                    "-24.62 to -38.95 % (v1), up to -38.95 % (v4)",
-                    baseline,
-                    mean_gain(baseline),
+                    name=f"training delay of {name}",
+                    claim="none",
+                    versus=BASELINES[0],
+                    ours=gain(name, BASELINES[0]),
+                    strongest=_HINDSIGHT,
+                    against_strongest=gain(name, PER_DEVICE),
+                    gain=_GAIN,
+                    tuned=tuned,
                 )
-                for baseline in BASELINES[1:]
-            ),
-            *(
-                Figure(f"training delay of {name}", "none", BASELINES[0], gain(name, BASELINES[0]))
                 for name in found
             ),
             Figure(
-                "delay beyond that of exhaustive search",
-                "optimal",
-                "all cuts of all models",
-                100 * gap,
-                (-100 * _DEEPEST, 100 * _DEEPEST),
+                name="delay beyond that of exhaustive search",
+                claim="optimal",
+                versus="all cuts of all models",
+                ours=100 * gap,
+                strongest="the same",
+                against_strongest=100 * gap,
+                gain="nothing is gained: a minimum s-t cut is the optimum",
+                accepted=(-100 * _DEEPEST, 100 * _DEEPEST),
             ),
         ),
         (
@@ -95,14 +110,15 @@ def reproduce(overrides: Sequence[str]) -> Reproduction:
                     scheme: [
                         one.delay_s[scheme] / one.delay_s[BASELINES[0]] for one in found.values()
                     ]
-                    for scheme in (_BEST, BASELINES[0], BASELINES[1])
+                    for scheme in (_BEST, BASELINES[0], PER_DEVICE, BASELINES[1])
                 },
             ),
         ),
         (
             "How much a moving cut gains depends on the model: nothing where one cut is best on "
-            "every channel. The best static cut is chosen with all rounds known, which no real "
-            "scheme can.",
+            "every channel. Against one cut for all it gains what different boards ask for, which "
+            "a static cut for each board gains too. Static cuts are chosen with all rounds known, "
+            "which no real scheme can.",
         ),
         config.paper.provenance,
     )
@@ -129,7 +145,8 @@ def compare(config: DictConfig, system: System, spec: ModelSpec) -> Comparison:
                     every @ weights.device + ~every @ weights.server + sent @ weights.transfer
                 )
     cost, fast = np.array(costs), np.array(chosen)
-    size = every.sum(axis=1)
+    size, n_devices = every.sum(axis=1), system.fleet.n_devices
+    by_device = cost.reshape(-1, n_devices, cost.shape[1]).mean(axis=0)
     delays = (
         cost.mean(axis=0).min(),
         cost[:, size.argmax()].mean(),
@@ -137,7 +154,11 @@ def compare(config: DictConfig, system: System, spec: ModelSpec) -> Comparison:
         cost.mean(),
     )
     return Comparison(
-        {_BEST: float(fast.mean()), **dict(zip(BASELINES, map(float, delays), strict=True))},
+        {
+            _BEST: float(fast.mean()),
+            PER_DEVICE: float(by_device.min(axis=1).mean()),
+            **dict(zip(BASELINES, map(float, delays), strict=True)),
+        },
         float(np.abs(fast / cost.min(axis=1) - 1).max()),
         float(np.mean(compressed)),
     )

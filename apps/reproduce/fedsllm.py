@@ -15,8 +15,17 @@ from ..config import plain
 from .common import Chart, Figure, Reproduction, change, paper_config
 
 PAPER = "fedsllm"
-SCHEMES = ("FedsLLM", "unoptimised", "EB, eta 0.5", "EB, best eta", "smashed data in bf16")
+SCHEMES = (
+    "FedsLLM",
+    "unoptimised",
+    "EB, eta 0.5",
+    "EB, best eta",
+    "best bands, eta",
+    "smashed data in bf16",
+)
+_HALVES = ("EB, best eta", "best bands, eta")
 _HALF = 0.5
+_GAIN = "bands that let all clients end together; the learning accuracy adds the smaller part"
 
 
 def reproduce(overrides: Sequence[str]) -> Reproduction:
@@ -32,44 +41,52 @@ def reproduce(overrides: Sequence[str]) -> Reproduction:
     def mean_change(delays: list[dict[str, float]], name: str, baseline: str) -> float:
         return float(np.mean([change(one[name], one[baseline]) for one in delays]))
 
+    def against_rival(delays: list[dict[str, float]]) -> float:
+        """Return our change against the better of the two that optimise one thing only."""
+        return max(mean_change(delays, "FedsLLM", half) for half in _HALVES)
+
     accuracy = f"{config.paper.accuracy:g}"
     unoptimised = f"equal bands, eta = {accuracy}"
     band_mhz = f"{float(config.channel.bandwidth_hz) / 1e6:g} MHz"
     sweep = f"{bands[0] / 1e6:g} to {bands[-1] / 1e6:g} MHz"
     dbm = f"{powers[0]:g} to {powers[-1]:g} dBm at {band_mhz}"
     better = "and smashed data in bf16"
+    rival = f"the better of: equal bands with the best eta; best bands with eta = {accuracy}"
     return Reproduction(
         PAPER,
         (
             Figure(
-                f"training delay, mean over {sweep} (tuned)",
-                "-47.63 % on average",
-                unoptimised,
-                mean_change(over_bands, "FedsLLM", "unoptimised"),
-                (-52.63, -42.63),
-                mean_change(over_bands, "smashed data in bf16", "unoptimised"),
-                better,
+                name=f"training delay, mean over {sweep}",
+                claim="-47.63 % on average",
+                versus=unoptimised,
+                ours=mean_change(over_bands, "FedsLLM", "unoptimised"),
+                strongest=rival,
+                against_strongest=against_rival(over_bands),
+                gain=_GAIN,
+                tuned=config.paper.tuned,
+                accepted=(-52.63, -42.63),
+                ours_better=mean_change(over_bands, "smashed data in bf16", "unoptimised"),
+                better=better,
             ),
             Figure(
-                f"training delay, mean over {dbm}",
-                "-47.63 % on average",
-                unoptimised,
-                mean_change(over_powers, "FedsLLM", "unoptimised"),
-                None,
-                mean_change(over_powers, "smashed data in bf16", "unoptimised"),
-                better,
+                name=f"training delay, mean over {dbm}",
+                claim="-47.63 % on average",
+                versus=unoptimised,
+                ours=mean_change(over_powers, "FedsLLM", "unoptimised"),
+                strongest=rival,
+                against_strongest=against_rival(over_powers),
+                gain=_GAIN,
+                ours_better=mean_change(over_powers, "smashed data in bf16", "unoptimised"),
+                better=better,
             ),
             Figure(
-                f"training delay, mean over {dbm}",
-                "-47.63 % on average",
-                "equal bands, eta = 0.5 (the parent paper's FE and EB)",
-                mean_change(over_powers, "FedsLLM", "EB, eta 0.5"),
-            ),
-            Figure(
-                f"training delay, mean over {dbm}",
-                "none",
-                "equal bands, best eta",
-                mean_change(over_powers, "FedsLLM", "EB, best eta"),
+                name=f"training delay, mean over {dbm}",
+                claim="-47.63 % on average",
+                versus="equal bands, eta = 0.5 (the parent paper's FE and EB)",
+                ours=mean_change(over_powers, "FedsLLM", "EB, eta 0.5"),
+                strongest=rival,
+                against_strongest=against_rival(over_powers),
+                gain=_GAIN,
             ),
         ),
         (
@@ -99,7 +116,8 @@ def reproduce(overrides: Sequence[str]) -> Reproduction:
 
 def mean_delays_s(config: DictConfig, band_hz: float, device_dbm: float) -> dict[str, float]:
     """Return each scheme's total delay, mean over random fleets."""
-    fleets = range(config.seed, config.seed + config.paper.fleets)
+    first = config.seed * config.paper.fleets
+    fleets = range(first, first + config.paper.fleets)
     found = [delays_s(config, band_hz, device_dbm, seed) for seed in fleets]
     return {name: float(np.mean([one[name] for one in found])) for name in SCHEMES}
 
@@ -113,6 +131,7 @@ def delays_s(config: DictConfig, band_hz: float, device_dbm: float, seed: int) -
         "unoptimised": plan_fedsllm(problem, config.paper.accuracy, equal_bandwidth=True),
         "EB, eta 0.5": plan_fedsllm(problem, 0.5, equal_bandwidth=True),
         "EB, best eta": plan_fedsllm(problem, equal_bandwidth=True),
+        "best bands, eta": plan_fedsllm(problem, config.paper.accuracy),
         "smashed data in bf16": plan_fedsllm(compressed),
     }
     return {name: plan.total_s for name, plan in plans.items()}

@@ -1,6 +1,6 @@
 """``fedsplit reproduce``: a paper's comparison on the modelled system, and its training in small.
 
-The comparison takes seconds. Settings and where each comes from are in conf/paper/.
+The comparison takes seconds for each seed. Settings and where each comes from are in conf/paper/.
 """
 
 import json
@@ -15,8 +15,8 @@ from fedsplit.errors import require_choice
 
 from ..config import load_config
 from . import card, fast, fedsllm, gsfl, sft, splitllm
-from .common import Reproduction
-from .report import figures_table, provenance_table, record, write_files
+from .common import Findings, Reproduction, Row, seeds_of
+from .report import figures_table, gains_table, provenance_table, record, write_files
 from .training import train
 
 PAPERS: dict[str, Callable[[Sequence[str]], Reproduction]] = {
@@ -31,11 +31,17 @@ PAPERS: dict[str, Callable[[Sequence[str]], Reproduction]] = {
     )
 }
 ALL = "all"
+SEEDS = 5
 _MISSED = 1
 
 
 def reproduce(
-    paper: str, overrides: Sequence[str], as_json: bool, training: bool, console: Console
+    paper: str,
+    overrides: Sequence[str],
+    as_json: bool,
+    training: bool,
+    console: Console,
+    seeds: int = SEEDS,
 ) -> int:
     """Make a paper's comparison, or all; print it and leave tables and plots in a folder.
 
@@ -51,33 +57,33 @@ def reproduce(
         Also train small models with each scheme and its baselines, for minutes.
     console : Console
         Where to print.
+    seeds : int
+        How many seeds to repeat the comparison with, counted from the configured one.
 
     Returns
     -------
     int
-        0; 1 if a figure is outside the range in which it counts as reproduced.
+        0; 1 if the mean over seeds of a figure is outside the range in which it counts as
+        reproduced.
 
     Raises
     ------
     FedsplitError
-        If the paper or an override is unknown.
+        If the paper or an override is unknown, or there is no seed.
     """
     require_choice("paper", paper, (ALL, *PAPERS))
+    numbers = seeds_of(overrides, seeds)
     names = tuple(PAPERS) if paper == ALL else (paper,)
     default = f"outputs/reproduce_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     folder = Path(load_config(overrides).output or default)
     found = []
     for name in names:
-        one = PAPERS[name](overrides)
-        settings = [text for text in overrides if not text.startswith("output=")]
-        if settings:
-            changed = f"{one.provenance.strip()}; CHANGED by you: {' '.join(settings)}"
-            one = replace(one, provenance=changed)
+        one = compare(name, overrides, numbers)
         if training:
             measured = train(name, folder)
             one = replace(
                 one,
-                figures=(*one.figures, *measured.figures),
+                rows=(*one.rows, *(Row.over([figure]) for figure in measured.figures)),
                 notes=(*one.notes, *measured.notes),
             )
         found.append(one)
@@ -85,7 +91,17 @@ def reproduce(
     if as_json:
         print(json.dumps({one.paper: record(one) for one in found}))
     else:
-        console.print(figures_table(found))
-        console.print(provenance_table(found))
+        for table in (figures_table, gains_table, provenance_table):
+            console.print(table(found))
         console.print(f"[bold]{folder}[/bold]", highlight=False)
-    return 0 if all(figure.passed for one in found for figure in one.figures) else _MISSED
+    return 0 if all(row.passed for one in found for row in one.rows) else _MISSED
+
+
+def compare(paper: str, overrides: Sequence[str], seeds: Sequence[int]) -> Findings:
+    """Make a paper's comparison with each of `seeds`."""
+    one = Findings.over(seeds, [PAPERS[paper]([*overrides, f"seed={seed}"]) for seed in seeds])
+    settings = [text for text in overrides if not text.startswith(("output=", "seed="))]
+    if not settings:
+        return one
+    changed = f"{one.provenance.strip()}; CHANGED by you: {' '.join(settings)}"
+    return replace(one, provenance=changed)

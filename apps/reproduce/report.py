@@ -8,33 +8,49 @@ from typing import Any
 
 from rich.table import Table
 
-from .common import Chart, Figure, Reproduction
+from .common import Chart, Findings, Row, Spread
 
 
-def figures_table(found: Sequence[Reproduction]) -> Table:
-    """Return one row per comparison; changes against the baseline."""
-    table = Table(title="Claims and what fedsplit finds", show_lines=True)
+def figures_table(found: Sequence[Findings]) -> Table:
+    """Return one row per comparison; changes against the baseline, mean and range over seeds."""
+    table = Table(title="Claims and what fedsplit finds: mean (range) over seeds", show_lines=True)
     for heading in ("paper", "what", "claim", "against"):
         table.add_column(heading, overflow="fold")
-    table.add_column("ours", justify="right", no_wrap=True)
-    table.add_column("ours, better", overflow="fold")
+    table.add_column("ours", justify="right")
+    table.add_column("strongest baseline", overflow="fold")
+    table.add_column("against it", justify="right")
     table.add_column("met", no_wrap=True)
     for one in found:
-        for figure in one.figures:
-            better = "" if figure.ours_better is None else f"{figure.ours_better:.1f} {figure.unit}"
+        for row in one.rows:
+            words = row.words
             table.add_row(
                 one.paper,
-                figure.name,
-                figure.claim,
-                figure.versus,
-                f"{_number(figure.ours)} {figure.unit}",
-                f"{better} {figure.better}".strip(),
-                _verdict(figure),
+                words.name,
+                words.claim,
+                words.versus,
+                _figure(row.ours, words.unit),
+                words.strongest,
+                _figure(row.against_strongest, words.unit),
+                row.verdict,
             )
     return table
 
 
-def provenance_table(found: Sequence[Reproduction]) -> Table:
+def gains_table(found: Sequence[Findings]) -> Table:
+    """Return what each row's gain comes from, what was tuned, and what fedsplit can add."""
+    table = Table(title="What it comes from", show_lines=True)
+    for heading in ("paper", "what", "against", "the gain comes from", "tuned"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("with fedsplit's own options", overflow="fold")
+    for one in found:
+        for row in one.rows:
+            words, better = row.words, row.ours_better
+            own = "" if better is None else f"{_figure(better, words.unit)}: {words.better}"
+            table.add_row(one.paper, words.name, words.versus, words.gain, words.tuned, own)
+    return table
+
+
+def provenance_table(found: Sequence[Findings]) -> Table:
     """Return where each paper's settings come from, and what to know of its figures."""
     table = Table(title="Where the settings come from", show_lines=True)
     table.add_column("paper")
@@ -45,47 +61,50 @@ def provenance_table(found: Sequence[Reproduction]) -> Table:
     return table
 
 
-def record(one: Reproduction) -> dict[str, Any]:
-    """Return a paper's figures as JSON values: four mappings by comparison."""
-    labels = [f"{figure.name}, against {figure.versus}" for figure in one.figures]
-    pairs = list(zip(labels, one.figures, strict=True))
+def record(one: Findings) -> dict[str, Any]:
+    """Return a paper's findings as JSON values: `rows`, and what holds for all of them."""
     return {
-        "claim": {label: figure.claim for label, figure in pairs},
-        "ours": {label: figure.ours for label, figure in pairs},
-        "ours_better": {
-            label: figure.ours_better for label, figure in pairs if figure.ours_better is not None
-        },
-        "provenance": one.provenance.strip(),
-        "missed": [label for label, figure in pairs if not figure.passed],
+        "seeds": list(one.seeds),
+        "rows": [_row(row, one.provenance.strip()) for row in one.rows],
+        "missed": [_label(row) for row in one.rows if not row.passed],
         "notes": list(one.notes),
     }
 
 
-def write_files(found: Sequence[Reproduction], folder: Path) -> None:
+def _row(row: Row, provenance: str) -> dict[str, Any]:
+    words, better = row.words, row.ours_better
+    return {
+        "what": words.name,
+        "claim": words.claim,
+        "unit": words.unit,
+        "paper_baseline": words.versus,
+        "ours_mean": row.ours.mean,
+        "ours_min": row.ours.low,
+        "ours_max": row.ours.high,
+        "strongest_baseline": words.strongest,
+        "against_strongest": row.against_strongest.mean,
+        "against_strongest_min": row.against_strongest.low,
+        "against_strongest_max": row.against_strongest.high,
+        "gain": words.gain,
+        "tuned": words.tuned,
+        "accepted": None if words.accepted is None else list(words.accepted),
+        "met": None if words.accepted is None else row.passed,
+        "ours_better": None if better is None else better.mean,
+        "better": words.better,
+        "provenance": provenance,
+    }
+
+
+def write_files(found: Sequence[Findings], folder: Path) -> None:
     """Write ``reproduce.json``, ``reproduce.csv`` and the plots of every paper."""
     folder.mkdir(parents=True, exist_ok=True)
     records = {one.paper: record(one) for one in found}
     (folder / "reproduce.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    rows = [{"paper": paper, **row} for paper, one in records.items() for row in one["rows"]]
     with (folder / "reproduce.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ("paper", "what", "claim", "against", "ours", "ours_better", "unit", "better", "met")
-        )
-        for one in found:
-            for figure in one.figures:
-                writer.writerow(
-                    (
-                        one.paper,
-                        figure.name,
-                        figure.claim,
-                        figure.versus,
-                        figure.ours,
-                        figure.ours_better,
-                        figure.unit,
-                        figure.better,
-                        _verdict(figure),
-                    )
-                )
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
     for one in found:
         for number, chart in enumerate(one.charts, 1):
             draw(chart, folder / f"{one.paper}{'' if number == 1 else f'_{number}'}.png")
@@ -121,12 +140,9 @@ def draw(chart: Chart, path: Path) -> None:
     canvas.savefig(path, dpi=150)
 
 
-def _number(value: float) -> str:
-    """Return a percentage with one decimal, or as 1e-13 where that would be zero."""
-    return f"{value:.0e}" if 0 < abs(value) < 0.01 else f"{value:.1f}"
+def _figure(spread: Spread, unit: str) -> str:
+    return f"{spread} {unit}"
 
 
-def _verdict(figure: Figure) -> str:
-    if figure.accepted is None:
-        return "-"
-    return "yes" if figure.passed else "MISSED"
+def _label(row: Row) -> str:
+    return f"{row.words.name}, against {row.words.versus}"

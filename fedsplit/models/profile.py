@@ -1,6 +1,7 @@
 """What a model costs, block by block: counted from its operations, or timed on this machine."""
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -10,16 +11,18 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.layergraph import LayerGraph
+from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models.adapters import add_adapters, is_adapter
 from fedsplit.models.blocks import find_blocks
 from fedsplit.models.boundary import Boundary
 from fedsplit.models.graph import layer_graph
 from fedsplit.models.graph_memory import peak_bytes
 from fedsplit.models.graph_trace import Parameter, Trace, trace
+from fedsplit.models.known import recall, remember
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.split import travelling
 from fedsplit.models.tiny import image_size
-from fedsplit.models.weights import build
+from fedsplit.models.weights import build, weights_dtype
 from fedsplit.profiles import Crossing, ModelProfile, SharedWeights, TensorForm, UnitProfile
 
 OPTIMIZER_COPIES = 2
@@ -28,6 +31,8 @@ OPTIMIZER_COPIES = 2
 
 def profile_model(spec: ModelSpec, seq_len: int, batch: int = 1) -> ModelProfile:
     """Return what the model of `spec` costs, without weights or data.
+
+    The answer is kept on disk (`fedsplit.models.known`).
 
     Parameters
     ----------
@@ -45,6 +50,15 @@ def profile_model(spec: ModelSpec, seq_len: int, batch: int = 1) -> ModelProfile
     FedsplitError
         If the model is unknown, has no blocks, or its computation depends on the data.
     """
+    # What a model costs does not depend on its weights.
+    config = spec.load_config()
+    dtype = str(weights_dtype(spec, config))
+    fields = str(replace(spec, seed=0)), config.to_dict(), dtype, seq_len, batch
+    key = json.dumps(fields, sort_keys=True, default=str)
+    known = recall("profile", key)
+    if isinstance(known, dict):
+        with contextlib.suppress(FedsplitError):
+            return from_mapping(ModelProfile, known, "profile")
     model = planned_model(spec)
     inputs = example_batch(model.config, spec.task, seq_len, batch)
     name = spec.source or str(spec.model_type)
@@ -52,7 +66,10 @@ def profile_model(spec: ModelSpec, seq_len: int, batch: int = 1) -> ModelProfile
     onward = travelling(inputs, with_ids=spec.share_token_ids)
     forms = {key: _form(value) for key, value in onward.items()}
     labels = {key: forms.pop(key) for key in ("labels",) if key in forms}
-    return replace(profile, crossing=replace(profile.crossing, inputs=forms, labels=labels))
+    crossing = replace(profile.crossing, inputs=forms, labels=labels)
+    profile = replace(profile, crossing=crossing)
+    remember("profile", key, to_mapping(profile))
+    return profile
 
 
 def profile_graph(spec: ModelSpec, seq_len: int, batch: int = 1) -> LayerGraph:

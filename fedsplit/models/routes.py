@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 from fedsplit.errors import FedsplitError, require
 from fedsplit.models.anatomy import anatomy
 from fedsplit.models.boundary import Boundary, Output
+from fedsplit.models.known import recall, remember
 from fedsplit.models.spec import ModelSpec, usable_config
 from fedsplit.models.split import SplitModel, assemble
 from fedsplit.models.tiny import example_inputs, narrow
@@ -18,6 +19,7 @@ from fedsplit.models.weights import stir
 from fedsplit.plan import TIERS, Route
 
 _VERDICTS: dict[str, str | None] = {}
+_TOGETHER: dict[str, list[frozenset[int]]] = {}
 _UNSPLIT: dict[str, dict[str, Tensor | None]] = {}
 
 
@@ -25,7 +27,7 @@ def check_route(spec: ModelSpec, route: Route) -> None:
     """Refuse a route on which the split model would not train as the unsplit one.
 
     Tried on a narrow twin of the model, block for block: every gradient must be equal, to the
-    last bit. The verdict is cached by configuration and route.
+    last bit. The verdict is kept on disk (`fedsplit.models.known`).
 
     Raises
     ------
@@ -57,9 +59,23 @@ def possible_cuts(spec: ModelSpec) -> tuple[int, ...]:
     """Return the cuts of two-tier routes that `check_route` allows, in order.
 
     Tried several at a time: where a route with all of them trains as the unsplit model, so does one
-    with any of them.
+    with any of them. The answer is kept on disk (`fedsplit.models.known`).
     """
     config = spec.load_config()
+    key = _model_key(spec, config)
+    known = recall("cuts", key)
+    if _is_cuts(known):
+        return tuple(known)
+    found = _tried_cuts(spec, config)
+    remember("cuts", key, list(found))
+    return found
+
+
+def _is_cuts(known: object) -> bool:
+    return isinstance(known, list) and all(type(cut) is int for cut in known)
+
+
+def _tried_cuts(spec: ModelSpec, config: PretrainedConfig) -> tuple[int, ...]:
     n_blocks = anatomy(config, spec.task).n_blocks
     found: list[int] = []
     for first in range(0, n_blocks, len(TIERS) - 1):
@@ -134,19 +150,44 @@ def gradients(
     return {name: value.grad for name, value in installed.items()}
 
 
-def _verdict(spec: ModelSpec, config: PretrainedConfig, route: Route) -> str | None:
-    """Return what goes wrong on `route`, or None."""
-    trained = replace(
+def _trained(spec: ModelSpec, config: PretrainedConfig) -> ModelSpec:
+    """Return what a trial trains: `spec` without all that no verdict depends on."""
+    return replace(
         spec,
         source=None,
         model_type=config.model_type,
         config={},
         dtype="float32",
         dropout=0.0,
+        seed=0,
     )
-    key = json.dumps([str(trained), config.to_json_string(use_diff=False), str(route)])
+
+
+def _model_key(spec: ModelSpec, config: PretrainedConfig) -> str:
+    fields = config.to_dict()
+    # Where the configuration was read is not what it says.
+    fields.pop("_name_or_path", None)
+    return json.dumps([str(_trained(spec, config)), fields], sort_keys=True, default=str)
+
+
+def _verdict(spec: ModelSpec, config: PretrainedConfig, route: Route) -> str | None:
+    """Return what goes wrong on `route`, or None."""
+    model = _model_key(spec, config)
+    cuts = frozenset(route.cuts)
+    passed = _TOGETHER.setdefault(model, [])
+    if not route.returns_home and any(cuts <= together for together in passed):
+        return None
+    key = json.dumps([model, str(route)])
     if key not in _VERDICTS:
-        _VERDICTS[key] = find_difference(trained, usable_config(narrow(config), spec.task), route)
+        known = recall("route", key)
+        if isinstance(known, list) and len(known) == 1 and isinstance(known[0], str | None):
+            _VERDICTS[key] = known[0]
+        else:
+            twin = usable_config(narrow(config), spec.task)
+            _VERDICTS[key] = find_difference(_trained(spec, config), twin, route)
+            remember("route", key, [_VERDICTS[key]])
+    if _VERDICTS[key] is None and not route.returns_home:
+        passed.append(cuts)
     return _VERDICTS[key]
 
 

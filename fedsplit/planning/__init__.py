@@ -20,6 +20,7 @@ from fedsplit.planning.costs import CutCosts, Devices
 from fedsplit.planning.cut import CutResult, CutSolver
 from fedsplit.planning.cut_cost import CutCost, CutLimits, CutSystem
 from fedsplit.planning.errors import InfeasibleError
+from fedsplit.planning.exact import ExactSplit, SplitProblem, split_exactly
 from fedsplit.planning.fedsllm import FedsllmPlan, FedsllmProblem, LearningCurve, plan_fedsllm
 from fedsplit.planning.grouping import Grouping, balanced_groups, exact_groups, random_groups
 from fedsplit.planning.joint import JointPlan, plan_joint
@@ -42,6 +43,7 @@ __all__ = [
     "CutSolver",
     "CutSystem",
     "Devices",
+    "ExactSplit",
     "FedsllmPlan",
     "FedsllmProblem",
     "Grouping",
@@ -54,6 +56,7 @@ __all__ = [
     "SftPlan",
     "SftProblem",
     "ShannonPool",
+    "SplitProblem",
     "associate_by_channel",
     "associate_by_load",
     "balanced_groups",
@@ -75,6 +78,7 @@ __all__ = [
     "select_users",
     "server_of",
     "shannon_bps",
+    "split_exactly",
     "uplink_snr_hz",
     "weighted_shares",
 ]
