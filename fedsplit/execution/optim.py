@@ -32,6 +32,9 @@ class OptimizerSpec:
         Decay of the two moments; "sgd" ignores it.
     eps : float
         Added to the denominator; "sgd" ignores it.
+    proximal_mu : float
+        Weight of FedProx's term ``mu / 2 |w - w0|^2``, where w0 is what the turn starts from; its
+        gradient is each parameter's own. A Flower strategy that asks for it sets it for a round.
 
     Raises
     ------
@@ -45,12 +48,13 @@ class OptimizerSpec:
     momentum: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    proximal_mu: float = 0.0
 
     def __post_init__(self) -> None:
         require_choice("optimizer.name", self.name, NAMES)
         infinity = float("inf")
         require(0 < self.lr < infinity, "optimizer.lr", self.lr, "positive and finite")
-        for field in ("weight_decay", "momentum", "eps"):
+        for field in ("weight_decay", "momentum", "eps", "proximal_mu"):
             value = getattr(self, field)
             require(0 <= value < infinity, f"optimizer.{field}", value, "at least 0 and finite")
         object.__setattr__(self, "betas", tuple(self.betas))

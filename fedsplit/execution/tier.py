@@ -59,6 +59,9 @@ class Tier:
         trained = [item for item in self._parameters.values() if item.requires_grad]
         self._optimizer = optimizer.build(trained) if optimizer and trained else None
         self._train = optimizer is not None
+        self._proximal_mu = optimizer.proximal_mu if optimizer else 0.0
+        self._start = [item.detach().clone() for item in trained] if self._proximal_mu else []
+        self._trained = trained
 
     def adapters(self) -> dict[str, Tensor]:
         """Return copies of the present values, by name."""
@@ -139,6 +142,9 @@ class Tier:
 
     def _update(self) -> None:
         assert self._optimizer is not None
+        for parameter, start in zip(self._trained, self._start, strict=False):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=self._proximal_mu)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 

@@ -15,6 +15,7 @@ from flwr.supercore import log
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet import FleetSpec
+from fedsplit.flower.instructions import clipped, read_instructions
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import to_record
 from fedsplit.flower.server.coordinator import Coordinator, Listener
@@ -250,12 +251,17 @@ class SplitStrategy(Strategy):
         coordinator.welcome_back()
         devices = DeviceGrid(grid, coordinator.roster)
         messages = list(self.configure_train(server_round, arrays, config, devices))
+        told = read_instructions(messages)
+        optimizer = replace(self._job.optimizer, proximal_mu=told.proximal_mu)
         plan = planned(self.scheme, self._situation(server_round, messages))
         branches, failures = coordinator.train(
-            server_round, plan.branches, dict(arrays.to_torch_state_dict())
+            server_round,
+            plan.branches,
+            dict(arrays.to_torch_state_dict()),
+            optimizer if told.proximal_mu else None,
         )
         by_node = {message.metadata.dst_node_id: message for message in messages}
-        replies = [self._reply(outcome, by_node) for outcome in branches]
+        replies = [self._reply(outcome, by_node, clips=told.clips) for outcome in branches]
         survivors = sum(outcome.survived for outcome in branches)
         if survivors < min(self._options.quorum, len(branches)):
             reasons = "; ".join(f"{failure.who}: {failure.reason}" for failure in failures)
@@ -337,7 +343,9 @@ class SplitStrategy(Strategy):
     def _node(self, device: int) -> int:
         return self._running().roster.by_index(device).node_id
 
-    def _reply(self, outcome: BranchOutcome, messages: dict[int, Message]) -> Message:
+    def _reply(
+        self, outcome: BranchOutcome, messages: dict[int, Message], *, clips: bool
+    ) -> Message:
         """Return the complete reply of a branch, as its first device would have sent it."""
         message = messages[self._node(outcome.branch.turns[0].device)]
         if not outcome.survived:
@@ -348,7 +356,7 @@ class SplitStrategy(Strategy):
         samples = [roster.by_index(device).n_train for device in devices]
         reply = _metrics_reply(outcome.turns, self.scheme.branch_weight(samples), message)
         reply.content["arrays"] = to_record(outcome.adapters)
-        return reply
+        return clipped(message, reply, self.inner) if clips else reply
 
     def _running(self) -> Coordinator:
         if self._coordinator is None:

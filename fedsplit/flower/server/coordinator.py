@@ -13,7 +13,7 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedsplit.errors import NodeLost
-from fedsplit.execution import weighted_mean
+from fedsplit.execution import OptimizerSpec, weighted_mean
 from fedsplit.flower.messages import (
     EVALUATE,
     TRAIN,
@@ -59,7 +59,11 @@ class _Work:
     """What a whole phase of a round shares."""
 
     server_round: int
-    train: bool
+    optimizer: OptimizerSpec | None = None
+
+    @property
+    def train(self) -> bool:
+        return self.optimizer is not None
 
     @property
     def phase(self) -> str:
@@ -128,20 +132,25 @@ class Coordinator:
             self._edges.nodes = {edge.index: edge for edge in self.roster.edges}
 
     def train(
-        self, server_round: int, branches: Sequence[Branch], arrays: Mapping[str, Tensor]
+        self,
+        server_round: int,
+        branches: Sequence[Branch],
+        arrays: Mapping[str, Tensor],
+        optimizer: OptimizerSpec | None = None,
     ) -> tuple[tuple[BranchOutcome, ...], tuple[Failure, ...]]:
         """Train every branch from the adapters `arrays`; return them in order, and who failed.
 
-        A device that fails loses its turn: its branch goes on from the adapters before it.
+        A device that fails loses its turn: its branch goes on from the adapters before it. An
+        `optimizer` takes the place of the job's for this round.
         """
-        return self._run(_Work(server_round, train=True), branches, arrays)
+        return self._run(_Work(server_round, optimizer or self.job.optimizer), branches, arrays)
 
     def evaluate(
         self, server_round: int, turns: Sequence[Turn], arrays: Mapping[str, Tensor]
     ) -> tuple[tuple[TurnOutcome, ...], tuple[Failure, ...]]:
         """Evaluate the adapters `arrays` on the test data of every turn's device."""
         branches = [Branch((turn,)) for turn in turns]
-        outcomes, failures = self._run(_Work(server_round, train=False), branches, arrays)
+        outcomes, failures = self._run(_Work(server_round), branches, arrays)
         return tuple(turn for outcome in outcomes for turn in outcome.turns), failures
 
     def _run(
@@ -256,7 +265,9 @@ class Coordinator:
 
     def _place(self, work: _Work, turn: Turn, way: AdapterWay) -> TurnRun:
         steps = self._steps(work, turn)
-        return self._placement.one(work.server_round, turn, train=work.train, steps=steps, way=way)
+        return self._placement.one(
+            work.server_round, turn, optimizer=work.optimizer, steps=steps, way=way
+        )
 
     def _place_at_edge(
         self, work: _Work, branch: Branch, adapters: Mapping[str, Tensor], way: AdapterWay
@@ -265,7 +276,7 @@ class Coordinator:
             work.server_round,
             branch,
             adapters,
-            train=work.train,
+            optimizer=work.optimizer,
             steps=[self._steps(work, turn) for turn in branch.turns],
             way=way,
             weights=[self.roster.by_index(turn.device).n_train for turn in branch.turns],
@@ -401,7 +412,7 @@ class Coordinator:
     def _message(self, work: _Work, run: TurnRun, presence: Contact) -> Message:
         turn, adapters = run.turn, run.adapters
         task = TurnTask(
-            job=self.job,
+            job=replace(self.job, optimizer=work.optimizer or self.job.optimizer),
             presence=presence,
             server_round=work.server_round,
             turn=turn,

@@ -5,13 +5,14 @@ One message hands an edge all that waits for it, and has one answer; `node.edge`
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsplit.errors import NodeLost
+from fedsplit.execution import OptimizerSpec
 from fedsplit.flower.messages import (
     EDGE,
     read_arrays,
@@ -42,8 +43,8 @@ class Assignment:
         What it is to serve.
     adapters : mapping of str to Tensor
         What it starts from: its own adapters, and the devices' if they fetch theirs there.
-    train : bool
-        Whether turns train.
+    optimizer : OptimizerSpec or None
+        What trains the turns; None if they evaluate.
     links_done : callable
         Whether nothing more will come over the links of all turns.
     trained, failure : dict of str to Tensor, str
@@ -55,7 +56,7 @@ class Assignment:
     edge: int
     branch: EdgeBranch
     adapters: Mapping[str, Tensor]
-    train: bool
+    optimizer: OptimizerSpec | None
     links_done: Callable[[], bool]
     trained: dict[str, Tensor] | None = None
     failure: str | None = None
@@ -188,7 +189,7 @@ class RemoteEdges:
 
     def _fail(self, assignments: list[Assignment], reason: str) -> None:
         """Give up an edge, and the turns that it had."""
-        edge, phase = assignments[0].edge, "train" if assignments[0].train else "evaluate"
+        edge, phase = assignments[0].edge, "train" if assignments[0].optimizer else "evaluate"
         for assignment in assignments:
             assignment.failure = f"edge {edge}: {reason}"
         self._on_failure(Failure(EDGE_TIER, edge, phase, reason, time.time()))
@@ -212,10 +213,10 @@ class RemoteEdges:
 
     def _message(self, edge: int, assignments: list[Assignment], presence: Contact) -> Message:
         task = EdgeTask(
-            job=self._job,
+            job=replace(self._job, optimizer=assignments[0].optimizer or self._job.optimizer),
             presence=presence,
             branches=tuple(assignment.branch for assignment in assignments),
-            train=assignments[0].train,
+            train=assignments[0].optimizer is not None,
         )
         arrays = {
             f"{index}/{name}": tensor
@@ -237,7 +238,7 @@ class RemoteEdges:
         expected = {
             f"{index}/{name}": tensor
             for index, assignment in served.items()
-            for name, tensor in (assignment.adapters if assignment.train else {}).items()
+            for name, tensor in (assignment.adapters if assignment.optimizer else {}).items()
         }
         arrays = read_arrays(reply, expected)
         for index, assignment in enumerate(assignments):

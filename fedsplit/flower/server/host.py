@@ -7,7 +7,7 @@ from types import TracebackType
 
 from torch import Tensor
 
-from fedsplit.execution import Stage, compute
+from fedsplit.execution import OptimizerSpec, Stage, compute
 from fedsplit.execution.accelerator import torch_device
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.tasks import Job
@@ -99,7 +99,7 @@ class StageHost:
         turn: Turn,
         *,
         seed: int,
-        train: bool,
+        optimizer: OptimizerSpec | None,
         steps: int,
         way: AdapterWay,
         elsewhere: str = "",
@@ -112,8 +112,8 @@ class StageHost:
             What is about to be trained or evaluated.
         seed : int
             The turn's seed, the same on every tier.
-        train : bool
-            Whether it trains.
+        optimizer : OptimizerSpec or None
+            What trains it; None if it evaluates.
         steps : int
             Its mini-batches: exactly so many if it trains, else at most.
         way : AdapterWay
@@ -135,12 +135,17 @@ class StageHost:
             token = new_token()
             fetched = way is not AdapterWay.MESSAGE and position == 1
             request = OpenRequest(
-                token, route, position, turn.codec, seed, train, fetched, self._job.bounds(steps)
+                token,
+                route,
+                position,
+                turn.codec,
+                seed,
+                optimizer is not None,
+                fetched,
+                self._job.bounds(steps),
             )
             stage = self._stage(segment.tier)
-            stage.open_turn(
-                request, optimizer=self._job.optimizer if train else None, downstream=downstream
-            )
+            stage.open_turn(request, optimizer=optimizer, downstream=downstream)
             opened.append((stage, token))
             downstream = InProcessLink(stage, self._job.limits.frames), token
         if opened:

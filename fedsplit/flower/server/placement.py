@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from fedsplit.execution import OptimizerSpec
 from fedsplit.flower.server.edges import Assignment, RemoteEdges
 from fedsplit.flower.server.host import StageHost
 from fedsplit.flower.server.turn_run import TurnRun
@@ -37,22 +38,27 @@ class Placement:
         return derive_seed(self._root, "turn", server_round, turn.device, *again)
 
     def one(
-        self, server_round: int, turn: Turn, *, train: bool, steps: int, way: AdapterWay
+        self,
+        server_round: int,
+        turn: Turn,
+        *,
+        optimizer: OptimizerSpec | None,
+        steps: int,
+        way: AdapterWay,
     ) -> TurnRun:
         """Return a turn that this process holds, but for an edge that is a node.
 
-        It has `steps` mini-batches: exactly so many if it trains, else at most.
+        It has `steps` mini-batches: exactly so many if it has an `optimizer`, else at most.
         """
         seed = self.seed(server_round, turn)
         elsewhere = EDGE if self._edges is not None else ""
         stages = self._host.open(
-            turn, seed=seed, train=train, steps=steps, way=way, elsewhere=elsewhere
+            turn, seed=seed, optimizer=optimizer, steps=steps, way=way, elsewhere=elsewhere
         )
         door = Contact(self._host.address, stages[-1][1]) if stages else None
         return TurnRun(
             turn=turn,
             seed=seed,
-            train=train,
             # On a route that never leaves the device there is no link to carry adapters.
             way=way if len(turn.route.segments) > 1 else AdapterWay.MESSAGE,
             host=self._host,
@@ -66,7 +72,7 @@ class Placement:
         branch: Branch,
         adapters: Mapping[str, Tensor],
         *,
-        train: bool,
+        optimizer: OptimizerSpec | None,
         steps: Sequence[int],
         way: AdapterWay,
         weights: Sequence[float] = (1.0,),
@@ -81,8 +87,8 @@ class Placement:
             A single turn, or one whose adapters stay at its edge.
         adapters : mapping of str to Tensor
             What it starts from.
-        train : bool
-            Whether turns train.
+        optimizer : OptimizerSpec or None
+            What trains them; None if they evaluate.
         steps : sequence of int
             Mini-batches of each turn; at most so many if they do not train.
         way : AdapterWay
@@ -101,7 +107,7 @@ class Placement:
         address = edges.address(first.edge)
         stays = way is AdapterWay.EDGE
         runs = [
-            self.one(server_round, turn, train=train, steps=count, way=way)
+            self.one(server_round, turn, optimizer=optimizer, steps=count, way=way)
             for turn, count in zip(branch.turns, steps, strict=True)
         ]
         tiers = (DEVICE, EDGE) if stays else (EDGE,)
@@ -121,7 +127,7 @@ class Placement:
             edge=first.edge,
             branch=EdgeBranch(turns, branch.width, stays),
             adapters={name: adapters[name] for name in names},
-            train=train,
+            optimizer=optimizer,
             links_done=lambda: all(run.links_over() for run in runs),
         )
         edges.hand_out(assignment)

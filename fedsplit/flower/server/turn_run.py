@@ -34,8 +34,6 @@ class TurnRun:
         What was planned.
     seed : int
         The turn's, the same on every tier.
-    train : bool
-        Whether it trains.
     way : AdapterWay
         How adapters reach the device.
     host : StageHost
@@ -60,7 +58,6 @@ class TurnRun:
 
     turn: Turn
     seed: int
-    train: bool
     way: AdapterWay
     host: StageHost
     stages: list[tuple[Stage, str]]

@@ -1,0 +1,77 @@
+"""What a Flower strategy tells its clients, and who obeys it here.
+
+A strategy talks through the ConfigRecord of its messages. Whoever ignores that ignores the
+strategy, so what nobody obeys is refused.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
+from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
+
+from fedsplit.errors import SettingsError, require
+
+ROUND, PROXIMAL, CLIPPING = "server-round", "proximal-mu", "clipping_norm"
+OBEYED = (ROUND, PROXIMAL, CLIPPING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instructions:
+    """What a strategy asks of a round.
+
+    Parameters
+    ----------
+    proximal_mu : float
+        Weight of FedProx's term, on every tier; 0 for none.
+    clips : bool
+        Whether the update of each branch is clipped, as Flower's client-side mods do.
+    """
+
+    proximal_mu: float = 0.0
+    clips: bool = False
+
+
+def read_instructions(messages: Iterable[Message]) -> Instructions:
+    """Return what the messages of a round say beside the adapters.
+
+    Raises
+    ------
+    SettingsError
+        If they say what nobody obeys, or not the same to all devices.
+    """
+    told: dict[str, Any] = {}
+    for message in messages:
+        for record in message.content.config_records.values():
+            for key, value in record.items():
+                name = f"aggregator tells devices {key}"
+                require(key in OBEYED, name, value, f"one of {', '.join(OBEYED)}, which are obeyed")
+                before = told.setdefault(key, value)
+                require(before == value, name, value, f"the same for all devices, as {before!r}")
+    mu = told.get(PROXIMAL, 0.0)
+    valid = isinstance(mu, int | float) and 0 <= mu < math.inf
+    require(valid, PROXIMAL, mu, "a finite number of at least 0")
+    return Instructions(proximal_mu=float(mu), clips=CLIPPING in told)
+
+
+def clipped(message: Message, reply: Message, inner: Strategy) -> Message:
+    """Return a branch's complete `reply` with its update clipped by Flower's own mod.
+
+    The norm is that of the whole adapter set, device and servers together, so it is taken where
+    the set is complete: at the server, before anything is aggregated.
+
+    Raises
+    ------
+    SettingsError
+        If Flower's mod refuses the reply.
+    """
+    adaptive = isinstance(inner, DifferentialPrivacyClientSideAdaptiveClipping)
+    mod = adaptiveclipping_mod if adaptive else fixedclipping_mod
+    nowhere = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    result = mod(message, nowhere, lambda *_: reply)
+    if result.has_error():
+        raise SettingsError("aggregator", type(inner).__name__, f"one that clips ({result.error})")
+    return result
