@@ -77,8 +77,8 @@ def ray_environment() -> dict[str, str]:
     import secrets
 
     return {
-        # Not for Windows and OSX only: without clusters, Ray takes loopback for its own address,
-        # which it does not if told to by `_node_ip_address`.
+        # On any system, Ray then takes loopback for this machine's address. Told 127.0.0.1 as
+        # `_node_ip_address`, it puts a network's in its place.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
