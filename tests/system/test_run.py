@@ -123,3 +123,15 @@ def test_a_failing_server_app_gives_its_cause_and_a_failing_exit(
     assert "run failed: node did not start: n_devices=3: must be at most 0" in result.stdout
     assert "Traceback" not in result.stdout
     assert (tmp_path / "out" / "flower.log").exists()
+
+
+@pytest.mark.slow
+def test_flowers_own_engine_ends_with_the_same_numbers(
+    finished: Path, job: list[str], tmp_path: Path
+) -> None:
+    result = fedsplit(
+        *("run", *job, "rounds=2", "run.concurrency=2", "run.engine=flower", "output=out"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert losses(tmp_path / "out") == losses(finished)
