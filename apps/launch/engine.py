@@ -19,7 +19,7 @@ from pathlib import Path
 from fedsplit.errors import require
 
 from .guard import Guard
-from .surroundings import environment, make_home
+from .surroundings import environment, make_home, ray_environment
 
 EMBEDDED, FLOWER = ENGINES = "embedded", "flower"
 CAUSE = "cause.txt"
@@ -113,7 +113,13 @@ def carry_out(
         )
         root = subprocess.Popen(
             [sys.executable, "-m", "fedsplit.apps.launch.root"],
-            env={**environment(home), "TMPDIR": str(home), "RAY_TMPDIR": str(home), **guard.mark},
+            env={
+                **environment(home),
+                **ray_environment(),
+                "TMPDIR": str(home),
+                "RAY_TMPDIR": str(home),
+                **guard.mark,
+            },
             cwd=home,
             stdin=subprocess.PIPE,
             stdout=file,

@@ -1,7 +1,5 @@
 """Flower's own simulation engine, on Ray, for machines with many processors or GPUs."""
 
-import os
-import secrets
 from pathlib import Path
 
 from flwr.app import Context
@@ -14,14 +12,13 @@ from .engine import Order
 
 
 def simulate(order: Order) -> None:
-    """Carry out `order`; Ray listens on this machine's loopback, and obeys only who has its token.
+    """Carry out `order`, on a Ray that `ray_environment` keeps to itself.
 
     Raises
     ------
     Exception
         What the server, Flower or Ray raises.
     """
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     app = ServerApp()
 
     @app.main()
@@ -34,6 +31,6 @@ def simulate(order: Order) -> None:
         order.devices,
         backend_config={
             "client_resources": {"num_cpus": 1},
-            "init_args": {"num_cpus": order.places, "_node_ip_address": "127.0.0.1"},
+            "init_args": {"num_cpus": order.places},
         },
     )

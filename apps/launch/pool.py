@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from logging import ERROR
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -95,14 +96,12 @@ def receive_worker(server: socket.socket) -> socket.socket | None:
 
 def work(connection: socket.socket, app: App) -> int:
     """Answer messages with `app` until the other end closes; return an exit code."""
-    with Connection(connection.detach()) as server:
+    with Connection(connection.detach()) as server, suppress(EOFError, OSError):
         while True:
-            try:
-                message, context = pickle.loads(server.recv_bytes())
-            except EOFError:
-                return 0
-            answer = _answer(app, message, context)
-            server.send_bytes(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
+            message, context = pickle.loads(server.recv_bytes())
+            answer = pickle.dumps(_answer(app, message, context), pickle.HIGHEST_PROTOCOL)
+            server.send_bytes(answer)
+    return 0
 
 
 def _answer(app: App, message: Message, context: Context) -> Message:

@@ -72,6 +72,19 @@ def environment(flower_home: Path) -> dict[str, str]:
     }
 
 
+def ray_environment() -> dict[str, str]:
+    """Return variables with which Ray listens on loopback alone, and obeys who has them alone."""
+    import secrets
+
+    return {
+        # On any system, Ray then takes loopback for this machine's address. Told 127.0.0.1 as
+        # `_node_ip_address`, it puts a network's in its place.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+
+
 def make_home() -> Path:
     """Make a folder for what a run leaves nowhere else, private to its user, with a short path."""
     import tempfile

@@ -77,7 +77,8 @@ class Running:
         wait_until(lambda: self.rounds() >= 1 or self.process.poll() is not None)
         assert self.process.poll() is None, self.process.communicate()
         below = psutil.Process(self.process.pid).children(recursive=True)
-        self.token = next(filter(None, (item.environ().get(MARK) for item in below)))
+        (self.token,) = filter(None, {item.environ().get(MARK) for item in below})
+        self.home = Path(self.part("root").environ()["TMPDIR"])
 
     def rounds(self) -> int:
         """Return the last round that the results hold."""
