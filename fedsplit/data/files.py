@@ -166,12 +166,13 @@ def _in_its_own_folder(file: Path, encoding: str) -> Iterator[tuple[Path, dict[s
     before = logging.get_verbosity()
     with tempfile.TemporaryDirectory(prefix="fedsplit-data-") as folder:
         plain = Path(folder) / f"data{suffix}"
+        unit = "line"
         try:
             _refuse_pointers(file)
             if suffix in _BINARY:
                 plain.symlink_to(file.resolve())
             else:
-                _as_utf8(file, plain, encoding)
+                unit = _as_utf8(file, plain, encoding)
             logging.set_verbosity(logging.CRITICAL)  # it logs what it raises
             with warnings.catch_warnings():
                 warnings.simplefilter("error", category=_parser_warning())
@@ -179,7 +180,7 @@ def _in_its_own_folder(file: Path, encoding: str) -> Iterator[tuple[Path, dict[s
         except FedsplitError:
             raise
         except Exception as error:
-            raise FedsplitError(f"{file}{_why(plain, error)}") from error
+            raise FedsplitError(f"{file}{_why(plain, error, unit)}") from error
         finally:
             logging.set_verbosity(before)
 
@@ -196,10 +197,11 @@ def _refuse_pointers(file: Path) -> None:
             raise FedsplitError(f"{file}: is a Git LFS pointer, not the data: git lfs pull")
 
 
-def _as_utf8(file: Path, plain: Path, encoding: str) -> None:
+def _as_utf8(file: Path, plain: Path, encoding: str) -> str:
     """Make `plain` a link to `file` if that is UTF-8 without a mark, else a UTF-8 copy.
 
     A JSON array becomes an object per line: not every version knows one that begins with a space.
+    Returns what a line of `plain` is in `file`: a "line", or a "row" of an array.
     """
     with file.open("rb") as stream:
         start = stream.read(4)
@@ -209,7 +211,8 @@ def _as_utf8(file: Path, plain: Path, encoding: str) -> None:
         if plain.suffix in _JSON and first == "[":
             text = "".join(_decoded(file, found))
             plain.write_text("".join(_lines_of_array(text, file)), encoding="utf-8")
-        elif codecs.lookup(found).name == "utf-8":
+            return "row"
+        if codecs.lookup(found).name == "utf-8":
             for _ in _decoded(file, found):
                 pass
             plain.symlink_to(file.resolve())
@@ -222,6 +225,7 @@ def _as_utf8(file: Path, plain: Path, encoding: str) -> None:
             f"{file}, line {line}: is not {found} text; say what it is, such as "
             "data.encoding=latin-1 or data.encoding=cp1252"
         ) from error
+    return "line"
 
 
 def _lines_of_array(text: str, file: Path) -> Iterator[str]:
@@ -258,12 +262,12 @@ def _line_of_error(file: Path, encoding: str) -> int:
     return lines
 
 
-def _why(plain: Path, error: Exception) -> str:
-    """Return what is wrong with a file that `error` came of, and where."""
+def _why(plain: Path, error: Exception, unit: str) -> str:
+    """Return what is wrong with a file that `error` came of, and where: at which `unit`."""
     if plain.suffix in _JSON and plain.exists():
         found = _bad_json(plain.read_text(encoding="utf-8"))
         if found:
-            return found
+            return f", {unit} {found}"
     if isinstance(error, _parser_warning()):
         return ": rows have more fields than the header"
     told = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
@@ -271,7 +275,7 @@ def _why(plain: Path, error: Exception) -> str:
 
 
 def _bad_json(text: str) -> str | None:
-    """Return at which line a text is no JSON and why; None if nothing is found."""
+    """Return the number of the first line of a text that is no JSON, and why; None without one."""
     kinds: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -279,16 +283,16 @@ def _bad_json(text: str) -> str | None:
                 row = json.loads(line, object_pairs_hook=_without_repeats)
                 json.dumps(row, ensure_ascii=False).encode()
             except UnicodeError:
-                return f", line {number}: holds half a surrogate pair, which is no character"
+                return f"{number}: holds half a surrogate pair, which is no character"
             except ValueError as error:
-                return f", line {number}: not JSON: {error}"
+                return f"{number}: not JSON: {error}"
             if not isinstance(row, dict):
-                return f", line {number}: must be a JSON object"
+                return f"{number}: must be a JSON object"
             for column, value in row.items():
                 kind = _kind_of(value)
                 before = kinds.setdefault(column, kind) or kind
                 if kind and kind != before:
-                    return f", line {number}: column {column!r} holds {kind}, but {before} before"
+                    return f"{number}: column {column!r} holds {kind}, but {before} before"
                 kinds[column] = before
     return None
 

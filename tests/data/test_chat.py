@@ -192,20 +192,15 @@ def test_where_the_assistants_part_cannot_be_told_the_row_is_refused(shipped, te
 
 
 def test_a_token_that_is_half_the_templates_is_refused(shipped):
-    chat = _chat(("user", "a"), ("assistant", "\n\nb"))
-    tokens, learnt = _by_token_prefixes_or_none(chat, shipped)
-    if tokens is not None:
-        assert encode(chat, shipped, CHATML) == (tokens, learnt)
-        return
+    template = (
+        "{% for m in messages %}{{ '\nretur' if m['role'] == 'assistant' else '\n' }}"
+        "{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}{{ '\nretur' }}{% endif %}"
+    )
+    assert len(shipped("return").input_ids) == 1
     with pytest.raises(FedsplitError, match=r"a\.jsonl, row 7: a token is partly the assistant's"):
-        encode(chat, shipped, CHATML)
-
-
-def _by_token_prefixes_or_none(chat, tokenizer):
-    try:
-        return _by_token_prefixes(chat, tokenizer, CHATML)
-    except AssertionError:
-        return None, None
+        encode(_chat(("user", "a"), ("assistant", "n x")), shipped, template)
+    tokens, learnt = encode(_chat(("user", "a"), ("assistant", ". x")), shipped, template)
+    assert _learnt_texts(tokens, learnt, shipped) == [". x"]
 
 
 ASKED = (Message("user", "1+1?"), Message("assistant", "2"))

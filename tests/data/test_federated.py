@@ -1,5 +1,8 @@
 """Federated data: what each device holds, and the settings that are refused."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -64,6 +67,16 @@ def test_a_source_with_a_test_set_deals_it_out_whole(tokenizer, tmp_path):
     data = load_data(spec, tokenizer, n_devices=4, seed=0)
     assert sum(data.sizes) == 30
     assert [len(data.test(device)) for device in range(4)] == [3, 3, 3, 2]
+
+
+def test_the_default_data_need_no_reader_of_files():
+    code = (
+        "import sys; from fedsplit.data import DataSpec, load_data; "
+        "load_data(DataSpec(), None, 4, 0); "
+        "print({'datasets', 'pandas', 'pyarrow'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_max_samples_draws_some_of_the_examples():

@@ -13,10 +13,7 @@ MODULES = [
     "fedsplit.schemes",
     "fedsplit.planning",
     "fedsplit.testing.scenes",
-    *(
-        f"fedsplit.strategies.{file.stem}"
-        for file in sorted((ROOT / "strategies").glob("[a-z]*.py"))
-    ),
+    *(f"fedsplit.strategies.{name}" for name in SCHEMES),
 ]
 LIMIT_S = 1.2
 
