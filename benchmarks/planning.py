@@ -1,7 +1,7 @@
 """How fast the planners are, and how far from the best.
 
     python -m benchmarks.planning [--rounds 15]
-    python -m benchmarks.planning --joint     only what planning all devices together gains
+    python -m benchmarks.planning --joint     only what joint planning gains
 
 Cuts of model graphs (block-wise, general, and other solvers), then everything else on fleets of
 the catalogue in a 20 MHz cell. Contestants take turns; figures are medians. A gap is the largest
@@ -330,7 +330,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--joint", action="store_true", help="only what joint planning gains")
     options = parser.parse_args()
-    rounds = options.rounds
+    rounds: int = options.rounds
     console = Console(width=120)
     gaps: dict[str, float] = {}
     joint = show_gains(

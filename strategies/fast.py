@@ -15,8 +15,8 @@ class Fast(SplitStrategy):
     """One branch of all devices in turn, each cut anew on the rates of the round.
 
     The cut is a minimum s-t cut of the model, found by a scan of its chain of blocks: what a turn
-    costs on the device, on the server and on the radio link, adapters included. If nothing is gained by the
-    server, the device keeps the whole model.
+    costs on the device, on the server and on the radio link, adapters included. If nothing is
+    gained by the server, the device keeps the whole model.
 
     Parameters
     ----------
