@@ -1,6 +1,7 @@
 """How fast the planners are, and how far from the best.
 
     python -m benchmarks.planning [--rounds 15]
+    python -m benchmarks.planning --joint     only what joint planning gains
 
 Cuts of model graphs (block-wise, general, and other solvers), then everything else on fleets of
 the catalogue in a 20 MHz cell. Contestants take turns; figures are medians. A gap is the largest
@@ -13,15 +14,16 @@ import json
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from itertools import product
 
-import cvxpy
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._conic import conic_s
+from benchmarks._joint import exact_cpu_s, parallel_round, sft_gain, show_gains, split_gain
+from benchmarks._ten import PLAN_AIMS_S, plan_cpu_s
 from fedsplit.fleet import FleetSpec, build_fleet
 from fedsplit.planning import (
     CodecTable,
@@ -139,30 +141,6 @@ def uplinks(users: int, seed: int) -> tuple[list[ShannonPool], np.ndarray]:
     bits = rng.uniform(0.5, 2.0, users) * 1e6
     pool = ShannonPool(bits, uplink_snr_hz(state), state.uplink_hz)
     return [pool], rng.uniform(0.0, 2.0, users)
-
-
-def conic_s(pools: list[ShannonPool], fixed_s: np.ndarray) -> float:
-    """Return the least longest delay by Clarabel, in units of the equal-share delay."""
-    users, unit_s = len(fixed_s), equal_shares(pools, fixed_s).objective_s
-    longest, limits, spent = cvxpy.Variable(), [], fixed_s / unit_s
-    for pool in pools:
-        even_hz = pool.budget / users
-        share, time_s = cvxpy.Variable(users), cvxpy.Variable(users)
-        rate = -cvxpy.rel_entr(share, share + pool.snr_hz / even_hz) / np.log(2)
-        bits = pool.bits / (even_hz * unit_s)
-        limits += [
-            cvxpy.multiply(bits, cvxpy.inv_pos(time_s)) <= rate,
-            cvxpy.sum(share) <= users,
-        ]
-        spent = spent + time_s
-    problem = cvxpy.Problem(cvxpy.Minimize(longest), [*limits, spent <= longest])
-    with warnings.catch_warnings():
-        # It says that it may not have reached these tolerances; the gap shows what it reached.
-        warnings.simplefilter("ignore")
-        problem.solve(
-            solver="CLARABEL", tol_gap_rel=1e-11, tol_gap_abs=1e-11, tol_feas=1e-11
-        )  # fmt: skip
-    return float(longest.value) * unit_s
 
 
 def median_ms(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -350,9 +328,30 @@ def main() -> int:
     """Print the tables; return 1 if a gap is larger than its floor."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--joint", action="store_true", help="only what joint planning gains")
+    options = parser.parse_args()
+    rounds: int = options.rounds
     console = Console(width=120)
     gaps: dict[str, float] = {}
+    joint = show_gains(
+        {
+            "SFT: delay of a round, s": lambda seed: sft_gain(sft_problem(20, seed)),
+            "cuts of each alone, parallel round: delay, s": lambda seed: split_gain(
+                parallel_round(VIT, cell(20, seed), BATCH, 20, seed, np.inf)
+            ),
+            "the same: energy + 10 W x delay, J": lambda seed: split_gain(
+                parallel_round(VIT, cell(20, seed), BATCH, 20, seed, 10.0)
+            ),
+        },
+        SEEDS,
+        console,
+    )
+    exact_s = exact_cpu_s()
+    console.print(f"exact cuts of 100 devices, 32 blocks: {exact_s:.2f} s")
+    if options.joint:
+        print(json.dumps({"joint": joint, "exact_cpu_s": exact_s}))
+        return 0
+    planned_s = plan_cpu_s()
     cut_ms = cuts(rounds, gaps, console)
     bandwidth_ms = bandwidth(rounds, gaps, console)
     sft = two_timescale(rounds, gaps, console)
@@ -379,6 +378,9 @@ def main() -> int:
         verdict = "reached" if figure <= aim else "missed"
         console.print(f"aim {name} <= {aim:g}: {figure:.3g}, {verdict}")
     missed = [name for name, value in gaps.items() if not value <= GAP_FLOORS[name]]
+    for name, aim_s in PLAN_AIMS_S.items():
+        verdict = "reached" if planned_s[name] <= aim_s else "missed"
+        console.print(f"aim ten schemes, {name}, <= {aim_s:g} s: {planned_s[name]:.1f}, {verdict}")
     for name in missed:
         console.print(f"gap {name}: {gaps[name]:.2e} is above {GAP_FLOORS[name]:.1e}")
     print(
@@ -388,6 +390,9 @@ def main() -> int:
                 "bandwidth_ms": bandwidth_ms,
                 "two_timescale_s": two_timescale_s,
                 "gaps": gaps,
+                "plan_cpu_s": planned_s,
+                "joint": joint,
+                "exact_cpu_s": exact_s,
             }
         )
     )

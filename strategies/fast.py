@@ -2,24 +2,19 @@
 
 from dataclasses import replace
 
-import numpy as np
-
 from fedsplit.errors import require
-from fedsplit.layergraph import LayerGraph
-from fedsplit.plan import RoundPlan, Route, Turn
-from fedsplit.planning import CutLimits, CutSolver, CutSystem
+from fedsplit.plan import RoundPlan, Route
+from fedsplit.planning import CutCosts, InfeasibleError, devices_of, fastest_cuts
 from fedsplit.schemes import Scene, Scheme
 from fedsplit.wireless import downlink_bps, uplink_bps
-
-_EMBEDDINGS = 1
 
 
 class Fast(Scheme):
     """One branch of all devices in turn, each cut anew on the rates of the round.
 
-    The cut is a minimum s-t cut of the model, here as its chain of blocks: what a turn costs on
-    the device, on the server and on the radio link, adapters included. If nothing is gained by the
-    server, the device keeps the whole model.
+    The cut is a minimum s-t cut of the model, found by a scan of its chain of blocks: what a turn
+    costs on the device, on the server and on the radio link, adapters included. If nothing is
+    gained by the server, the device keeps the whole model.
 
     Parameters
     ----------
@@ -48,33 +43,26 @@ class Fast(Scheme):
 
     def plan_round(self, scene: Scene) -> RoundPlan:
         """Find each device's best cut with the whole band to itself."""
-        chain = LayerGraph.from_profile(scene.profile)
-        last_block, head = chain.n - 2, chain.n - 1
-        # A server without a block cannot close a route: where the last block is, the head is too.
-        pairs = [(last_block, head)]
-        # Where the model cannot be cut behind c blocks, block c is on the device if those are.
-        forbidden = sorted(set(range(scene.n_blocks)).difference(scene.cuts))
-        pairs += [(_EMBEDDINGS + cut, _EMBEDDINGS + cut + 1) for cut in forbidden]
-        solver = CutSolver(replace(chain, requires=np.array(pairs)))
-        return RoundPlan.sequential(self._turn(scene, solver, device) for device in scene.devices)
-
-    def _turn(self, scene: Scene, solver: CutSolver, device: int) -> Turn:
         fleet, channel, codec = scene.fleet, scene.channel, scene.codec
-        system = CutSystem(
-            device_flops_per_s=float(fleet.devices.flops[device]),
-            server_flops_per_s=float(fleet.servers.flops[0]),
-            uplink_bps=float(uplink_bps(channel, channel.uplink_hz, [device])[0]),
-            downlink_bps=float(downlink_bps(channel, channel.downlink_hz, [device])[0]),
-            steps=scene.work.steps_for(scene.samples[device]),
-            batch=scene.work.batch_size,
-            uplink_ratio=scene.codec_ratio(codec.uplink),
-            downlink_ratio=scene.codec_ratio(codec.downlink),
+        devices, n_blocks, floor = scene.devices, scene.n_blocks, self.min_blocks
+        if floor > n_blocks:
+            raise InfeasibleError(f"min_blocks of {scene.profile.name}", floor, n_blocks, "blocks")
+        costs = CutCosts.from_profile(scene.profile, scene.work.batch_size, device_only=True)
+        steps = [scene.work.steps_for(count) for count in scene.samples.values()]
+        members = devices_of(fleet, steps, devices)
+        if self.device_memory_bytes is not None:
+            members = replace(members, memory_bytes=self.device_memory_bytes)
+        cuts = fastest_cuts(
+            costs.only(scene.cuts).compressed(
+                scene.codec_ratio(codec.uplink), scene.codec_ratio(codec.downlink)
+            ),
+            members,
+            uplink_bps(channel, channel.uplink_hz, devices),
+            downlink_bps(channel, channel.downlink_hz, devices),
+            float(fleet.servers.flops[0]),
+            min_cut=floor,
         )
-        memory = self.device_memory_bytes
-        limits = CutLimits(
-            float(fleet.devices.memory_bytes[device]) if memory is None else memory,
-            self.min_blocks,
-            on_device=(_EMBEDDINGS,),
+        return RoundPlan.sequential(
+            scene.turn(device, Route.at_cut(n_blocks, int(cut)))
+            for device, cut in zip(devices, cuts, strict=True)
         )
-        cut = solver.solve(system, limits).n_blocks
-        return scene.turn(device, Route.at_cut(scene.n_blocks, cut))

@@ -25,6 +25,7 @@ from fedsplit.planning.fedsllm import FedsllmPlan, FedsllmProblem, LearningCurve
 from fedsplit.planning.grouping import Grouping, balanced_groups, exact_groups, random_groups
 from fedsplit.planning.joint import JointPlan, plan_joint
 from fedsplit.planning.pools import LinearPool, Pool, ShannonPool, shannon_bps
+from fedsplit.planning.scan import fastest_cuts
 from fedsplit.planning.sft import SftPlan, SftProblem, plan_large_timescale, plan_small_timescale
 from fedsplit.planning.sft_alm import AlmResult, plan_large_timescale_alm
 from fedsplit.planning.sqp import minmax_shares_sqp
@@ -65,6 +66,7 @@ __all__ = [
     "equal_shares",
     "evaluate_shares",
     "exact_groups",
+    "fastest_cuts",
     "minmax_shares",
     "minmax_shares_sqp",
     "plan_card",
