@@ -1,10 +1,8 @@
 """A model of which a tier holds, and runs, some segments only."""
 
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.errors import FedsplitError
-from fedsplit.models.adapters import adapted_module, add_adapters, is_adapter, peft_key
+from fedsplit.models.adapters import add_adapters
 from fedsplit.models.anatomy import EMBED, Anatomy, anatomy
 from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.crossing import (
@@ -24,6 +22,7 @@ from fedsplit.models.crossing import (
     probes,
 )
 from fedsplit.models.private import BatchNorm, SharedStates
+from fedsplit.models.slots import find_slots
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import placeholder
 from fedsplit.models.weights import build, held_bytes, is_phantom
@@ -122,24 +121,6 @@ def _shared(keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """Where a trained tensor hangs in the model: at several places if they are tied."""
-
-    position: int
-    places: tuple[tuple[nn.Module, str], ...]
-
-    def get(self) -> Tensor:
-        module, name = self.places[0]
-        value: Tensor = getattr(module, name)
-        return value
-
-    def put(self, value: nn.Parameter) -> None:
-        for module, name in self.places:
-            table = module._parameters if name in module._parameters else module._buffers
-            table[name] = value
-
-
 class SplitModel:
     """A model of which only some segments hold weights; made by `load`.
 
@@ -165,7 +146,7 @@ class SplitModel:
         self._parts = parts
         self._owned = owned
         self._norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
-        self._slots = self._find_slots()
+        self._slots = find_slots(model, parts, owned, self._norms, spec.train)
         trained = {id(slot.get()) for slot in self._slots.values()}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in trained)
@@ -387,39 +368,3 @@ class SplitModel:
             return output
 
         return staged
-
-    def _find_slots(self) -> dict[str, _Slot]:
-        """Return every trained tensor that this tier holds, by name."""
-        lora = self.spec.train == "lora"
-        statistics = {
-            id(value)
-            for norm in self._norms
-            for value in (norm.running_mean, norm.running_var)
-            if value is not None
-        }
-        tied: dict[int, list[str]] = defaultdict(list)
-        for name, value in self.model.state_dict(keep_vars=True).items():
-            if is_adapter(name) if lora else value.requires_grad or id(value) in statistics:
-                tied[id(value)].append(name)
-        slots = {}
-        for names in tied.values():
-            name = names[0]
-            parts = self._parts
-            where = parts.of_module(adapted_module(name)) if lora else parts.positions[name]
-            if where.isdisjoint(self._owned):
-                continue
-            if not where <= self._owned:
-                raise FedsplitError(
-                    f"train={self.spec.train!r}: {name!r} is used at several places of "
-                    f"{self.config.model_type!r} that the route puts on different tiers (tied "
-                    "embeddings, or a layer shared by blocks); keep them on one tier (with tied "
-                    "embeddings: a U-shaped route, or train=lora)"
-                )
-            slots[peft_key(name) if lora else name] = _Slot(
-                min(where), tuple(self._place(alias) for alias in names)
-            )
-        return slots
-
-    def _place(self, name: str) -> tuple[nn.Module, str]:
-        owner, _, short = name.rpartition(".")
-        return self.model.get_submodule(owner), short
