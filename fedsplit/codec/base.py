@@ -104,7 +104,7 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def from_raw(payload: Payload, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Return `payload` seen as a tensor, without a copy.
+    """Return `payload` seen as a tensor, without a copy where NumPy and torch allow it.
 
     Raises
     ------
@@ -119,7 +119,12 @@ def from_raw(payload: Payload, shape: Sequence[int], dtype: torch.dtype) -> torc
         raise corrupt("a boolean that is neither 0 nor 1")
     # DLPack, because from_numpy warns about read-only memory; the receiver of a payload is its
     # only reader, so sharing it is safe.
-    return from_dlpack(octets).view(dtype).reshape(tuple(shape))
+    try:
+        flat = from_dlpack(octets)
+    except BufferError:
+        # NumPy below 2.1 lends no array that must not be written to, old torch takes none.
+        flat = torch.from_numpy(octets.copy())
+    return flat.view(dtype).reshape(tuple(shape))
 
 
 def saturate(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

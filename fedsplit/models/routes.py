@@ -50,9 +50,16 @@ def check_route(spec: ModelSpec, route: Route) -> None:
         possible = possible_cuts(spec)
         raise FedsplitError(
             f"route={route}: {config.model_type!r} cannot be cut there ({problem}); possible "
-            f"two-tier cuts: {', '.join(map(str, possible)) or 'none'}"
-            + ("" if spec.share_token_ids else "; some models need share_token_ids=true")
+            f"two-tier cuts: {', '.join(map(str, possible)) or 'none'}" + _hint(spec, config)
         )
+
+
+def _hint(spec: ModelSpec, config: PretrainedConfig) -> str:
+    """Return what may help where a model cannot be cut."""
+    if getattr(config, "output_router_logits", False):
+        # The loss of the routers is one of all blocks' logits at once, which no tier has.
+        return "; config.output_router_logits=false leaves out the loss that spans all blocks"
+    return "" if spec.share_token_ids else "; some models need share_token_ids=true"
 
 
 def possible_cuts(spec: ModelSpec) -> tuple[int, ...]:

@@ -110,3 +110,10 @@ def test_blocks_that_share_keys_and_values_across_the_cut() -> None:
         model_type="gemma3n_text", target_modules=("q_proj", "v_proj"), share_token_ids=True
     )
     assert_equal_to_plain(spec, config, (Route.two_tier(4, 2), Route.three_tier(4, 1, 3)))
+
+
+def test_blocks_that_share_their_weights() -> None:
+    """Zamba's blocks 1 and 3 are one layer, with an adapter each."""
+    config = usable_config(tiny_config("zamba", 4), "causal-lm")
+    spec = ModelSpec(model_type="zamba", target_modules=("q_proj", "v_proj"), share_token_ids=True)
+    assert_equal_to_plain(spec, config, (Route.two_tier(4, 2), Route.three_tier(4, 1, 3)))

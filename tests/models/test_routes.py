@@ -1,5 +1,6 @@
 """Routes are tried out before they are used, and refused with the cuts that are possible."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,18 +36,26 @@ def test_token_ids_are_shared_only_on_request() -> None:
         check_route(spec, Route.two_tier(4, 2))
 
 
-def test_a_layer_shared_by_blocks_bounds_the_cut() -> None:
-    """Zamba's blocks 1 and 3 are one trained layer: both must be on one tier."""
-    spec = ModelSpec(
+def test_a_layer_shared_by_blocks_bounds_the_cut_only_where_it_is_trained() -> None:
+    """Zamba's blocks 1 and 3 are one layer, and both read the embeddings.
+
+    Adapters are put around each of the two, as plain PEFT does, so that LoRA is free to cut.
+    """
+    lora = ModelSpec(
         model_type="zamba",
         config=fields("zamba", 4),
         target_modules=("q_proj", "v_proj"),
         share_token_ids=True,
     )
-    assert possible_cuts(spec) == (0, 1)
-    check_route(spec, Route.two_tier(4, 1))
-    with pytest.raises(FedsplitError, match="possible two-tier cuts: 0, 1$"):
-        check_route(spec, Route.two_tier(4, 2))
+    assert possible_cuts(lora) == (0, 1, 2, 3)
+    with pytest.raises(FedsplitError, match="several places.*possible two-tier cuts: none$"):
+        check_route(replace(lora, train="full"), Route.two_tier(4, 2))
+
+
+def test_a_loss_that_spans_all_blocks_is_named() -> None:
+    routers = fields("mixtral", 4) | {"output_router_logits": True}
+    with pytest.raises(FedsplitError, match="possible.*: 0; config.output_router_logits=false"):
+        check_route(ModelSpec(model_type="mixtral", config=routers), Route.two_tier(4, 2))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma3n_text", "zamba"])
