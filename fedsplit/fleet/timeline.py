@@ -117,7 +117,6 @@ class Timeline:
     _waves: Waves
     _groups: tuple[Group, ...]
     _schedule: Schedule
-    _has_edges: bool
 
     @property
     def n_activities(self) -> int:
@@ -137,7 +136,7 @@ class Timeline:
             False: one activity per turn and entity, from its first to its last; True: every
             activity of every mini-batch.
         """
-        found = expand(self._turns, self._groups, self._schedule, self._has_edges, detail)
+        found = expand(self._turns, self._groups, self._schedule, detail)
         found += of_chores(self._waves, self._schedule)
         if self.aggregation_s > 0:
             start = self.cost.delay_s - self.aggregation_s
@@ -243,7 +242,6 @@ def timeline(
         waves,
         groups,
         times,
-        fleet.n_edges > 0,
     )
 
 
