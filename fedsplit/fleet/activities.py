@@ -231,8 +231,12 @@ def _summed_alike(
         ]
         numbers = zip(*(figure.tolist() for figure in figures), strict=True)
         columns.append([(first.kind, label, n, v) for n, v in zip(names, numbers, strict=True)])
-    places = (turns.branch[members], turns.place[members], turns.member[members])
-    where = zip(*(place.tolist() for place in places), strict=True)
+    where: Iterable[tuple[int, int, int]] = zip(
+        turns.branch[members].tolist(),
+        turns.place[members].tolist(),
+        turns.member[members].tolist(),
+        strict=True,
+    )
     return [
         (index, [Activity(kind, label, name, *place, -1, *v) for kind, label, name, v in row])
         for index, place, row in zip(
