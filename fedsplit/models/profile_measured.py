@@ -1,5 +1,6 @@
 """What a model costs on this machine, block by block, by the clock."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import AdamW
 from torch.utils._pytree import tree_leaves
 
 from fedsplit.errors import require
@@ -15,7 +17,7 @@ from fedsplit.models.blocks import find_blocks
 from fedsplit.models.profile import example_batch, profile_model
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.split import load
-from fedsplit.profiles import ModelProfile
+from fedsplit.profiles import MeasuredProfile, ModelProfile
 
 
 def measure_model(
@@ -72,8 +74,51 @@ def measure_model(
     return profile, rate
 
 
+def measure_machine(
+    spec: ModelSpec, seq_len: int, batch: int = 1, repeats: int = 5
+) -> MeasuredProfile:
+    """Time a training step of the model of `spec` on this machine, for a file of its own.
+
+    Forward, backward, and the update by AdamW, which is shared out to the units by what they
+    train. Parameters and errors as in `measure_model`.
+    """
+    require(repeats >= 1, "repeats", repeats, "at least 1")
+    counted = profile_model(spec, seq_len, batch)
+    held = load(spec)
+    held.train()
+    inputs = example_batch(held.config, spec.task, seq_len, batch)
+    blocks = find_blocks(held.model)
+    trained = [item for item in held.model.parameters() if item.requires_grad]
+    optimizer = AdamW(trained)
+    runs, updates = [], []
+    for _ in range(repeats + 1):
+        runs.append(unit_seconds(held.model, inputs, blocks, keep_gradients=True))
+        started = time.perf_counter()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        updates.append(time.perf_counter() - started)
+    forward, backward = (
+        [median(run[turn][unit] for run in runs[1:]) for unit in range(len(blocks) + 2)]
+        for turn in range(2)
+    )
+    adapters = [unit.adapter_bytes for unit in counted.units]
+    update = median(updates[1:]) / max(sum(adapters), 1.0)
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return MeasuredProfile(
+        model=counted.name,
+        seq_len=seq_len,
+        batch=batch,
+        forward_s=tuple(forward),
+        backward_s=tuple(s + update * size for s, size in zip(backward, adapters, strict=True)),
+        memory_bytes=float(pages),
+    )
+
+
 def unit_seconds(
-    model: nn.Module, inputs: Mapping[str, Tensor], blocks: Sequence[str]
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    blocks: Sequence[str],
+    keep_gradients: bool = False,
 ) -> tuple[list[float], list[float]]:
     """Return the forward and the backward time of every unit in one step, in s.
 
@@ -111,5 +156,6 @@ def unit_seconds(
     finally:
         for handle in handles:
             handle.remove()
-    model.zero_grad(set_to_none=True)
+    if not keep_gradients:
+        model.zero_grad(set_to_none=True)
     return spent
