@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -75,12 +75,17 @@ def measure_model(
 
 
 def measure_machine(
-    spec: ModelSpec, seq_len: int, batch: int = 1, repeats: int = 5
+    spec: ModelSpec,
+    seq_len: int,
+    batch: int = 1,
+    repeats: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> MeasuredProfile:
     """Time a training step of the model of `spec` on this machine, for a file of its own.
 
     Forward, backward, and the update by AdamW, which is shared out to the units by what they
-    train. Parameters and errors as in `measure_model`.
+    train. Parameters and errors as in `measure_model`; `clock` tells seconds, say those of the
+    processor on a machine that others use as well.
     """
     require(repeats >= 1, "repeats", repeats, "at least 1")
     counted = profile_model(spec, seq_len, batch)
@@ -92,11 +97,11 @@ def measure_machine(
     optimizer = AdamW(trained)
     runs, updates = [], []
     for _ in range(repeats + 1):
-        runs.append(unit_seconds(held.model, inputs, blocks, keep_gradients=True))
-        started = time.perf_counter()
+        runs.append(unit_seconds(held.model, inputs, blocks, keep_gradients=True, clock=clock))
+        started = clock()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        updates.append(time.perf_counter() - started)
+        updates.append(clock() - started)
     forward, backward = (
         [median(run[turn][unit] for run in runs[1:]) for unit in range(len(blocks) + 2)]
         for turn in range(2)
@@ -119,6 +124,7 @@ def unit_seconds(
     inputs: Mapping[str, Tensor],
     blocks: Sequence[str],
     keep_gradients: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[float], list[float]]:
     """Return the forward and the backward time of every unit in one step, in s.
 
@@ -126,10 +132,10 @@ def unit_seconds(
     """
     n_units = len(blocks) + 2
     spent = ([0.0] * n_units, [0.0] * n_units)
-    at: list[Any] = [0, 0, time.perf_counter()]  # direction, unit, since when
+    at: list[Any] = [0, 0, clock()]  # direction, unit, since when
 
     def move(direction: int, unit: int, *_: Any) -> None:
-        now = time.perf_counter()
+        now = clock()
         spent[at[0]][at[1]] += now - at[2]
         at[:] = direction, unit, now
 
