@@ -47,31 +47,31 @@ class Route:
     segments: tuple[Segment, ...]
 
     def __post_init__(self) -> None:
-        require(len(self.segments) > 0, "route", str(self), "at least one segment")
+        # The text of a route is made for messages only: plans have thousands.
+        self._check(len(self.segments) > 0, "at least one segment")
         expected = 0
         for segment in self.segments:
-            require(segment.tier in TIERS, "route tier", segment.tier, f"one of {', '.join(TIERS)}")
+            if segment.tier not in TIERS:
+                require(False, "route tier", segment.tier, f"one of {', '.join(TIERS)}")
             if segment.start != expected or segment.stop < segment.start:
                 raise FedsplitError(
                     f"route={self}: segments must cover blocks 0..{self.n_blocks} in order, "
                     f"but {segment} does not start at block {expected}"
                 )
             expected = segment.stop
-        require(
-            expected == self.n_blocks,
-            "route",
-            str(self),
-            f"segments that end at block {self.n_blocks}",
-        )
+        if expected != self.n_blocks:
+            self._check(False, f"segments that end at block {self.n_blocks}")
         tiers = [segment.tier for segment in self.segments]
-        require(tiers[0] == DEVICE, "route", str(self), "a route that starts at the device")
+        self._check(tiers[0] == DEVICE, "a route that starts at the device")
         inner = tiers[1:-1] if self.returns_home else tiers[1:]
-        require(
+        self._check(
             len(set(inner)) == len(inner) and DEVICE not in inner,
-            "route",
-            str(self),
             "a route that visits each server once and returns to the device at most at its end",
         )
+
+    def _check(self, condition: bool, allowed: str) -> None:
+        if not condition:
+            require(condition, "route", str(self), allowed)
 
     def __str__(self) -> str:
         return " -> ".join(str(segment) for segment in self.segments)

@@ -3,13 +3,16 @@
 `fedsplit.models.profile` fills these in from a real model; nothing here imports torch.
 """
 
+import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsplit.errors import require
+from fedsplit.errors import FedsplitError, require
+from fedsplit.mapping import from_mapping
 from fedsplit.plan import Route
 
 
@@ -236,3 +239,89 @@ class ModelProfile:
     def per_block(self, read: Callable[[UnitProfile], float]) -> NDArray[np.float64]:
         """Return ``read(block)`` for every block, shape ``[n_blocks]``."""
         return np.array([read(block) for block in self.blocks], dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredProfile:
+    """How long a machine really takes for a model; a small file (`write`, `read`).
+
+    Parameters
+    ----------
+    model : str
+        The model's name.
+    seq_len, batch : int
+        The mini-batch that was timed.
+    forward_s, backward_s : tuple of float
+        Seconds of each unit for the whole mini-batch (embeddings, blocks, head); backward with the
+        update of what the unit trains.
+    memory_bytes : float or None
+        Memory of the machine.
+    link_bps : float or None
+        Rate of its link to the next tier.
+    """
+
+    model: str
+    seq_len: int
+    batch: int
+    forward_s: tuple[float, ...]
+    backward_s: tuple[float, ...]
+    memory_bytes: float | None = None
+    link_bps: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("forward_s", "backward_s"):
+            times = getattr(self, name)
+            good = len(times) > 1 and all(0 <= one < float("inf") for one in times)
+            require(good, f"measured.{name}", times, "finite seconds, at least 0, of every unit")
+        same = len(self.forward_s) == len(self.backward_s)
+        require(same, "measured.backward_s", len(self.backward_s), f"{len(self.forward_s)} units")
+        require(self.batch >= 1, "measured.batch", self.batch, "at least 1")
+
+    def seconds(self, profile: ModelProfile) -> ModelProfile:
+        """Return `profile` with seconds of a sample on this machine in place of its FLOPs.
+
+        Raises
+        ------
+        FedsplitError
+            If it is of a model with another number of blocks, or of another sequence length.
+        """
+        units = profile.units
+        require(
+            len(self.forward_s) == len(units),
+            "measured units",
+            len(self.forward_s),
+            str(len(units)),
+        )
+        fits = self.seq_len == profile.seq_len
+        require(fits, "measured.seq_len", self.seq_len, f"{profile.seq_len}, as the profile")
+        timed = [
+            replace(unit, forward_flops=up / self.batch, backward_flops=down / self.batch)
+            for unit, up, down in zip(units, self.forward_s, self.backward_s, strict=True)
+        ]
+        return replace(
+            profile,
+            embed=timed[0],
+            blocks=tuple(timed[1:-1]),
+            head=timed[-1],
+            source="measured",
+        )
+
+    def write(self, path: str | Path) -> None:
+        """Write the file, JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | Path) -> "MeasuredProfile":
+        """Read a file that `write` made.
+
+        Raises
+        ------
+        FedsplitError
+            If it cannot be read, or is not such a file.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FedsplitError(f"measured profile {path}: {error}") from error
+        require(isinstance(values, dict), f"measured profile {path}", type(values), "a mapping")
+        return from_mapping(cls, values, "measured")

@@ -44,7 +44,7 @@ class LowRank(Codec):
             left, right = truncated_svd(
                 torch.ldexp(rows, -2 * exponent), self._rank_of(*rows.shape), self._seed
             )
-        except RuntimeError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise FedsplitError(f"low_rank: tensor has no decomposition ({error})") from error
         left, right = torch.ldexp(left, exponent), torch.ldexp(right, exponent)
         left_bytes, right_bytes = self._factors.encode(left), self._factors.encode(right)

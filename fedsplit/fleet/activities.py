@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsplit.fleet.schedule import Schedule, stretched
+from fedsplit.fleet.schedule import Schedule, repeated_blocks, stretched
 from fedsplit.fleet.stages import BACKHAUL, DOWNLINK, UPLINK, Group, Stage
 from fedsplit.fleet.turns import Turns
 from fedsplit.fleet.waves import Waves
@@ -75,21 +76,12 @@ def expand(
     turns: Turns,
     groups: Iterable[Group],
     schedule: Schedule,
-    has_edges: bool,
     detail: bool,
 ) -> list[Activity]:
     """Return the activities of all turns, in the order of the plan."""
     found: list[tuple[int, list[Activity]]] = []
     for group in groups:
-        for row, index in enumerate(group.members):
-            rows = _turn_rows(turns, group, schedule, row, int(index))
-            entities = [
-                _entity(turns, stage, int(node), int(index), has_edges)
-                for stage, node in zip(rows.stages, rows.node, strict=True)
-            ]
-            place = int(turns.branch[index]), int(turns.place[index]), int(turns.member[index])
-            make = _each if detail else _summed
-            found.append((int(index), make(rows, entities, place)))
+        found += (_each if detail else _summed)(turns, group, schedule)
     found.sort(key=lambda item: item[0])
     return [activity for _, activities in found for activity in activities]
 
@@ -160,39 +152,137 @@ def _turn_rows(turns: Turns, group: Group, schedule: Schedule, row: int, index: 
     )
 
 
-def _entity(turns: Turns, stage: Stage, node: int, index: int, has_edges: bool) -> str:
+def _each(turns: Turns, group: Group, schedule: Schedule) -> list[tuple[int, list[Activity]]]:
+    """Return every activity of the turns of `group`, with the turns' indices."""
+    found = []
+    for row, index in enumerate(group.members.tolist()):
+        rows = _turn_rows(turns, group, schedule, row, index)
+        entities = [
+            _entity(stage, node, int(turns.device[index]), int(turns.edge[index]))
+            for stage, node in zip(rows.stages, rows.node.tolist(), strict=True)
+        ]
+        place = int(turns.branch[index]), int(turns.place[index]), int(turns.member[index])
+        columns = (rows.step, rows.start, rows.end, rows.busy, rows.sent, rows.joules)
+        values = zip(*(column.tolist() for column in columns), strict=True)
+        activities = [
+            Activity(stage.kind, stage.label, entity, *place, *numbers)
+            for stage, entity, numbers in zip(rows.stages, entities, values, strict=True)
+        ]
+        found.append((index, activities))
+    return found
+
+
+def _entity(stage: Stage, node: int, device: int, edge: int) -> str:
     if stage.kind in (UPLINK, DOWNLINK) or stage.tier == DEVICE:
-        return f"device {turns.device[index]}"
+        return f"device {device}"
     if stage.kind == BACKHAUL:
-        return f"edge {turns.edge[index]}"
+        return f"edge {edge}"
     return f"edge {node - 1}" if node > 0 else "server"
 
 
-def _each(rows: _Rows, entities: Sequence[str], place: tuple[int, int, int]) -> list[Activity]:
-    columns = (rows.step, rows.start, rows.end, rows.busy, rows.sent, rows.joules)
-    values = zip(*(column.tolist() for column in columns), strict=True)
-    return [
-        Activity(stage.kind, stage.label, entity, *place, *numbers)
-        for stage, entity, numbers in zip(rows.stages, entities, values, strict=True)
-    ]
+def _summed(turns: Turns, group: Group, schedule: Schedule) -> list[tuple[int, list[Activity]]]:
+    """Return one activity for each turn of `group`, entity and kind, with the turns' indices.
+
+    Turns have the same stages, so that all of them are summed up at once; only the first and the
+    last mini-batch matter for when something starts and ends.
+    """
+    parts: list[tuple[int, list[Activity]]] = []
+    trains = turns.steps[group.members] > 0
+    for rows, has_steps in ((np.flatnonzero(trains), True), (np.flatnonzero(~trains), False)):
+        if len(rows):
+            parts += _summed_alike(turns, group, schedule, rows, has_steps)
+    return parts
 
 
-def _summed(rows: _Rows, entities: Sequence[str], place: tuple[int, int, int]) -> list[Activity]:
-    by_kind: dict[tuple[str, str], list[int]] = {}
-    for i, (stage, entity) in enumerate(zip(rows.stages, entities, strict=True)):
-        by_kind.setdefault((stage.kind, entity), []).append(i)
-    return [
-        Activity(
-            kind,
-            ", ".join(dict.fromkeys(rows.stages[i].label for i in which)),
-            entity,
-            *place,
-            -1,
-            float(rows.start[which[0]]),
-            float(rows.end[which[-1]]),
-            float(rows.busy[which].sum()),
-            float(rows.sent[which].sum()),
-            float(rows.joules[which].sum()),
+def _summed_alike(
+    turns: Turns, group: Group, schedule: Schedule, rows: IntArray, has_steps: bool
+) -> list[tuple[int, list[Activity]]]:
+    blocks = repeated_blocks(group, turns)
+    used = [(block, repeats[rows]) for block, repeats in blocks if block is not group.step]
+    if has_steps:
+        used.insert(1, (group.step, blocks[1][1][rows]))
+    stages = [stage for block, _ in used for stage in block.stages]
+    begin, end = _first_and_last(turns, group, schedule, rows, has_steps)
+    busy, joules = (
+        np.concatenate(
+            [np.einsum("ms,msn->mn", n, getattr(b, name)[rows]) for b, n in used], axis=1
         )
-        for (kind, entity), which in by_kind.items()
+        for name in ("work_s", "joules")
+    )
+    sent = np.concatenate([n.sum(axis=1)[:, None] * b.sent[rows] for b, n in used], axis=1)
+    node = np.concatenate([b.node[rows] for b, _ in used], axis=1)
+    members = group.members[rows]
+    columns: list[Iterable[tuple[Any, ...]]] = []
+    by_owner: dict[tuple[str, str], list[int]] = {}
+    for j, stage in enumerate(stages):
+        by_owner.setdefault((stage.kind, stage.tier), []).append(j)
+    device, edge = turns.device[members].tolist(), turns.edge[members].tolist()
+    for which in by_owner.values():
+        first, last = stages[which[0]], which[-1]
+        names = [
+            _entity(first, n, d, e)
+            for n, d, e in zip(node[:, which[0]].tolist(), device, edge, strict=True)
+        ]
+        label = ", ".join(dict.fromkeys(stages[j].label for j in which))
+        figures = [
+            begin[:, which[0]],
+            end[:, last],
+            *(values[:, which].sum(axis=1) for values in (busy, sent, joules)),
+        ]
+        numbers = zip(*(figure.tolist() for figure in figures), strict=True)
+        columns.append([(first.kind, label, n, v) for n, v in zip(names, numbers, strict=True)])
+    where: Iterable[tuple[int, int, int]] = zip(
+        turns.branch[members].tolist(),
+        turns.place[members].tolist(),
+        turns.member[members].tolist(),
+        strict=True,
+    )
+    return [
+        (index, [Activity(kind, label, name, *place, -1, *v) for kind, label, name, v in row])
+        for index, place, row in zip(
+            members.tolist(), where, zip(*columns, strict=True), strict=True
+        )
     ]
+
+
+def _first_and_last(
+    turns: Turns, group: Group, schedule: Schedule, rows: IntArray, has_steps: bool
+) -> tuple[Array, Array]:
+    """Return when each stage starts for the first time and ends for the last; ``[rows, stages]``.
+
+    Stages of the mini-batches are left out without `has_steps`.
+    """
+    members = group.members[rows]
+    before, after = (
+        stretched(block, schedule.slowdown)[rows, 0] for block in (group.before, group.after)
+    )
+    pieces = [(before, np.zeros_like(before))], [(before, np.zeros_like(before))]
+    if has_steps:
+        steps = stretched(group.step, schedule.slowdown)
+        last_state = np.minimum(turns.steps[members], steps.shape[1]) - 1
+        visits = [j for j, stage in enumerate(group.step.stages) if stage.on_server]
+        for piece, state, number in (
+            (pieces[0], np.zeros_like(last_state), np.zeros_like(last_state)),
+            (pieces[1], last_state, turns.steps[members] - 1),
+        ):
+            taken, waits = steps[rows, state], np.zeros((len(rows), steps.shape[2]))
+            if schedule.served is not None and schedule.first_visit is not None and visits:
+                served = schedule.served
+                at = schedule.first_visit[members] + number * len(visits)
+                here = at[:, None] + np.arange(len(visits))
+                waits[:, visits] = served.begin_s[here] - served.arrive_s[here]
+                taken[:, visits] = served.end_s[here] - served.begin_s[here]
+            piece.append((taken, waits))
+    for piece in pieces:
+        piece.append((after, np.zeros_like(after)))
+    (first, first_waits), (last, last_waits) = (
+        tuple(np.concatenate(both, axis=1) for both in zip(*piece, strict=True)) for piece in pieces
+    )
+    begin = schedule.start_s[members][:, None] + np.cumsum(first + first_waits, axis=1) - first
+    span = last + last_waits
+    end = schedule.end_s[members][:, None] - (span.sum(axis=1)[:, None] - np.cumsum(span, axis=1))
+    # What is done once lies on the other side of mini-batches that were not looked at.
+    head, tail = len(group.before.stages), len(group.after.stages)
+    end[:, :head] = begin[:, :head] + before
+    begin[:, -tail:] = end[:, -tail:] - after
+    return begin, end

@@ -19,6 +19,10 @@ Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
+# Visits that are served together at least, on average after some trials, or it does not pay.
+_LEAST_BATCH, _TRIALS = 64, 16
+
+
 @dataclass(frozen=True, eq=False)
 class Visits:
     """Visits of all turns, arrays of shape ``[V]``.
@@ -43,6 +47,11 @@ class Visits:
     node: IntArray
     turn: IntArray
     waits: IntArray | None = None
+
+    @property
+    def n_servers(self) -> int:
+        """One more than the largest number of a server."""
+        return int(self.node.max(initial=0)) + 1
 
     def ends(self) -> list[bool]:
         """Return for each visit whether it is its turn's last."""
@@ -78,15 +87,18 @@ def first_come_first_served(visits: Visits, relay: Relay, places: int = 1 << 62)
         How many turns may have activations waiting at a server; further ones queue for a place,
         in order of arrival, before they are served.
     """
-    delay, work, end = _floats(visits.delay_s), _floats(visits.work_s), _floats(visits.work_s)
+    waits = [0] * len(visits.node) if visits.waits is None else visits.waits.tolist()
+    if places >= len(relay.visit) or not any(waits):
+        waits = [0] * len(waits)
+        free, found, events = _in_batches(visits, relay)
+    else:
+        free, found = [0.0] * visits.n_servers, visits.work_s
+        events = [(start + visits.delay_s[first], first) for start, first in relay.begin()]
+    delay, work, end = _floats(visits.delay_s), _floats(visits.work_s), _floats(found)
     node, turn, last = visits.node.tolist(), visits.turn.tolist(), visits.ends()
-    waits = [0] * len(node) if visits.waits is None else visits.waits.tolist()
-    n_servers = max(node, default=0) + 1
-    free = [0.0] * n_servers
-    left = [places] * n_servers
-    queues: list[deque[int]] = [deque() for _ in range(n_servers)]
+    left = [places] * visits.n_servers
+    queues: list[deque[int]] = [deque() for _ in range(visits.n_servers)]
     # (time, visit that arrives), or (time, -1 - server) when a place there is given back.
-    events = [(start + delay[first], first) for start, first in relay.begin()]
     heapq.heapify(events)
     while events:
         time, visit = events[0]
@@ -119,6 +131,50 @@ def first_come_first_served(visits: Visits, relay: Relay, places: int = 1 << 62)
     arrivals = visits.arrivals(ends, np.array(relay.start_s))
     # Rounding may take the begin a last digit below the arrival.
     return Served(arrivals, np.maximum(ends - visits.work_s, arrivals), ends)
+
+
+def _in_batches(visits: Visits, relay: Relay) -> tuple[list[float], Array, list[tuple[float, int]]]:
+    """Serve visits many at a time for as long as that pays.
+
+    Of the visits that are about to arrive, in order, all can be served at once that arrive before
+    any of them leads to another arrival. Returns when servers are free, when visits end (those that
+    were served) and what is about to arrive.
+    """
+    delay, work, node, turn = visits.delay_s, visits.work_s, visits.node, visits.turn
+    last = np.array(visits.ends(), dtype=bool)
+    # No turn follows one that is the last of its branch.
+    goes_on = ~last | np.array(relay.followed(), dtype=bool)[turn]
+    free, end = np.zeros(visits.n_servers), work.copy()
+    starting = relay.begin()
+    coming = np.array([first for _, first in starting], dtype=np.int64)
+    due = np.array([start for start, _ in starting]) + delay[coming]
+    batches, served = 0, 0
+    while len(coming) >= _LEAST_BATCH and served >= _LEAST_BATCH * (batches - _TRIALS):
+        order = np.lexsort((coming, due))
+        coming, due = coming[order], due[order]
+        done = np.empty_like(due)
+        for server in range(visits.n_servers):
+            here = node[coming] == server
+            needed = work[coming[here]]
+            before = np.cumsum(needed) - needed
+            idle = np.maximum(due[here], free[server]) - before
+            done[here] = np.maximum.accumulate(idle) + before + needed
+        ahead = np.where(last[coming], 0.0, delay[np.minimum(coming + 1, len(delay) - 1)])
+        again = np.where(goes_on[coming], done + ahead, np.inf)
+        blocked = due[1:] >= np.minimum.accumulate(again)[:-1]
+        n = 1 + int(blocked.argmax()) if blocked.any() else len(due)
+        now, ends = coming[:n], done[:n]
+        end[now] = ends
+        np.maximum.at(free, node[now], ends)
+        next_, then = [coming[n:], now[~last[now]] + 1], [due[n:], (ends + ahead[:n])[~last[now]]]
+        left = last[now]
+        for number, time in zip(turn[now[left]].tolist(), ends[left].tolist(), strict=True):
+            for begin, first in relay.leave(number, time):
+                next_.append(np.array([first]))
+                then.append(np.array([begin + delay[first]]))
+        coming, due = np.concatenate(next_), np.concatenate(then)
+        batches, served = batches + 1, served + n
+    return free.tolist(), end, list(zip(due.tolist(), coming.tolist(), strict=True))
 
 
 def _floats(values: Array) -> "array[float]":

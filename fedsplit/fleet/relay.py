@@ -62,6 +62,10 @@ class Relay:
                 found += self._start(wave, 0.0)
         return found
 
+    def followed(self) -> list[bool]:
+        """Return for each turn whether a wave comes after its own."""
+        return [self._is_followed(wave) for wave in self._wave]
+
     def leave(self, turn: int, time_s: float) -> list[tuple[float, int]]:
         """End the last visit of `turn`; return what starts by that, as `begin` does."""
         wave = self._wave[turn]

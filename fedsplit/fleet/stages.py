@@ -17,7 +17,7 @@ from fedsplit.fleet.cost import compute_delay_s, compute_energy_j, transmit_ener
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.turns import CostTable, read_turns
 from fedsplit.plan import DEVICE, EDGE, AdapterWay, RoundPlan
-from fedsplit.profiles import ModelProfile
+from fedsplit.profiles import MeasuredProfile, ModelProfile
 from fedsplit.wireless import ChannelState, downlink_bps, uplink_bps
 
 Array = NDArray[np.float64]
@@ -164,7 +164,12 @@ class StageBuilder:
         batch_size: int,
         codec_ratio: CodecRatio | None,
         sent: SentBytes | None,
+        measured: Mapping[str, MeasuredProfile] | None = None,
     ) -> None:
+        # Seconds in place of FLOPs, for tiers whose machines were measured.
+        self._seconds = {
+            tier: CostTable(times.seconds(profile)) for tier, times in (measured or {}).items()
+        }
         self._flat = [turn for branch in plan.branches for turn in branch.turns]
         kept = [branch.way is AdapterWay.EDGE for branch in plan.branches]
         self._at_edge = np.repeat(kept, [len(branch.turns) for branch in plan.branches]).tolist()
@@ -215,15 +220,13 @@ class StageBuilder:
         stages = step_stages(tiers, has_edges)
         forward, backward = self._boundary_bytes(members, indices, tiers, stops, adapters)
         flops = {
-            "forward": self.costs.segments("forward_flops", starts, stops),
-            "backward": self.costs.segments("backward_flops", starts, stops),
+            tier: _work(self._seconds.get(tier, self.costs), starts, stops) for tier in set(tiers)
         }
-        flops["forward+backward"] = flops["forward"] + flops["backward"]
         sent = np.zeros((len(members), len(stages)))
         work = np.zeros((len(members), len(stages)))
         for j, stage in enumerate(stages):
             if stage.kind == COMPUTE:
-                work[:, j] = self._batch * flops[stage.label][:, stage.segment]
+                work[:, j] = self._batch * flops[stage.tier][stage.label][:, stage.segment]
             else:
                 sent[:, j] = (forward if stage.label == "forward" else backward)[:, stage.segment]
         on_device = np.array([tier == DEVICE for tier in tiers])
@@ -292,9 +295,12 @@ class StageBuilder:
                     clock = top if stage.tier == EDGE else turns.server_hz[members]
                 per_cycle = machines.flops_per_cycle[which_one]
                 xi = machines.energy_coefficient[which_one]
-                seconds = compute_delay_s(flops[:, j], clock, per_cycle)
+                done = flops[:, j]
+                if stage.tier in self._seconds:  # at the highest clock
+                    done = done * machines.clock_hz[which_one] * per_cycle
+                seconds = compute_delay_s(done, clock, per_cycle)
                 work[:, :, j] = seconds[:, None]
-                joules[:, :, j] = compute_energy_j(flops[:, j], clock, per_cycle, xi)[:, None]
+                joules[:, :, j] = compute_energy_j(done, clock, per_cycle, xi)[:, None]
         return Block(stages, node, work, sent, joules)
 
     def _boundary_bytes(
@@ -364,3 +370,11 @@ class StageBuilder:
             if not homeward:
                 forward[:, hop] += messages.turn_up / steps
                 backward[:, hop] += messages.turn_down / steps
+
+
+def _work(costs: CostTable, starts: IntArray, stops: IntArray) -> dict[str, Array]:
+    """Return what each segment computes of a sample, by the label of the stage."""
+    forward, backward = (
+        costs.segments(name, starts, stops) for name in ("forward_flops", "backward_flops")
+    )
+    return {"forward": forward, "backward": backward, "forward+backward": forward + backward}

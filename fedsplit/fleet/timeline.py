@@ -1,6 +1,6 @@
 """When each activity of a round starts and ends on the modelled system, and what it costs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from fedsplit.fleet.stages import (
 from fedsplit.fleet.turns import Turns
 from fedsplit.fleet.waves import AGGREGATE, Waves, averaging, read_waves
 from fedsplit.plan import RoundPlan
-from fedsplit.profiles import ModelProfile
+from fedsplit.profiles import MeasuredProfile, ModelProfile
 from fedsplit.wireless import ChannelState
 
 Array = NDArray[np.float64]
@@ -117,7 +117,6 @@ class Timeline:
     _waves: Waves
     _groups: tuple[Group, ...]
     _schedule: Schedule
-    _has_edges: bool
 
     @property
     def n_activities(self) -> int:
@@ -137,7 +136,7 @@ class Timeline:
             False: one activity per turn and entity, from its first to its last; True: every
             activity of every mini-batch.
         """
-        found = expand(self._turns, self._groups, self._schedule, self._has_edges, detail)
+        found = expand(self._turns, self._groups, self._schedule, detail)
         found += of_chores(self._waves, self._schedule)
         if self.aggregation_s > 0:
             start = self.cost.delay_s - self.aggregation_s
@@ -168,6 +167,7 @@ def timeline(
     batch_size: int,
     codec_ratio: CodecRatio | None = None,
     sent: SentBytes | None = None,
+    measured: Mapping[str, MeasuredProfile] | None = None,
 ) -> Timeline:
     """Return when everything in a round happens and what it costs.
 
@@ -195,6 +195,8 @@ def timeline(
         Encoded over raw bytes for a mapping of codec settings; 1 by default.
     sent : mapping, optional
         Bytes that a run really sent, which replace the estimate of the hops it names.
+    measured : mapping of str to MeasuredProfile, optional
+        Times of tiers ("device", "edge", ...) whose machines were measured, in place of FLOPs.
 
     Raises
     ------
@@ -207,7 +209,7 @@ def timeline(
     for state in states:
         fits = state.n_devices == fleet.n_devices
         require(fits, "channel devices", state.n_devices, f"{fleet.n_devices}, as in the fleet")
-    builder = StageBuilder(plan, profile, fleet, states, batch_size, codec_ratio, sent)
+    builder = StageBuilder(plan, profile, fleet, states, batch_size, codec_ratio, sent, measured)
     turns, groups = builder.turns, builder.groups()
     waves = read_waves(plan, turns, groups, builder.costs, fleet)
     times = schedule(turns, waves, groups, fleet.serving, len(fleet.servers))
@@ -243,7 +245,6 @@ def timeline(
         waves,
         groups,
         times,
-        fleet.n_edges > 0,
     )
 
 

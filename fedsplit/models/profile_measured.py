@@ -1,13 +1,15 @@
 """What a model costs on this machine, block by block, by the clock."""
 
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from fedsplit.errors import require
 from fedsplit.models.blocks import find_blocks
@@ -15,7 +17,7 @@ from fedsplit.models.private import tree_leaves
 from fedsplit.models.profile import example_batch, profile_model
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.split import load
-from fedsplit.profiles import ModelProfile
+from fedsplit.profiles import MeasuredProfile, ModelProfile
 
 
 def measure_model(
@@ -72,8 +74,57 @@ def measure_model(
     return profile, rate
 
 
+def measure_machine(
+    spec: ModelSpec,
+    seq_len: int,
+    batch: int = 1,
+    repeats: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> MeasuredProfile:
+    """Time a training step of the model of `spec` on this machine, for a file of its own.
+
+    Forward, backward, and the update by AdamW, which is shared out to the units by what they
+    train. Parameters and errors as in `measure_model`; `clock` tells seconds, say those of the
+    processor on a machine that others use as well.
+    """
+    require(repeats >= 1, "repeats", repeats, "at least 1")
+    counted = profile_model(spec, seq_len, batch)
+    held = load(spec)
+    held.train()
+    inputs = example_batch(held.config, spec.task, seq_len, batch)
+    blocks = find_blocks(held.model)
+    trained = [item for item in held.model.parameters() if item.requires_grad]
+    optimizer = AdamW(trained)
+    runs, updates = [], []
+    for _ in range(repeats + 1):
+        runs.append(unit_seconds(held.model, inputs, blocks, keep_gradients=True, clock=clock))
+        started = clock()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        updates.append(clock() - started)
+    forward, backward = (
+        [median(run[turn][unit] for run in runs[1:]) for unit in range(len(blocks) + 2)]
+        for turn in range(2)
+    )
+    adapters = [unit.adapter_bytes for unit in counted.units]
+    update = median(updates[1:]) / max(sum(adapters), 1.0)
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return MeasuredProfile(
+        model=counted.name,
+        seq_len=seq_len,
+        batch=batch,
+        forward_s=tuple(forward),
+        backward_s=tuple(s + update * size for s, size in zip(backward, adapters, strict=True)),
+        memory_bytes=float(pages),
+    )
+
+
 def unit_seconds(
-    model: nn.Module, inputs: Mapping[str, Tensor], blocks: Sequence[str]
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    blocks: Sequence[str],
+    keep_gradients: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[float], list[float]]:
     """Return the forward and the backward time of every unit in one step, in s.
 
@@ -81,10 +132,10 @@ def unit_seconds(
     """
     n_units = len(blocks) + 2
     spent = ([0.0] * n_units, [0.0] * n_units)
-    at: list[Any] = [0, 0, time.perf_counter()]  # direction, unit, since when
+    at: list[Any] = [0, 0, clock()]  # direction, unit, since when
 
     def move(direction: int, unit: int, *_: Any) -> None:
-        now = time.perf_counter()
+        now = clock()
         spent[at[0]][at[1]] += now - at[2]
         at[:] = direction, unit, now
 
@@ -111,5 +162,6 @@ def unit_seconds(
     finally:
         for handle in handles:
             handle.remove()
-    model.zero_grad(set_to_none=True)
+    if not keep_gradients:
+        model.zero_grad(set_to_none=True)
     return spent

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fedsplit.fleet import queues
 from fedsplit.fleet.queues import Visits, first_come_first_served, processor_sharing
 from fedsplit.fleet.relay import Relay
 
@@ -177,6 +178,34 @@ def test_first_come_first_served(case):
     served = check(case, first_come_first_served, serve_one_by_one)
     assert np.all(served.begin_s >= served.arrive_s)
     assert served.end_s - served.begin_s == pytest.approx(case.visits.work_s)
+
+
+@settings(max_examples=200, deadline=None)
+@given(case=cases())
+def test_visits_served_many_at_a_time_end_when_they_would_one_by_one(case):
+    """However few: from the first, and until the last."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queues, "_LEAST_BATCH", 1)
+        check(case, first_come_first_served, serve_one_by_one)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), load=st.sampled_from([0.2, 1.0, 5.0]))
+def test_many_visits_end_as_few_do(seed, load):
+    """Against the same queue with batches that never pay; two servers, some turns follow others."""
+    rng = np.random.default_rng(seed)
+    n_turns, each = 300, 5
+    n = n_turns * each
+    work, delay = rng.uniform(0, load, n), rng.uniform(0, 300, n)
+    turn = np.repeat(np.arange(n_turns), each)
+    waves = [Wave(number // 2, [number]) for number in range(n_turns)]
+    none = np.zeros(n_turns)
+    case = Case(Visits(delay, work, rng.integers(0, 2, n), turn), waves, none, none)
+    found = first_come_first_served(case.visits, case.relay())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queues, "_LEAST_BATCH", n)
+        expected = first_come_first_served(case.visits, case.relay())
+    assert found.end_s == pytest.approx(expected.end_s, rel=1e-12)
 
 
 def serve_with_places(case, waits, places):

@@ -329,6 +329,27 @@ def test_time_energy_and_bytes_are_conserved(scenario):
         assert all(a.end_s >= a.start_s - 1e-9 for a in activities)
 
 
+@settings(max_examples=120, deadline=None)
+@given(scenario=rounds(), n_states=st.integers(1, 3))
+def test_summed_up_is_what_the_details_add_up_to(scenario, n_states):
+    """From the first to the last of each turn, entity and kind."""
+    plan, profile, fleet, state = scenario
+    states = [state, *(random_state(9, fleet, round_) for round_ in range(1, n_states))]
+    line = timeline(plan, profile, fleet, states, BATCH)
+    expected = {}
+    for a in line.activities(detail=True):
+        if a.kind != "aggregate" and a.turn >= 0:
+            expected.setdefault((a.branch, a.turn, a.entity, a.kind), []).append(a)
+    found = [a for a in line.activities() if a.kind != "aggregate" and a.turn >= 0]
+    assert [(a.branch, a.turn, a.entity, a.kind) for a in found] == list(expected)
+    for a, each in zip(found, expected.values(), strict=True):
+        assert a.start_s == pytest.approx(min(one.start_s for one in each), abs=1e-9)
+        assert a.end_s == pytest.approx(max(one.end_s for one in each), abs=1e-9)
+        assert a.label == ", ".join(dict.fromkeys(one.label for one in each))
+        for name in ("busy_s", "sent_bytes", "energy_j"):
+            assert getattr(a, name) == pytest.approx(sum(getattr(one, name) for one in each))
+
+
 @settings(max_examples=80, deadline=None)
 @given(scenario=rounds())
 def test_activities_of_a_turn_follow_each_other(scenario):

@@ -1,0 +1,92 @@
+"""Measured machines: their times replace FLOPs, and a file keeps them."""
+
+from dataclasses import replace
+
+import pytest
+
+from fedsplit.errors import FedsplitError
+from fedsplit.fleet import timeline
+from fedsplit.models import ModelSpec
+from fedsplit.models.profile_measured import measure_machine
+from fedsplit.plan import RoundPlan, Route, Turn
+from fedsplit.profiles import MeasuredProfile
+from tests.fleet.fleet_scenarios import N_BLOCKS, random_fleet, random_profile, random_state
+
+BATCH = 8
+TIMES = MeasuredProfile(
+    model="random",
+    seq_len=64,
+    batch=4,
+    forward_s=(0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 0.25),
+    backward_s=(0.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.75),
+)
+
+
+@pytest.mark.parametrize("tiers", [("device",), ("server",), ("device", "server")])
+def test_a_measured_tier_takes_the_seconds_that_it_takes(tiers):
+    profile, fleet = random_profile(0), random_fleet(0, 1)
+    plan = RoundPlan.parallel([Turn(0, Route.two_tier(N_BLOCKS, 2), 3)])
+    state = random_state(0, fleet)
+    counted = timeline(plan, profile, fleet, state, BATCH).cost
+    found = timeline(plan, profile, fleet, state, BATCH, measured=dict.fromkeys(tiers, TIMES)).cost
+    both = [up + down for up, down in zip(TIMES.forward_s, TIMES.backward_s, strict=True)]
+    own = {"device": sum(both[:3]), "server": sum(both[3:])}
+    expected = {tier: 3 * BATCH / TIMES.batch * seconds for tier, seconds in own.items()}
+    for tier, name in (("device", "device_compute_s"), ("server", "server_compute_s")):
+        wanted = expected[tier] if tier in tiers else getattr(counted, name)[0]
+        assert getattr(found, name)[0] == pytest.approx(wanted)
+    assert found.uplink_bytes == pytest.approx(counted.uplink_bytes)
+    # Power times time, as at any load.
+    watts = counted.device_compute_j[0] / counted.device_compute_s[0]
+    assert found.device_compute_j[0] == pytest.approx(watts * found.device_compute_s[0])
+
+
+def test_a_machine_is_measured_and_its_file_read_back(tmp_path):
+    spec = ModelSpec(model_type="gpt2", config={"n_layer": 2, "n_embd": 32, "n_head": 2}, r=2)
+    found = measure_machine(spec, seq_len=16, batch=2, repeats=2)
+    assert len(found.forward_s) == len(found.backward_s) == 4
+    assert min(found.forward_s) > 0
+    assert found.memory_bytes > 1e8
+    found.write(tmp_path / "machine.json")
+    assert MeasuredProfile.read(tmp_path / "machine.json") == found
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "measured profile"),
+        ("[]", "mapping"),
+        (
+            '{"model": "m", "seq_len": 8, "batch": 1, "forward_s": [1], "backward_s": [1]}',
+            "forward",
+        ),
+        (
+            '{"model": "m", "seq_len": 8, "batch": 1, "forward_s": [1, 2], "backward_s": [1, -2]}',
+            "backward_s",
+        ),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, text, named):
+    path = tmp_path / "machine.json"
+    path.write_text(text)
+    with pytest.raises(FedsplitError, match=named):
+        MeasuredProfile.read(path)
+    with pytest.raises(FedsplitError):
+        MeasuredProfile.read(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "change", [{"seq_len": 8}, {"forward_s": (1.0, 2.0), "backward_s": (1.0, 2.0)}]
+)
+def test_times_of_another_model_are_refused(change):
+    profile, fleet = random_profile(0), random_fleet(0, 1)
+    plan = RoundPlan.parallel([Turn(0, Route.two_tier(N_BLOCKS, 2), 3)])
+    with pytest.raises(FedsplitError, match="measured"):
+        timeline(
+            plan,
+            profile,
+            fleet,
+            random_state(0, fleet),
+            BATCH,
+            measured={"device": replace(TIMES, **change)},
+        )
