@@ -188,7 +188,7 @@ def _require_known(
     if isinstance(node, Mapping):
         names = ", ".join(map(str, node)) or "settings"
         require(isinstance(value, Mapping), key, value, f"a mapping of {names}")
-    if isinstance(value, Mapping) and key not in opened:
+    if isinstance(value, Mapping) and isinstance(node, Mapping) and key not in opened:
         for name, item in value.items():
             _require_known(known, f"{key}.{name}", item, opened)
 

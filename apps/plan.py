@@ -10,13 +10,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from fedsplit.errors import FedsplitError
+from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet import Timeline, write_chrome_trace, write_gantt, write_json
 from fedsplit.flower import SplitStrategy
 from fedsplit.plan import RoundPlan
 from fedsplit.report import plain_text
 
-from .config import load_config, make_folder, model_spec, require_plain
+from .check import blaming_the_configuration, require_fields, require_folder
+from .config import load_config, make_folder, model_spec, output_folder, require_plain
 from .overrides import expand_sweeps
 from .plan_report import RoundRow, comparison_table, round_row, write_results
 from .scenario import System, build_system, refuse_impossible
@@ -82,6 +83,8 @@ def scenarios(overrides: Sequence[str], multirun: bool) -> dict[str, tuple[str, 
     for chosen in itertools.product(*choices):
         swept = [text for text, values in zip(chosen, choices, strict=True) if len(values) > 1]
         named[" ".join(map(_short_name, swept or chosen)) or "default"] = chosen
+    empty = next((text for text, values in zip(overrides, choices, strict=True) if not values), "")
+    require(not empty, *empty.split("=", 1) if empty else ("", ""), "something that there is")
     return named
 
 
@@ -116,8 +119,12 @@ def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
         try:
             config = load_config(chosen)
             require_plain(config)
-            scenario = build_scenario(config)
-            refuse_impossible(scenario.strategy, scenario.system, model_spec(config))
+            require_folder(output_folder(config))
+            spec = model_spec(config)
+            require_fields(spec)
+            with blaming_the_configuration(spec):
+                scenario = build_scenario(config)
+            refuse_impossible(scenario.strategy, scenario.system, spec)
             results[name] = [scenario.row(r) for r in range(1, config.rounds + 1)]
         except FedsplitError as error:
             if not multirun:
