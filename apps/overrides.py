@@ -37,7 +37,6 @@ OPEN = (
     "codec.uplink",
     "fleet.processors",
     "model.config",
-    "paper",
     "strategy.cut",
     "strategy.learning",
 )
