@@ -208,7 +208,7 @@ PATH_WORDS = {
 
 
 def test_every_setting_that_is_a_path_is_known_as_one() -> None:
-    """A new setting that is called like a file must be on the list, or here among those that are none."""
+    """A new one that is called like a file must be on the list, or here among the others."""
     found = set()
     for group, names in groups().items():
         for name in names if group != "paper" else ():

@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 from fedsplit.apps.cli import main
 from fedsplit.apps.config import load_config
-from fedsplit.apps.plan import build_scenario, scenarios, plan
+from fedsplit.apps.plan import build_scenario, plan, scenarios
 from rich.console import Console
 
 from fedsplit.errors import FedsplitError

@@ -10,7 +10,7 @@ from fedsplit.apps.launch import run as launching
 Typed = Callable[[list[str]], tuple[int, str, str]]
 
 
-class Started(Exception):  # noqa: N818 - an event
+class Started(Exception):
     """Flower would have been started now."""
 
 

@@ -9,7 +9,9 @@ from fedsplit.apps.config import load_config, plain
 TRACE = "round,device,uplink_bps,downlink_bps\n" + "".join(
     f"0,{device},{2e7 + device},4e7\n" for device in range(4)
 )
-TEXT = "\n\n".join(f"Paragraph {n} says that {n} times {n} is {n * n}, as it must." for n in range(80))
+TEXT = "\n\n".join(
+    f"Paragraph {n} says that {n} times {n} is {n * n}, as it must." for n in range(80)
+)
 
 
 def broken(folder: Path) -> None:
@@ -28,6 +30,7 @@ def broken(folder: Path) -> None:
     (folder / "negative.csv").write_text(TRACE.replace("20000000.0", "-1"))
     (folder / "gap.csv").write_text(TRACE.replace("0,2,", "0,7,"))
     (folder / "table.csv").write_text("ratio,loss_increase,name,settings\n0.5,x,topk,{}\n")
+    saved = yaml.safe_dump(plain(load_config(["rounds=3"])))
     (folder / "folder").mkdir()
     (folder / "folder" / "config.json").write_text("{")
     for name, config, results in (
@@ -41,7 +44,6 @@ def broken(folder: Path) -> None:
     ):
         place = folder / name
         place.mkdir()
-        saved = yaml.safe_dump(plain(load_config(["rounds=3"])))
         (place / "config.yaml").write_text(saved if config is None else config)
         (place / "results.json").write_text(results)
     (folder / "checkpoint" / "checkpoint").mkdir(parents=True)

@@ -19,7 +19,22 @@ KEYS = [
     *PATHS,
     *PATHS_OR_NAMES,
 ]
-JUNK = ["", "null", "~", "-1", "1e18", "nan", "[]", "{}", "{a: 1}", "[1,2", "${seed}", "${", "'", "\\"]
+JUNK = [
+    "",
+    "null",
+    "~",
+    "-1",
+    "1e18",
+    "nan",
+    "[]",
+    "{}",
+    "{a: 1}",
+    "[1,2",
+    "${seed}",
+    "${",
+    "'",
+    "\\",
+]
 VALUES = st.one_of(
     st.sampled_from(JUNK),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12),
@@ -45,7 +60,9 @@ def test_never_a_traceback(overrides: list[str]) -> None:
     assert main(["run", "--cfg", *overrides]) in (0, 2)
 
 
-NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/$"), min_size=1, max_size=12)
+NAMES = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/$"), min_size=1, max_size=12
+)
 
 
 @settings(max_examples=25, deadline=None)
@@ -54,7 +71,9 @@ def test_a_path_means_the_same_on_the_server(name: str) -> None:
     """As written by the user, and as it travels to the server app in the run configuration."""
     config = load_config([f"data.path={name}", "data=text", f"link.root={name}"])
     assert config.data.path.endswith(f"/{name}")
-    travelled = shlex.split(shlex.join(absolute(["data=text", f"data.path={name}", f"link.root={name}"], config)))
+    travelled = shlex.split(
+        shlex.join(absolute(["data=text", f"data.path={name}", f"link.root={name}"], config))
+    )
     assert plain(load_config(travelled)) == plain(config)
 
 

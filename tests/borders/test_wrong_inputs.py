@@ -1,4 +1,4 @@
-"""Wrong inputs over all commands: each is one line, exit code 2, nothing started, nothing written."""
+"""Wrong inputs over all commands: one line, exit code 2, nothing started, nothing written."""
 
 import shlex
 from pathlib import Path
@@ -6,15 +6,23 @@ from pathlib import Path
 import pytest
 
 from .conftest import Typed
-from .wrong_inputs import WRONG
 from .places import broken
+from .wrong_inputs import WRONG
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with broken files; no command may change it."""
+    folder = tmp_path_factory.mktemp("broken")
+    broken(folder)
+    return folder
 
 
 @pytest.fixture
-def there(here: Path) -> Path:
-    """Return a working folder with broken files."""
-    broken(here)
-    return here
+def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the working folder, which has broken files."""
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.mark.parametrize(("command", "text"), WRONG, ids=[command for command, _ in WRONG])
