@@ -96,7 +96,7 @@ def build_all(overrides: list[str]) -> None:
         ("train.optimizer.name=sdg", "name='sdg': must be one of adamw, adam, sgd"),
         (
             "train.optimizer.rate=1",
-            "train.optimizer.rate=1: must be a known setting of .*: name, lr",
+            "train.optimizer.rate=1: must be a known setting",
         ),
         ("+train.optimizer.rate=1", "rate=1: must be a known setting"),
         ("data=nosuch", "nosuch"),
