@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,12 +13,16 @@ from fedsplit.mapping import call
 
 _TARGET = "_target_"
 _FLOWERS = "flwr.serverapp.strategy"
+_DEFAULT = f"{_FLOWERS}.FedAvg"
+_WRAPPED = "strategy"
 
 
 def build_aggregator(settings: Mapping[str, Any], where: str = "aggregator") -> Strategy:
     """Return the Flower strategy that ``_target_`` names, with the other settings as arguments.
 
-    An argument that is a mapping with ``_target_`` is a strategy too, as privacy wrappers take one.
+    An argument that is a mapping with ``_target_`` is a strategy too. A wrapper, such as those for
+    differential privacy, has one as its argument `strategy`, by default FedAvg; settings that it
+    does not take itself go there.
 
     Parameters
     ----------
@@ -34,6 +39,11 @@ def build_aggregator(settings: Mapping[str, Any], where: str = "aggregator") -> 
     """
     arguments = dict(settings)
     kind = find_strategy_class(arguments.pop(_TARGET, None), f"{where}.{_TARGET}")
+    parameters = inspect.signature(kind).parameters
+    if _WRAPPED in parameters:
+        # What a wrapper does not take is for the strategy that it wraps.
+        others = {name: arguments.pop(name) for name in set(arguments) - set(parameters)}
+        arguments[_WRAPPED] = {_TARGET: _DEFAULT, **others, **arguments.get(_WRAPPED, {})}
     for name, value in arguments.items():
         if isinstance(value, Mapping) and _TARGET in value:
             arguments[name] = build_aggregator(value, f"{where}.{name}")
@@ -61,7 +71,7 @@ def find_strategy_class(target: object, field: str) -> type[Strategy]:
         If it cannot be imported, or is no subclass of Flower's `Strategy`; names `field`.
     """
     allowed = "the dotted name of a Flower strategy's class, such as"
-    example = f"{_FLOWERS}.FedAvg"
+    example = _DEFAULT
     require(isinstance(target, str) and "." in target, field, target, f"{allowed} {example}")
     module_name, _, name = str(target).rpartition(".")
     try:

@@ -26,7 +26,9 @@ from fedsplit.plan import Route
 from fedsplit.report.files import csv_text, write_atomically
 from fedsplit.seeds import derive_seed, generator
 
+from .check import require_data, require_folder, require_model
 from .config import data_spec, job, load_config
+from .scenario import build_system
 
 Settings = Mapping[str, object]
 
@@ -268,9 +270,14 @@ def calibrate(
     config = load_config(overrides)
     work = job(config)
     cut = config.strategy.get("cut") or 1
-    training = CutTraining(
-        work.model, data_spec(config), work.optimizer, cut, work.batch_size, steps
-    )
+    data = data_spec(config)
+    require(isinstance(cut, int), "strategy.cut", cut, "a number of blocks")
+    require_model(work.model, data)
+    require_data(work, data)
+    require_file(output)
+    n_blocks = build_system(config).profile.n_blocks
+    require(0 < cut < n_blocks, "strategy.cut", cut, f"1 to {n_blocks - 1}")
+    training = CutTraining(work.model, data, work.optimizer, cut, work.batch_size, steps)
 
     baseline = {
         seed: fine_tune(training, IDENTITY, IDENTITY, seed).loss
@@ -291,6 +298,12 @@ def calibrate(
     console.print(table)
     console.print(f"table {output}, plot {output.with_suffix('.png')}", soft_wrap=True)
     return 0
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path that no file can be written to."""
+    require(not path.is_dir(), "--output", str(path), "a file, not a folder")
+    require_folder(path.absolute().parent, "--output")
 
 
 def write_table(rows: Sequence[Row], path: Path) -> None:

@@ -1,7 +1,9 @@
 """What is wrong with a run, found before anything is started or written."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from omegaconf import DictConfig
 from transformers import AutoTokenizer, PretrainedConfig
 
 from fedsplit.codec import make_codec
-from fedsplit.data import DataSpec, load_data
+from fedsplit.data import DataSpec, load_data, load_device
+from fedsplit.data.partition import LOCAL
 from fedsplit.errors import FedsplitError, SettingsError, require, require_known
 from fedsplit.flower import Job, LinkSettings
 from fedsplit.flower.server.checkpoint import load_checkpoint
@@ -43,13 +46,14 @@ def check(config: DictConfig, folder: Path) -> None:
     require_codecs(config)
     require_folder(folder)
     require_enough_devices(build_aggregator(plain(config.aggregator)), devices)
-    system = build_system(config)
-    edges = system.fleet.n_edges
-    require(edges > 0 or not settings.edge_nodes, "run.edge_nodes", True, "false without edges")
     data = data_spec(config)
     require_model(work.model, data)
-    check_first_round(build_scheme(config), system)
     require_data(work, data)
+    with blaming_the_configuration(work.model):
+        system = build_system(config)
+    edges = system.fleet.n_edges
+    require(edges > 0 or not settings.edge_nodes, "run.edge_nodes", True, "false without edges")
+    check_first_round(build_scheme(config), system)
     if config.resume is not None:
         reached = load_checkpoint(folder).server_round
         read_records(folder)
@@ -90,28 +94,61 @@ def require_codecs(config: DictConfig) -> None:
             raise FedsplitError(str(error).replace("codec.", f"codec.{way}.", 1)) from error
 
 
-def require_folder(folder: Path) -> None:
+def require_folder(folder: Path, field: str = "output") -> None:
     """Refuse a folder that cannot be made or written to; make none."""
     there = folder
     while not os.path.lexists(there):
         there = there.parent
     usable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    require(usable, "output", str(folder), f"a folder that can be written to ({there} is none)")
+    require(usable, field, str(folder), f"a folder that can be written to ({there} is none)")
 
 
 def require_model(spec: ModelSpec, data: DataSpec) -> None:
     """Refuse unknown fields of the model's configuration, and data that it cannot take."""
     require_fields(spec)
+    with blaming_the_configuration(spec):
+        config = spec.load_config()
     images = data.source == "digits" or data.image_column is not None
     kind = "images" if spec.task == _IMAGES else "texts"
     right = images == (spec.task == _IMAGES)
     require(right, "data.source", data.source, f"{kind} for model.task={spec.task}")
+    pixels = getattr(config, "image_size", None)
+    if images and isinstance(pixels, int):
+        size = data.image_size
+        require(size == pixels, "data.image_size", size, f"{pixels}, as the model takes it")
+
+
+@contextmanager
+def blaming_the_configuration(spec: ModelSpec) -> Iterator[None]:
+    """Turn what transformers and torch raise over fields of ``model.config`` into a refusal.
+
+    Without any such field it is not the user's, and stays what it is.
+
+    Raises
+    ------
+    FedsplitError
+        Naming ``model.config``.
+    """
+    try:
+        yield
+    except FedsplitError as error:
+        named = re.match(r"(source|model_type)=", str(error))
+        if named is None:
+            raise
+        raise FedsplitError(f"model.{error}") from error
+    except Exception as error:
+        if not spec.config:
+            raise
+        allowed = f"what a model can be made of ({error})"
+        raise SettingsError("model.config", dict(spec.config), allowed) from error
 
 
 def require_fields(spec: ModelSpec) -> None:
     """Refuse settings in ``model.config`` that the model's configuration does not have."""
     plain = ModelSpec(source=spec.source, model_type=spec.model_type, task=spec.task)
-    _require_fields(spec.config, plain.load_config(), "model.config")
+    with blaming_the_configuration(plain):
+        config = plain.load_config()
+    _require_fields(spec.config, config, "model.config")
 
 
 def _require_fields(values: Mapping[str, Any], config: PretrainedConfig, where: str) -> None:
@@ -134,4 +171,28 @@ def require_data(work: Job, data: DataSpec) -> None:
         except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
             allowed = f"a model whose tokenizer can be read ({error})"
             raise SettingsError("model.source", work.model.source, allowed) from error
-    load_data(data, tokenizer, work.n_devices, work.seed)
+    try:
+        if data.partition == LOCAL:
+            require_own_data(work, data, tokenizer)
+        else:
+            load_data(data, tokenizer, work.n_devices, work.seed)
+    except SettingsError as error:
+        field = {"n_devices": "fleet.devices"}.get(error.field, error.field)
+        raise SettingsError(field, error.value, error.allowed) from error
+    except (OSError, UnicodeError, ImportError) as error:
+        where = "data.path" if data.path is not None else "data.source"
+        given = data.path or data.source
+        raise SettingsError(where, given, f"data that can be read ({error})") from error
+
+
+def require_own_data(work: Job, data: DataSpec, tokenizer: Any) -> None:
+    """Refuse own data of simulated devices that cannot be read; nodes elsewhere have theirs."""
+    for device, path in enumerate(work.data_paths or ()):
+        load_device(
+            data,
+            tokenizer,
+            device=device,
+            n_devices=work.n_devices,
+            seed=work.seed,
+            path=path,
+        )

@@ -71,9 +71,9 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
 
 
 def _calibrate(options: argparse.Namespace, console: Console) -> int:
-    from .config import load_config
+    from .config import load_config, require_plain
 
-    load_config(options.overrides)
+    require_plain(load_config(options.overrides))
     grid = None if options.grid is None else _read_grid(options.grid)
     from .calibrate import GRID, calibrate
 

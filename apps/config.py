@@ -163,6 +163,9 @@ def change_values(config: DictConfig, changes: Sequence[Override]) -> None:
         if not change.is_choice:
             _require_known(known, change.key, change.value, opened)
             OmegaConf.update(config, change.key, change.value, merge=True, force_add=True)
+    local = OmegaConf.select(config, "data.partition") == "local"
+    if local and OmegaConf.is_missing(config.data, "path"):
+        config.data.path = None  # each device has its own
     missing = sorted(OmegaConf.missing_keys(config))
     require(not missing, missing[0] if missing else "", None, "given")
     OmegaConf.resolve(config)
@@ -186,7 +189,7 @@ def _require_known(
     if isinstance(node, Mapping):
         names = ", ".join(map(str, node)) or "settings"
         require(isinstance(value, Mapping), key, value, f"a mapping of {names}")
-    if isinstance(value, Mapping) and key not in opened:
+    if isinstance(value, Mapping) and isinstance(node, Mapping) and key not in opened:
         for name, item in value.items():
             _require_known(known, f"{key}.{name}", item, opened)
 

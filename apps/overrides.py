@@ -39,7 +39,6 @@ OPEN = (
     "codec.uplink",
     "fleet.processors",
     "model.config",
-    "paper",
     "strategy.cut",
     "strategy.learning",
 )

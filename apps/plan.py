@@ -10,14 +10,15 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from fedsplit.errors import FedsplitError
+from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet import Timeline, write_chrome_trace, write_gantt, write_json
 from fedsplit.flower import System
 from fedsplit.plan import RoundPlan
 from fedsplit.report import plain_text
 from fedsplit.schemes import Scheme, planned
 
-from .config import load_config, make_folder, require_plain
+from .check import blaming_the_configuration, require_fields, require_folder
+from .config import load_config, make_folder, model_spec, output_folder, require_plain
 from .overrides import expand_sweeps
 from .plan_report import RoundRow, comparison_table, round_row, write_results
 from .scenario import build_system, check_first_round
@@ -83,6 +84,9 @@ def scenarios(overrides: Sequence[str], multirun: bool) -> dict[str, tuple[str, 
     for chosen in itertools.product(*choices):
         swept = [text for text, values in zip(chosen, choices, strict=True) if len(values) > 1]
         named[" ".join(map(_short_name, swept or chosen)) or "default"] = chosen
+    empty = next((text for text, values in zip(overrides, choices, strict=True) if not values), "")
+    key, _, value = empty.partition("=")
+    require(not empty, key, value, "something that there is")
     return named
 
 
@@ -117,7 +121,11 @@ def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
         try:
             config = load_config(chosen)
             require_plain(config)
-            scenario = build_scenario(config)
+            require_folder(output_folder(config))
+            spec = model_spec(config)
+            require_fields(spec)
+            with blaming_the_configuration(spec):
+                scenario = build_scenario(config)
             check_first_round(scenario.scheme, scenario.system)
             results[name] = [scenario.row(r) for r in range(1, config.rounds + 1)]
         except FedsplitError as error:

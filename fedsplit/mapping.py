@@ -78,7 +78,8 @@ def call(factory: Callable[..., Made], values: Mapping[str, Any], where: str) ->
         ``where.argument``, and what is allowed.
     """
     parameters = inspect.signature(factory).parameters
-    hints = _hints(factory.__init__ if isinstance(factory, type) else factory)  # type: ignore[misc]
+    described: Any = factory
+    hints = _hints(described.__init__ if isinstance(factory, type) else described)
     known = [name for name, parameter in parameters.items() if parameter.kind not in _COLLECTING]
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     given: dict[str, Any] = {}

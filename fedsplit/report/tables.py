@@ -23,7 +23,7 @@ def make_console() -> Console:
 
 
 def plain_text(value: object) -> str:
-    """Return `value` as text that rich prints as it is, without markup or control characters.
+    """Return `value` as text that rich prints as it is.
 
     Line breaks stay; every other character that is not printable becomes its escape, such as
     ``\\x1b``.
