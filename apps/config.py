@@ -71,6 +71,8 @@ class RunSettings:
     start_ahead : bool or None
         Whether the next device of a branch gets ready while the present one trains; None: between
         machines only, as it takes a place in a simulation.
+    max_update_norm : float
+        A turn whose adapters move farther than this, in the norm over all of them, is lost.
     engine : str
         What simulates the devices: ``embedded``, or Flower's own simulation on Ray, ``flower``.
     """
@@ -84,6 +86,7 @@ class RunSettings:
     accelerator: str
     quorum: int = 1
     start_ahead: bool | None = None
+    max_update_norm: float = 1e8
     engine: str = "embedded"
 
     def __post_init__(self) -> None:

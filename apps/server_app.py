@@ -5,7 +5,7 @@ import shlex
 import time
 from contextlib import suppress
 from dataclasses import asdict, replace
-from logging import ERROR, INFO
+from logging import ERROR, INFO, WARNING
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from fedsplit.flower.server.checkpoint import (
     save_checkpoint,
     strategy_state,
 )
+from fedsplit.flower.server.outcome import evaluated_nowhere
 from fedsplit.flower.server.roster import Roster
 from fedsplit.flower.source import source_hash
 from fedsplit.mapping import call
@@ -122,6 +123,7 @@ class Run(RunListener):
                     first_round=done + 1,
                     evaluate_every=settings.evaluate_every,
                     quorum=settings.quorum,
+                    max_update_norm=settings.max_update_norm,
                 ),
                 listener=self,
             )
@@ -158,7 +160,9 @@ class Run(RunListener):
             record = replace(record, modelled=self._modelled(outcome))
         # In this order: a run goes on from the round of its checkpoint, whose record must be there.
         self._report.add_round(record)
-        if outcome.server_round > 0:
+        if evaluated_nowhere(outcome):
+            log(WARNING, "round %s: no device could evaluate it, no checkpoint", record.round)
+        elif outcome.server_round > 0:
             state = strategy_state(self._aggregator)
             save_checkpoint(
                 self._folder,

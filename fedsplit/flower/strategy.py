@@ -18,9 +18,11 @@ from fedsplit.fleet import FleetSpec
 from fedsplit.flower.instructions import clipped, read_instructions
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import to_record
-from fedsplit.flower.server.coordinator import Coordinator, Listener
+from fedsplit.flower.server.coordinator import Coordinator
 from fedsplit.flower.server.host import StageHost
+from fedsplit.flower.server.listener import Listener
 from fedsplit.flower.server.outcome import (
+    ABSURD_NORM,
     BranchOutcome,
     RoundOutcome,
     TurnOutcome,
@@ -55,6 +57,8 @@ class SplitOptions:
         Evaluate on the devices after every so many rounds, and always after the last.
     quorum : int
         The run stops if fewer branches of a round survive.
+    max_update_norm : float
+        A turn is lost if its adapters move farther than this, in the norm over all of them.
     link : LinkSettings or None
         Where nodes reach the server; None: a Unix socket, for nodes on this machine.
 
@@ -70,6 +74,7 @@ class SplitOptions:
     first_round: int = 1
     evaluate_every: int = 1
     quorum: int = 1
+    max_update_norm: float = ABSURD_NORM
     link: LinkSettings | None = None
 
     def __post_init__(self) -> None:
@@ -77,6 +82,8 @@ class SplitOptions:
             ("n_edges", 0), ("first_round", 1), ("evaluate_every", 1), ("quorum", 1)
         ):  # fmt: skip
             require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        norm = self.max_update_norm
+        require(norm > 0, "max_update_norm", norm, "above 0")
 
 
 class RunListener(Listener):
@@ -208,6 +215,7 @@ class SplitStrategy(Strategy):
                 roster=discover(grid, self._job, options.n_edges),
                 places=options.places,
                 start_ahead=options.start_ahead,
+                max_update_norm=options.max_update_norm,
                 listener=self._listener,
             )
             self._listener.on_nodes(self._coordinator.roster)

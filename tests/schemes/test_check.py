@@ -15,14 +15,14 @@ from fedsplit.testing.scenes import N_BLOCKS, make_scene
 class Changed(Scheme):
     """Two tiers, but for what a test changes in one device's turn."""
 
-    def __init__(self, device: int, route: Route | None = None, **changes: Any) -> None:
-        self.device, self.route, self.changes = device, route, changes
+    def __init__(self, which: int, /, route: Route | None = None, **changes: Any) -> None:
+        self.which, self.route, self.changes = which, route, changes
 
     def plan_round(self, scene: Scene) -> RoundPlan:
         route = Route.two_tier(scene.n_blocks, 2)
         turns = [scene.turn(device, route) for device in scene.devices]
         changed = self.changes | ({"route": self.route} if self.route is not None else {})
-        turns[self.device] = replace(turns[self.device], **changed)
+        turns[self.which] = replace(turns[self.which], **changed)
         return RoundPlan.parallel(turns)
 
 

@@ -127,23 +127,38 @@ def strategy_state(strategy: Strategy) -> dict[str, NDArray[Any]]:
 
 
 def restore_strategy(strategy: Strategy, state: dict[str, NDArray[Any]]) -> None:
-    """Put back what `strategy_state` returned, but settings, which stay as `strategy` was made."""
+    """Put back what `strategy_state` returned, but settings, which stay as `strategy` was made.
+
+    A checkpoint is a file that others may have written: it sets nothing but arrays and numbers
+    that a strategy of this kind keeps itself.
+
+    Raises
+    ------
+    FedsplitError
+        If `state` holds what is no state of `strategy`; it may be changed in part then.
+    """
     for name, array in state.items():
-        owner: Strategy = strategy
-        *path, last = name.split(":", 1)[0].split("/")
+        attribute, colon, key = name.partition(":")
+        *path, last = attribute.split("/")
+        owner: object = strategy
         for step in path:
-            owner = getattr(owner, step)
+            owner = vars(owner).get(step) if isinstance(owner, Strategy) else None
+        kept = vars(owner) if isinstance(owner, Strategy) else {}
+        held = kept.get(last)
         if last in inspect.signature(type(owner)).parameters:
             continue
-        if ":" in name:
-            held = getattr(owner, last)
-            if held is None:
-                setattr(owner, last, held := {})
-            held[name.split(":", 1)[1]] = array
-        elif isinstance(getattr(owner, last), int | float):
-            setattr(owner, last, type(getattr(owner, last))(array))
+        collects = held is None or held == {} or _is_array_dict(held)
+        number = isinstance(held, int | float) and not isinstance(held, bool)
+        right = collects if colon else number or held is None or isinstance(held, np.ndarray)
+        if last not in kept or not right or array.dtype.kind not in "fiu":
+            kind = type(strategy).__name__
+            raise FedsplitError(f"checkpoint: {name!r:.80} is no state that {kind} keeps")
+        if colon:
+            kept[last] = {**(held or {}), key: array}
+        elif number:
+            kept[last] = int(array) if isinstance(held, int) else float(array)
         else:
-            setattr(owner, last, array)
+            kept[last] = array
 
 
 def _is_array_dict(value: object) -> bool:

@@ -1,5 +1,6 @@
 """What came out of a round, before anybody aggregates or reports it."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,10 @@ from torch import Tensor
 from fedsplit.errors import NodeLost
 from fedsplit.flower.messages import read_count
 from fedsplit.plan import Branch, Failure, RoundPlan, Turn
+from fedsplit.transport import TurnBounds
+
+ABSURD_NORM = 1e8
+"""No training brings an update as long as this; what does is broken or meant to break."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,12 @@ class RoundOutcome:
         return tuple(turn for branch in self.branches for turn in branch.turns)
 
 
+def evaluated_nowhere(outcome: RoundOutcome) -> bool:
+    """Return whether all devices failed that were to evaluate a round: it may be spoilt."""
+    failed = any(failure.phase == "evaluate" for failure in outcome.failures)
+    return failed and not outcome.evaluation
+
+
 def mean_loss(turns: tuple[TurnOutcome, ...]) -> float | None:
     """Return the mean loss per target over `turns`, or None if nothing was computed."""
     targets = sum(turn.n_targets for turn in turns)
@@ -93,6 +104,46 @@ def check_complete(trained: Mapping[str, Tensor], handed_out: Mapping[str, Tenso
     for name, tensor in trained.items():
         if tensor.shape != handed_out[name].shape or not tensor.isfinite().all():
             raise NodeLost(f"adapter {name!r} came back misshapen or not finite")
+
+
+def check_update(
+    trained: Mapping[str, Tensor], handed_out: Mapping[str, Tensor], max_norm: float
+) -> None:
+    """Refuse an update that is longer than `max_norm`, over all adapters together.
+
+    Raises
+    ------
+    NodeLost
+        Telling how long it is.
+    """
+    squares = (
+        (tensor.double() - handed_out[name].double()).square().sum()
+        for name, tensor in trained.items()
+    )
+    norm = math.sqrt(sum(map(float, squares)))
+    if not norm <= max_norm:
+        raise NodeLost(f"adapters: their update has the norm {norm:.3g}, above {max_norm:g}")
+
+
+def check_counts(outcome: "TurnOutcome", bounds: TurnBounds) -> None:
+    """Refuse what a device says it did if the server knows better.
+
+    Raises
+    ------
+    NodeLost
+        If it did another number of steps than it was to do, or more than fits into them.
+    """
+    if outcome.steps != bounds.steps:
+        raise NodeLost(f"answer: steps={outcome.steps} must be {bounds.steps}, as planned")
+    samples = outcome.steps * bounds.samples
+    targets = outcome.n_samples * bounds.tokens
+    for name, value, most in (
+        ("n-samples", outcome.n_samples, samples),
+        ("n-targets", outcome.n_targets, targets),
+        ("n-correct", outcome.n_correct or 0, outcome.n_targets),
+    ):
+        if value > most:
+            raise NodeLost(f"answer: {name}={value} must be at most {most}")
 
 
 def turn_outcome(

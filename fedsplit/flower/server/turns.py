@@ -1,0 +1,175 @@
+"""One turn over Flower: the task sent, the answer checked, what it leaves."""
+
+import math
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+
+from flwr.app import Message
+from torch import Tensor
+
+from fedsplit.errors import NodeLost
+from fedsplit.execution import OptimizerSpec
+from fedsplit.flower.messages import (
+    EVALUATE,
+    TRAIN,
+    read_arrays,
+    read_error,
+    read_metrics,
+    task_message,
+)
+from fedsplit.flower.server.drive import Answer, Await, Call, Lost, Turns, Waited
+from fedsplit.flower.server.host import StageHost
+from fedsplit.flower.server.liveness import StartClock
+from fedsplit.flower.server.outcome import check_complete, check_counts, check_update, turn_outcome
+from fedsplit.flower.server.roster import Roster
+from fedsplit.flower.server.turn_run import Done, TurnRun
+from fedsplit.flower.tasks import Contact, Job, TurnTask
+from fedsplit.plan import DEVICE, EDGE, AdapterWay, Failure, Turn
+
+_TRAINING, _EVALUATION = "train", "evaluate"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a whole phase of a round shares: its number, and what trains it (None: evaluation)."""
+
+    server_round: int
+    optimizer: OptimizerSpec | None = None
+
+    @property
+    def train(self) -> bool:
+        """Whether it trains."""
+        return self.optimizer is not None
+
+    @property
+    def phase(self) -> str:
+        """Its name: "train" or "evaluate"."""
+        return _TRAINING if self.train else _EVALUATION
+
+
+class TurnRunner:
+    """Runs turns whose places on the servers are made.
+
+    Parameters
+    ----------
+    host : StageHost
+        The servers' side of every route.
+    job : Job
+        What all turns share.
+    clock : StartClock
+        When a device that was sent its task has to come.
+    max_update_norm : float
+        The longest update that a turn may bring, in the norm over all of its adapters.
+    on_failure : callable
+        Called with each device that fails, when that is noticed.
+    """
+
+    def __init__(
+        self,
+        host: StageHost,
+        *,
+        job: Job,
+        clock: StartClock,
+        max_update_norm: float,
+        on_failure: Callable[[Failure], None],
+    ) -> None:
+        self.gone: set[int] = set()  # nodes that were lost with their last task
+        self._host = host
+        self._job = job
+        self._clock = clock
+        self._max_update_norm = max_update_norm
+        self._on_failure = on_failure
+
+    def steps(self, work: Work, turn: Turn, roster: Roster) -> int:
+        """Return the mini-batches that a turn has to have."""
+        if work.train:
+            return turn.steps
+        return math.ceil(roster.by_index(turn.device).n_test / self._job.batch_size)
+
+    def attempt(self, work: Work, run: TurnRun, roster: Roster) -> Turns:
+        """Run one turn; `TurnRun.result` holds what came of it."""
+        try:
+            run.result = yield from self._turn(work, run, roster)
+        except NodeLost as error:
+            run.result = self.lose(work, run.turn.device, error)
+            if run.assignment is not None and run.way is not AdapterWay.EDGE:
+                run.assignment.give_up()  # its edge need not wait for it
+        finally:
+            run.discard()
+
+    def lose(self, work: Work, device: int, error: NodeLost) -> Failure:
+        """Return the failure of a device, once it was passed on."""
+        failure = Failure(DEVICE, device, work.phase, str(error), time.time())
+        self._on_failure(failure)
+        return failure
+
+    def _turn(self, work: Work, run: TurnRun, roster: Roster) -> Generator[Waited, Answer, Done]:
+        """Run one turn; return what it trained (nothing in evaluation) and what it did.
+
+        Its adapters are complete, but for those that stay at an edge.
+        """
+        token = self._host.attendance.expect(f"device {run.turn.device}")
+        run.presence = token
+        presence = Contact(self._host.address, token)
+        reply = yield Call(
+            self._message(work, run, presence, roster),
+            self.steps(work, run.turn, roster),
+            run.steps,
+            lambda: run.trouble(self._clock, self._job.patience),
+        )
+        if isinstance(reply, Lost):
+            self.gone.add(roster.by_index(run.turn.device).node_id)
+            raise NodeLost(reply.reason)
+        assert reply is not None
+        self.gone.discard(reply.metadata.src_node_id)
+        if reply.has_error():
+            raise NodeLost(read_error(reply))
+        if run.begun_s is None or run.adapters is None:
+            raise NodeLost("answered before its turn began")
+        given = run.adapters
+        own = self._host.adapter_names(run.turn.route, DEVICE)
+        carried = own if work.train and run.way is AdapterWay.MESSAGE else ()
+        trained = read_arrays(reply, {name: given[name] for name in carried})
+        if run.assignment is not None and run.way is not AdapterWay.EDGE:
+            trained |= yield from self.from_edge(run)
+        if work.train:
+            trained |= run.finish()
+            tiers = (DEVICE, EDGE) if run.way is AdapterWay.EDGE else ()
+            absent = {
+                name for tier in tiers for name in self._host.adapter_names(run.turn.route, tier)
+            }
+            kept = {name: given[name] for name in given if name not in absent}
+            check_complete(trained, kept)
+            check_update(trained, kept, self._max_update_norm)
+        outcome = turn_outcome(run.turn, read_metrics(reply), run.link_bytes(), run.begun_s)
+        check_counts(outcome, self._job.bounds(self.steps(work, run.turn, roster)))
+        return trained, outcome
+
+    def from_edge(self, run: TurnRun) -> Generator[Waited, Answer, dict[str, Tensor]]:
+        """Return what an edge that is a node answers."""
+        assignment = run.assignment
+        assert assignment is not None
+        late = yield Await(assignment.is_settled, self._job.patience.deadline_s)
+        if isinstance(late, Lost) or assignment.trained is None:
+            raise NodeLost(assignment.failure or f"edge {assignment.edge}: no answer")
+        return assignment.trained
+
+    def _message(self, work: Work, run: TurnRun, presence: Contact, roster: Roster) -> Message:
+        turn, adapters = run.turn, run.adapters
+        task = TurnTask(
+            job=replace(self._job, optimizer=work.optimizer or self._job.optimizer),
+            presence=presence,
+            server_round=work.server_round,
+            turn=turn,
+            seed=run.seed,
+            way=run.way,
+            door=run.door if adapters is not None else None,
+            ahead=adapters is None,
+        )
+        sent: dict[str, Tensor] = {}
+        if adapters is not None and run.way is AdapterWay.MESSAGE:
+            names = self._host.adapter_names(turn.route, DEVICE)
+            sent = {name: adapters[name] for name in names}
+        node_id = roster.by_index(turn.device).node_id
+        return task_message(node_id, TRAIN if work.train else EVALUATE, task, sent)
