@@ -47,8 +47,7 @@ def resumed(folder: Path, changes: Sequence[Override]) -> DictConfig:
     config = OmegaConf.create(before)
     for change in changes:
         if change.is_choice:
-            section = plain(chosen([change]))[change.key]
-            OmegaConf.update(config, change.key, section, merge=False)
+            OmegaConf.update(config, change.key, chosen([change])[change.key], merge=False)
     change_values(config, [item for item in changes if not item.is_choice and item.key != "output"])
     _require_unchanged(before, plain(config))
     for change in changes:

@@ -120,8 +120,8 @@ def read_topology(file: Path) -> Topology:
         If it cannot be read, or a field is wrong.
     """
     try:
-        values = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise FedsplitError(f"topology={str(file)!r}: cannot be read ({error})") from error
     require(isinstance(values, dict), "topology", str(file), "a YAML mapping")
     return from_mapping(Topology, values, str(file))

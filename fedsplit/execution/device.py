@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
@@ -200,8 +201,9 @@ class _DeviceTurn:
                 )
                 returning = None
                 if self._route.returns_home:
+                    batches, pixels = _pixels(batches)
                     cut = self._segments[-1].start
-                    returning = compute(lambda: self._model.crossing(cut))
+                    returning = compute(lambda: self._model.crossing(cut, pixels))
                 self._wait(lambda: link.open(request, returning))
             start = self._fetch() if adapters is None else adapters
             self._tier = Tier(self._model, self._segments, start, self._optimizer, self._seed)
@@ -289,6 +291,14 @@ class _DeviceTurn:
             return call()
         finally:
             self._link_s += time.perf_counter() - started
+
+
+def _pixels(batches: "Iterable[Batch]") -> "tuple[Iterable[Batch], int | None]":
+    """Return the batches, and the height and width of their images (None for texts)."""
+    rest = iter(batches)
+    first = list(islice(rest, 1))
+    images = first[0].inputs.get("pixel_values") if first else None
+    return chain(first, rest), None if images is None else images.shape[-1]
 
 
 def _report(score: EvalReply, batch: "Batch") -> StepReport:

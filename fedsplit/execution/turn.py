@@ -139,11 +139,13 @@ class StageTurn:
                 raise LinkError(f"token: its turn is {self.status.state}, it opens only once")
             self._change_status(state=ACTIVE)
             route, position = self.request.route, self.request.position
-            self._arrival = compute(lambda: self._model.arrival(route, position))
+            pixels = self.request.bounds.pixels
+            self._arrival = compute(lambda: self._model.arrival(route, position, pixels))
             if self._link is not None:
                 returning = None
                 if route.returns_home:
-                    returning = compute(lambda: self._model.crossing(route.segments[-1].start))
+                    cut = route.segments[-1].start
+                    returning = compute(lambda: self._model.crossing(cut, pixels))
                 onward = replace(
                     self.request,
                     token=self._link_token,

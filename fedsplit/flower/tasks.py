@@ -85,7 +85,9 @@ class Job:
     def bounds(self, steps: int) -> TurnBounds:
         """Return how much a turn of so many mini-batches may ask of a server."""
         tokens = self.max_tokens if self.data is None else self.data.seq_len
-        return TurnBounds(samples=self.batch_size, tokens=tokens, steps=steps)
+        images = self.data is not None and self.model.task == "image-classification"
+        pixels = self.data.image_size if self.data is not None and images else None
+        return TurnBounds(samples=self.batch_size, tokens=tokens, steps=steps, pixels=pixels)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def check_positions(config: PretrainedConfig, seq_len: int) -> None:
         if isinstance(most, int) and most > 0:
             if type(text).__name__.startswith(_OFFSET):
                 most -= (text.pad_token_id or 0) + 1
-            require(seq_len <= most, "seq_len", seq_len, f"at most {most}, the model's {name}")
+            require(seq_len <= most, "data.seq_len", seq_len, f"at most {most}, the model's {name}")
             return
 
 

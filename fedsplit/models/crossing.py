@@ -171,11 +171,14 @@ def input_forms(
     return forms
 
 
-def probes(spec: ModelSpec, config: PretrainedConfig) -> list[dict[str, Tensor]]:
-    """Return the inputs of the `PROBES`; images have a size of their own."""
+def probes(
+    spec: ModelSpec, config: PretrainedConfig, pixels: int | None = None
+) -> list[dict[str, Tensor]]:
+    """Return the inputs of the `PROBES`; images are `pixels` high and wide, or as configured."""
     if spec.task == "causal-lm":
         ids = [torch.zeros(shape, dtype=torch.long) for shape in PROBES]
         return [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in ids]
     pixel = torch.zeros((), dtype=weights_dtype(spec, config))
-    image = (config.num_channels, *image_size(config))
+    size = image_size(config) if pixels is None else (pixels, pixels)
+    image = (config.num_channels, *size)
     return [{"pixel_values": pixel.expand(samples, *image)} for samples, _ in PROBES]

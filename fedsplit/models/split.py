@@ -156,7 +156,7 @@ class SplitModel:
                 norm.momentum = 0.0
         self._segment: Segment | None = None
         self._received: Any = None
-        self._crossings: dict[int, Crossing] = {}
+        self._crossings: dict[tuple[int, int | None], Crossing] = {}
         for index, name in enumerate(parts.blocks):
             block = model.get_submodule(name)
             block.forward = self._staged(index, block.forward)
@@ -239,8 +239,10 @@ class SplitModel:
             found.pop("labels", None)
         return found
 
-    def arrival(self, route: Route, position: int) -> Arrival:
+    def arrival(self, route: Route, position: int, pixels: int | None = None) -> Arrival:
         """Return what the segment at `position` of `route` gets in every mini-batch.
+
+        Of images, `pixels` is the height and width; by default what the configuration says.
 
         Found by sending three tiny batches through the blocks before it, without gradients; those
         that are not held here compute with zeros. Like `run`, for one thread at a time.
@@ -251,14 +253,15 @@ class SplitModel:
             If the boundary does not grow with samples and tokens as boundaries do.
         """
         forms = input_forms(self.spec, self.config, with_labels=not route.returns_home)
-        return Arrival(forms, self.crossing(route.segments[position].start))
+        return Arrival(forms, self.crossing(route.segments[position].start, pixels))
 
-    def crossing(self, cut: int) -> Crossing:
+    def crossing(self, cut: int, pixels: int | None = None) -> Crossing:
         """Return what crosses the cut after `cut` blocks; see `arrival`."""
-        if cut not in self._crossings:
-            batches = probes(self.spec, self.config)
-            self._crossings[cut] = Crossing.through([self._probe(cut, one) for one in batches])
-        return self._crossings[cut]
+        key = cut, pixels
+        if key not in self._crossings:
+            batches = probes(self.spec, self.config, pixels)
+            self._crossings[key] = Crossing.through([self._probe(cut, one) for one in batches])
+        return self._crossings[key]
 
     @torch.no_grad()
     def _probe(self, cut: int, inputs: Mapping[str, Tensor]) -> Boundary:

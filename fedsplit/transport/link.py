@@ -32,6 +32,8 @@ class TurnBounds:
     ----------
     samples, tokens : int
         Of a mini-batch at most, and of each of its samples.
+    pixels : int or None
+        Height and width of images; None for texts, and where the model's configuration says it.
     steps : int or None
         Mini-batches: exactly so many where the turn trains, at least one and at most so many where
         it evaluates; None for any number.
@@ -45,6 +47,7 @@ class TurnBounds:
     samples: int = 64
     tokens: int = 2048
     steps: int | None = None
+    pixels: int | None = None
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, "samples", self.samples, "at least 1")

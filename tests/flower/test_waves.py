@@ -93,8 +93,8 @@ def test_one_edge_round_equals_averaging_the_same_devices_flat(
     federation: Federation, fedavg: Strategy, route: str
 ) -> None:
     """Weights are preserved: edges first and then the cloud is the flat weighted mean."""
-    flat, _ = federation.run(Flat(TWO_EDGES, 1, fedavg, ROUTES[route]))
-    found, outcomes = federation.run(EdgeRounds(TWO_EDGES, 1, fedavg, ROUTES[route]))
+    flat, _ = federation.run(Flat(TWO_EDGES, 1, ROUTES[route]), fedavg)
+    found, outcomes = federation.run(EdgeRounds(TWO_EDGES, 1, ROUTES[route]), fedavg)
     assert_equal(found, flat, tolerance=2e-7)
     assert [turn.turn.device for turn in outcomes[1].turns] == [0, 2, 1, 3]
     sizes = [len(named_data(federation.job).train(device)) for device in range(N_DEVICES)]
@@ -105,7 +105,7 @@ def test_one_edge_round_equals_averaging_the_same_devices_flat(
 def test_two_edge_rounds_equal_two_rounds_of_federated_averaging(
     federation: Federation, fedavg: Strategy, route: str
 ) -> None:
-    found, outcomes = federation.run(EdgeRounds(EVERYBODY, 2, fedavg, ROUTES[route]))
+    found, outcomes = federation.run(EdgeRounds(EVERYBODY, 2, ROUTES[route]), fedavg)
     assert_equal(found, edge_rounds(federation, EVERYBODY * 2), tolerance=1e-6)
     assert [(turn.turn.device, turn.turn.repeat) for turn in outcomes[1].turns] == [
         (device, repeat) for repeat in range(2) for device in range(N_DEVICES)
@@ -135,9 +135,9 @@ def test_a_single_device_may_train_several_times(federation: Federation, fedavg:
 def test_edges_as_nodes_average_as_edges_in_the_server(
     federation: Federation, fedavg: Strategy, tmp_path: Path, route: str
 ) -> None:
-    scheme = EdgeRounds(TWO_EDGES, 2, fedavg, ROUTES[route])
-    hosted, expected = federation.run(scheme, rounds=2)
-    remote, outcomes = federation.run(scheme, rounds=2, edge_folder=tmp_path)
+    scheme = EdgeRounds(TWO_EDGES, 2, ROUTES[route])
+    hosted, expected = federation.run(scheme, fedavg, rounds=2)
+    remote, outcomes = federation.run(scheme, fedavg, rounds=2, edge_folder=tmp_path)
     assert_equal(remote, hosted, tolerance=0)
     for found, wanted in zip(outcomes[1:], expected[1:], strict=True):
         assert not found.failures

@@ -83,9 +83,9 @@ def test_a_killed_worker_costs_its_turn_and_a_second_start_is_refused(
         assert len(failures) <= 1, "the one whose turn it was, if it had one"
         assert records[-1]["failures"] == []
 
-        for command in (["output=out"], ["resume=out"]):
+        for command in ([*job, "output=out"], ["resume=out"]):
             second = subprocess.run(
-                [sys.executable, "-m", "fedsplit.apps", "run", *job, *command],
+                [sys.executable, "-m", "fedsplit.apps", "run", *command],
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,

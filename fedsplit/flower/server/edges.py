@@ -219,14 +219,13 @@ class RemoteEdges:
             train=assignments[0].optimizer is not None,
         )
         arrays = {
-            f"{index}/{name}": tensor
+            f"{index}/{name}": assignment.adapters[name].to(like.dtype)
             for index, assignment in enumerate(assignments)
-            for name, tensor in assignment.adapters.items()
+            for name, like in self._host.likes(assignment.adapters).items()
         }
         return task_message(self.nodes[edge].node_id, EDGE, task, arrays)
 
-    @staticmethod
-    def _collect(assignments: list[Assignment], reply: Message) -> None:
+    def _collect(self, assignments: list[Assignment], reply: Message) -> None:
         if reply.has_error():
             raise NodeLost(read_error(reply))
         reasons, metrics = read_info(reply), read_metrics(reply)
@@ -236,9 +235,11 @@ class RemoteEdges:
             if str(index) not in reasons
         }
         expected = {
-            f"{index}/{name}": tensor
+            f"{index}/{name}": like
             for index, assignment in served.items()
-            for name, tensor in (assignment.adapters if assignment.optimizer else {}).items()
+            for name, like in self._host.likes(
+                assignment.adapters if assignment.optimizer else ()
+            ).items()
         }
         arrays = read_arrays(reply, expected)
         for index, assignment in enumerate(assignments):

@@ -1,7 +1,7 @@
 """The servers' side of every route, hosted by the server app's process."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -61,6 +61,7 @@ class StageHost:
         self._load: Callable[[], SplitModel] = lambda: compute(read)
         self.model = self._load()
         self.attendance = Attendance()
+        self._likes: dict[str, Tensor] = {}
         self._stages: dict[str, Stage] = {}
         self._waiting: dict[bytes, Stage] = {}
         self._server: GrpcServer | None = None
@@ -87,6 +88,16 @@ class StageHost:
     def initial_adapters(self) -> dict[str, Tensor]:
         """Return the complete adapters that a run starts from."""
         return self.model.adapters(Segment(DEVICE, 0, self.n_blocks))
+
+    def likes(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return tensors that are like the model's own adapters `names` in shape and type.
+
+        What an aggregator makes of adapters may be of another type, which no node sends.
+        """
+        if not self._likes:
+            own = self.initial_adapters()
+            self._likes = {name: tensor.to("meta") for name, tensor in own.items()}
+        return {name: self._likes[name] for name in names}
 
     def adapter_names(self, route: Route, tier: str) -> tuple[str, ...]:
         """Return the names of the adapters that `tier` holds on `route`."""

@@ -130,7 +130,7 @@ class TurnRunner:
         given = run.adapters
         own = self._host.adapter_names(run.turn.route, DEVICE)
         carried = own if work.train and run.way is AdapterWay.MESSAGE else ()
-        trained = read_arrays(reply, {name: given[name] for name in carried})
+        trained = read_arrays(reply, self._host.likes(carried))
         if run.assignment is not None and run.way is not AdapterWay.EDGE:
             trained |= yield from self.from_edge(run)
         if work.train:
