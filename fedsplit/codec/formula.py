@@ -46,14 +46,6 @@ def author_bits(magnitude_counts: ArrayLike, n: int) -> int:
     return huffman_bits(magnitude_counts) + int(np.sum(magnitude_counts)) + n + 64
 
 
-def author_bits_uncoded(n_kept: int, n: int, bits: int) -> int:
-    """Return what the authors charge without the Huffman code: ``bits * n_kept + n + 64``.
-
-    With everything kept in 32 bits this is 33 bits an element and 64 more.
-    """
-    return bits * n_kept + n + 64
-
-
 def ideal_bits(symbol_counts: ArrayLike, n: int) -> float:
     """Return the empirical entropy of positions and symbols (level and sign), in bits.
 

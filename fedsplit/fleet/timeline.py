@@ -83,16 +83,6 @@ class RoundCost:
         """Energy of everything together."""
         return float(self.device_energy_j.sum() + self.server_energy_j.sum())
 
-    @property
-    def device_idle_s(self) -> Array:
-        """Time of the round in which each device's processor does nothing."""
-        return self.delay_s - self.device_compute_s
-
-    @property
-    def server_idle_s(self) -> Array:
-        """Time in which each server does nothing; 0 where an unlimited one outworks the clock."""
-        return np.maximum(self.delay_s - self.server_compute_s, 0.0)
-
 
 @dataclass(frozen=True, eq=False)
 class Timeline:

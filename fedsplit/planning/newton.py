@@ -117,48 +117,6 @@ def equalising_shares(pools: Sequence[Pool], fixed_s: Array, users: Users) -> tu
     return shares * (budget / shares.sum(axis=1))[:, None], part / part.sum()
 
 
-def balancing_shares(pool: Pool, weights: Array, users: Users) -> Array:
-    """Return the shares of one pool that make the weighted sum of delays smallest.
-
-    Every user's weighted saving per unit of share equals the price, and the pool is used up.
-
-    Parameters
-    ----------
-    pool : Pool
-        What is shared.
-    weights : ndarray
-        Weights above 0, shape ``[len(users)]``.
-    users : ndarray of int
-        The users that need the pool.
-
-    Returns
-    -------
-    ndarray
-        Shape ``[len(users)]``.
-    """
-    scale = pool.scale[users]
-    offset = np.log(weights * pool.seconds[users] / scale)
-    u = np.log(scale * len(users) / pool.budget)
-    curve = pool.curve(u)
-    price = (offset + curve.marginal).mean()
-    for _ in range(_MAX_STEPS):
-        mismatch = offset + curve.marginal - price
-        used = scale * np.exp(-u)
-        use = used / (used.sum() * curve.curvature)
-        step = (np.log(used.sum() / pool.budget) + use @ mismatch) / use.sum()
-        u_step = (step - mismatch) / curve.curvature
-        size = float(np.abs(u_step).max())
-        damping = min(1.0, _LONGEST_STEP / max(size, _LONGEST_STEP))
-        u = u + damping * u_step
-        price += damping * step
-        if size < _CONVERGED:
-            break
-        curve = pool.curve(u)
-    shares: Array = scale * np.exp(-u)
-    shares *= pool.budget / shares.sum()
-    return shares
-
-
 def least_priced_s(bits: Array, snr_hz: Array, weight: Array, price: float) -> Array:
     """Return ``min_b weight * delay(b) + price * b`` of Shannon links; all shapes broadcast.
 

@@ -7,7 +7,7 @@ channel. Here are the model and the exact methods; `sft_alm` has the paper's own
 timescale and `sqp` that for the small one.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -104,14 +104,6 @@ class SftProblem:
     def loss_limit(self) -> float:
         """`max_loss_increase` with room for rounding in averages."""
         return self.max_loss_increase + 1e-12 * (1 + self.max_loss_increase)
-
-    def on_channel(self, uplink_snr_hz: ArrayLike, downlink_efficiency: ArrayLike) -> "SftProblem":
-        """Return the same problem on another channel."""
-        return replace(
-            self,
-            uplink_snr_hz=np.asarray(uplink_snr_hz, dtype=np.float64),
-            downlink_efficiency=np.asarray(downlink_efficiency, dtype=np.float64),
-        )
 
     def delay_terms(self) -> tuple[Array, Array]:
         """Return `fixed` and `per_ratio`, each ``[N, L + 1]``, at equal shares of the bands.
