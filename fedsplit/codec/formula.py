@@ -3,7 +3,9 @@
 import heapq
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from fedsplit.arrays import Array
 
 
 def huffman_bits(counts: ArrayLike) -> int:
@@ -25,7 +27,7 @@ def huffman_bits(counts: ArrayLike) -> int:
 
 def entropy_bits(counts: ArrayLike) -> float:
     """Return the empirical entropy of symbols that occur `counts` times, in bits for all."""
-    present: NDArray[np.float64] = np.asarray(counts, dtype=np.float64).reshape(-1)
+    present: Array = np.asarray(counts, dtype=np.float64).reshape(-1)
     present = present[present > 0]
     return float(-(present * np.log2(present / present.sum())).sum())
 

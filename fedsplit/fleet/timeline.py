@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require
 from fedsplit.fleet.activities import Activity, expand, of_chores
 from fedsplit.fleet.fleet import Fleet
@@ -26,7 +27,6 @@ from fedsplit.plan import RoundPlan
 from fedsplit.profiles import MeasuredProfile, ModelProfile
 from fedsplit.wireless import ChannelState
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 

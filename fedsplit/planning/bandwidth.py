@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require
-from fedsplit.planning.errors import Array, checked
+from fedsplit.planning.errors import checked
 from fedsplit.planning.newton import equalising_shares
 from fedsplit.planning.pools import Pool
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require, require_choice
 from fedsplit.planning.bandwidth import Allocation, equal_shares, minmax_shares
-from fedsplit.planning.errors import Array, checked
+from fedsplit.planning.errors import checked
 from fedsplit.planning.pools import Pool, ShannonPool
 
 SMASHED_PER = ("round", "iteration")

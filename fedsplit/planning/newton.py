@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsplit.planning.errors import Array
+from fedsplit.arrays import Array
 from fedsplit.planning.pools import LN2, Curve, Pool, shannon_curve
 
 _MAX_STEPS = 100

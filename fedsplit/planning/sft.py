@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require, require_choice
 from fedsplit.planning.bandwidth import Allocation, minmax_shares
 from fedsplit.planning.codec_table import CodecTable
 from fedsplit.planning.costs import CutCosts, Devices
-from fedsplit.planning.errors import Array, InfeasibleError, checked, checked_links
+from fedsplit.planning.errors import InfeasibleError, checked, checked_links
 from fedsplit.planning.pools import LinearPool, Pool, ShannonPool, shannon_bps
 from fedsplit.planning.sqp import minmax_shares_sqp
 

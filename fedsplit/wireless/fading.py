@@ -9,7 +9,8 @@ wanted one. Round 500 therefore needs no rounds 0..499 before it, unlike an auto
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from fedsplit.arrays import Array
+
 ComplexArray = NDArray[np.complex128]
 
 N_WAVES = 16
