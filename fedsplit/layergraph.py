@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import FedsplitError, require
 from fedsplit.profiles import ModelProfile
 
@@ -69,13 +70,13 @@ class LayerGraph:
     labels: tuple[str, ...]
     edges: NDArray[np.int64]
     n_inputs: int
-    forward_flops: NDArray[np.float64]
-    backward_flops: NDArray[np.float64]
-    parameter_bytes: NDArray[np.float64]
-    adapter_bytes: NDArray[np.float64]
-    activation_bytes: NDArray[np.float64]
-    output_bytes: NDArray[np.float64]
-    gradient_bytes: NDArray[np.float64]
+    forward_flops: Array
+    backward_flops: Array
+    parameter_bytes: Array
+    adapter_bytes: Array
+    activation_bytes: Array
+    output_bytes: Array
+    gradient_bytes: Array
     block: NDArray[np.int64]
     requires: NDArray[np.int64] = field(default_factory=_NO_PAIRS.copy)
     members: tuple[tuple[str, ...], ...] = ()
@@ -169,7 +170,7 @@ class LayerGraph:
         n = len(units) + 1
         follows = np.arange(n - 1)
 
-        def column(name: str) -> NDArray[np.float64]:
+        def column(name: str) -> Array:
             return np.array([0.0, *(getattr(unit, name) for unit in units)])
 
         boundary = column("boundary_bytes")

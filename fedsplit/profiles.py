@@ -4,12 +4,9 @@
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.mapping import from_mapping
@@ -236,10 +233,6 @@ class ModelProfile:
             )
         return whole
 
-    def per_block(self, read: Callable[[UnitProfile], float]) -> NDArray[np.float64]:
-        """Return ``read(block)`` for every block, shape ``[n_blocks]``."""
-        return np.array([read(block) for block in self.blocks], dtype=np.float64)
-
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredProfile:
@@ -256,8 +249,6 @@ class MeasuredProfile:
         update of what the unit trains.
     memory_bytes : float or None
         Memory of the machine.
-    link_bps : float or None
-        Rate of its link to the next tier.
     """
 
     model: str
@@ -266,7 +257,6 @@ class MeasuredProfile:
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
     memory_bytes: float | None = None
-    link_bps: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("forward_s", "backward_s"):

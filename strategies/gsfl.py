@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require, require_choice
 from fedsplit.plan import RoundPlan, Turn
 from fedsplit.planning import Grouping, balanced_groups, exact_groups, random_groups
-from fedsplit.planning.errors import Array
 from fedsplit.schemes import Cut, CutRule, Scene, Scheme
 from fedsplit.seeds import generator
 

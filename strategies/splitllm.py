@@ -5,11 +5,11 @@ from itertools import groupby
 
 import numpy as np
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require, require_choice
 from fedsplit.plan import CLOUD, DEVICE, EDGE, RoundPlan, Route, Turn
 from fedsplit.planning import associate_by_channel, associate_by_load, select_users
 from fedsplit.planning.association import RULES, Ints
-from fedsplit.planning.errors import Array
 from fedsplit.schemes import Scene, Scheme
 from fedsplit.wireless import downlink_bps, uplink_bps
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from fedsplit.arrays import Array
 from fedsplit.codec import Loopback, straight_through
 from fedsplit.data import DataSpec, FederatedData, batches, load_data, training_batches
 from fedsplit.execution import OptimizerSpec
@@ -29,7 +29,6 @@ from .common import paper_config
 from .sft import PAPER, fedsplit_point
 
 Settings = Mapping[str, object]
-Array = NDArray[np.float64]
 
 IDENTITY: Settings = {"name": "identity"}
 BLOCKS, CUT, BATCH, WARM_UP = 6, 2, 32, 30

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require
 from fedsplit.flower import System
 from fedsplit.layergraph import LayerGraph
@@ -133,7 +134,7 @@ def compare(config: DictConfig, system: System, spec: ModelSpec) -> Comparison:
     for parent, child in graph.edges:
         sent[:, parent] |= every[:, parent] & ~every[:, child]
     solver, limits = CutSolver(graph), CutLimits(min_blocks=floor)
-    costs: list[NDArray[np.float64]] = []
+    costs: list[Array] = []
     chosen: list[float] = []
     compressed: list[float] = []
     for ratio, found in ((1.0, chosen), (0.5, compressed)):

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from fedsplit.arrays import Array
 from fedsplit.plan import Branch, RoundPlan, Route
 
 from ..plan import Scenario
@@ -22,7 +22,6 @@ from .common import (
 
 PAPER = "gsfl"
 _PARTS = 16
-Array = NDArray[np.float64]
 
 
 def reproduce(overrides: Sequence[str]) -> Reproduction:

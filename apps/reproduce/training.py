@@ -7,13 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fedsplit.arrays import Array
 from fedsplit.errors import FedsplitError
 from fedsplit.report import RoundRecord, read_records
 
 from ..config import load_config
 from ..launch.run import run
 from ..plan import build_scenario
-from .accuracy import Accuracy, Array, measure_accuracy
+from .accuracy import Accuracy, measure_accuracy
 from .common import Figure, change, paper_config
 from .memory import measured_bytes
 

@@ -8,6 +8,7 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.codec.base import corrupt
 
 Symbols = NDArray[np.int32]
@@ -42,11 +43,11 @@ class Stack:
         """Return everything pushed so far."""
         return bytes(self._coder.get_compressed().astype("<u4").tobytes())
 
-    def push(self, symbols: Symbols, probabilities: NDArray[np.float64]) -> None:
+    def push(self, symbols: Symbols, probabilities: Array) -> None:
         """Add `symbols`, which index `probabilities`, so that `pop` returns them in order."""
         self._coder.encode_reverse(symbols, _model(probabilities))
 
-    def pop(self, n: int, probabilities: NDArray[np.float64]) -> Symbols:
+    def pop(self, n: int, probabilities: Array) -> Symbols:
         """Take `n` symbols off; damaged bytes give arbitrary ones."""
         return np.asarray(self._coder.decode(_model(probabilities), n), dtype=np.int32)
 
@@ -62,7 +63,7 @@ class Stack:
             raise corrupt("entropy-coded part does not end where it should")
 
 
-def _model(probabilities: NDArray[np.float64]) -> "constriction.stream.model.Categorical":
+def _model(probabilities: Array) -> "constriction.stream.model.Categorical":
     return constriction.stream.model.Categorical(probabilities, perfect=False)
 
 
@@ -81,7 +82,7 @@ def weigh(symbols: Symbols, n: int) -> NDArray[np.uint8]:
     return np.asarray(codes, dtype=np.uint8)
 
 
-def normalise(weights: NDArray[np.uint8]) -> NDArray[np.float64]:
+def normalise(weights: NDArray[np.uint8]) -> Array:
     """Return the probabilities that a histogram of `weigh` stands for.
 
     Raises

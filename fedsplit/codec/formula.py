@@ -3,7 +3,9 @@
 import heapq
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from fedsplit.arrays import Array
 
 
 def huffman_bits(counts: ArrayLike) -> int:
@@ -25,7 +27,7 @@ def huffman_bits(counts: ArrayLike) -> int:
 
 def entropy_bits(counts: ArrayLike) -> float:
     """Return the empirical entropy of symbols that occur `counts` times, in bits for all."""
-    present: NDArray[np.float64] = np.asarray(counts, dtype=np.float64).reshape(-1)
+    present: Array = np.asarray(counts, dtype=np.float64).reshape(-1)
     present = present[present > 0]
     return float(-(present * np.log2(present / present.sum())).sum())
 
@@ -44,14 +46,6 @@ def author_bits(magnitude_counts: ArrayLike, n: int) -> int:
         Elements of the tensor.
     """
     return huffman_bits(magnitude_counts) + int(np.sum(magnitude_counts)) + n + 64
-
-
-def author_bits_uncoded(n_kept: int, n: int, bits: int) -> int:
-    """Return what the authors charge without the Huffman code: ``bits * n_kept + n + 64``.
-
-    With everything kept in 32 bits this is 33 bits an element and 64 more.
-    """
-    return bits * n_kept + n + 64
 
 
 def ideal_bits(symbol_counts: ArrayLike, n: int) -> float:

@@ -17,7 +17,7 @@ from fedsplit.codec.transform import Transform
 from fedsplit.errors import FedsplitError, require, require_choice
 from fedsplit.seeds import derive_seed
 
-_CODECS: dict[str, Callable[..., Codec]] = {
+CODECS: dict[str, Callable[..., Codec]] = {
     "identity": Identity,
     "fp16": partial(Cast, torch.float16),
     "bf16": partial(Cast, torch.bfloat16),
@@ -31,18 +31,13 @@ _CODECS: dict[str, Callable[..., Codec]] = {
 }
 
 
-def codec_names() -> tuple[str, ...]:
-    """Return the names that `make_codec` knows."""
-    return tuple(_CODECS)
-
-
 def make_codec(settings: Mapping[str, object], seed: int) -> Codec:
     """Return the codec that `settings` describe, as one end of a stream holds it.
 
     Parameters
     ----------
     settings : mapping
-        ``name`` (see `codec_names`) and that codec's settings; some hold another such mapping.
+        ``name`` (see `CODECS`) and that codec's settings; some hold another such mapping.
     seed : int
         Seed of the stochastic rounding; only the sender draws.
 
@@ -53,8 +48,8 @@ def make_codec(settings: Mapping[str, object], seed: int) -> Codec:
     """
     options = dict(settings)
     name = options.pop("name", None)
-    require_choice("codec.name", name, _CODECS)
-    factory = _CODECS[str(name)]
+    require_choice("codec.name", name, CODECS)
+    factory = CODECS[str(name)]
     parameters = inspect.signature(factory).parameters
     known = [key for key in parameters if key != "seed"]
     for key in options:

@@ -97,7 +97,6 @@ def train_turn(
     link: Link | None = None,
     token: str | None = None,
     codec: CodecPlan | None = None,
-    on_step: Callable[[StepReport], None] | None = None,
 ) -> TurnResult:
     """Train the device's segments of `route` on `batches`, the rest over `link`.
 
@@ -122,8 +121,6 @@ def train_turn(
         Opens the turn there.
     codec : CodecPlan or None
         How boundaries travel; None for as they are.
-    on_step : callable, optional
-        Called after each step.
 
     Raises
     ------
@@ -133,7 +130,7 @@ def train_turn(
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
     turn = _DeviceTurn(model, route, optimizer, seed, link)
-    turn.run(adapters, batches, token, codec or CodecPlan(), on_step)
+    turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
 
@@ -150,7 +147,7 @@ def evaluate_turn(
 ) -> TurnResult:
     """Evaluate on `batches` without training; parameters and errors as in `train_turn`."""
     turn = _DeviceTurn(model, route, None, seed, link)
-    turn.run(adapters, batches, token, codec or CodecPlan(), None)
+    turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
 
@@ -187,7 +184,6 @@ class _DeviceTurn:
         batches: "Iterable[Batch]",
         token: str | None,
         codec: CodecPlan,
-        on_step: Callable[[StepReport], None] | None,
     ) -> None:
         """Open the link, go through `batches`, close the link; hang up on any error."""
         started = time.perf_counter()
@@ -208,10 +204,7 @@ class _DeviceTurn:
             start = self._fetch() if adapters is None else adapters
             self._tier = Tier(self._model, self._segments, start, self._optimizer, self._seed)
             for batch in batches:
-                report = self._step(batch)
-                self._reports.append(report)
-                if on_step is not None:
-                    on_step(report)
+                self._reports.append(self._step(batch))
             if link is not None:
                 if adapters is None and self._train:
                     self._wait(lambda: link.hand_up(self._tier.adapters()))

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.fleet.schedule import Schedule, repeated_blocks, stretched
 from fedsplit.fleet.stages import BACKHAUL, DOWNLINK, UPLINK, Group, Stage
 from fedsplit.fleet.turns import Turns
 from fedsplit.fleet.waves import Waves
 from fedsplit.plan import DEVICE
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 

@@ -53,11 +53,6 @@ class Processor:
         require(ordered, "processor.min_hz", self.min_hz, f"at most max_hz={self.max_hz:g}")
 
     @property
-    def peak_flops(self) -> float:
-        """FLOP/s at the highest clock."""
-        return self.flops_per_cycle * self.max_hz
-
-    @property
     def energy_coefficient(self) -> float:
         """``xi`` of the DVFS law ``P = xi f^3`` in W/Hz^3; P at `max_hz` is `power_w`."""
         return self.power_w / self.max_hz**3

@@ -5,9 +5,9 @@ formula. All arguments broadcast.
 """
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
+from fedsplit.arrays import Array
 
 
 def compute_delay_s(flops: ArrayLike, clock_hz: ArrayLike, flops_per_cycle: ArrayLike) -> Array:
@@ -36,40 +36,31 @@ def transmit_energy_j(power_w: ArrayLike, seconds: ArrayLike) -> Array:
 
 
 def training_memory_bytes(
+    *,
     parameter_bytes: ArrayLike,
     activation_bytes: ArrayLike,
     adapter_bytes: ArrayLike,
     optimizer_bytes: ArrayLike,
+    workspace_bytes: ArrayLike,
     batch_size: ArrayLike,
-    live_activations: ArrayLike = 1,
-    live_adapters: ArrayLike = 1,
-    copies: ArrayLike = 1,
-    workspace_bytes: ArrayLike = 0,
 ) -> Array:
-    """Return the peak bytes of a node that trains a segment.
+    """Return the peak bytes of a node that trains one segment for one branch.
 
-    ``W copies + A b n_act + (R (1 weight + 1 gradient) + o) n_adapters + w b`` with W the frozen
-    weights, all but the adapters (papers' section 1 (b), with the number of live branches told
-    apart by what each of them holds, and the workspace w of the unit that computes).
+    ``W + A b + R (1 weight + 1 gradient) + o + w b`` with W the frozen weights, all but the
+    adapters (papers' section 1 (b), and the workspace w of the unit that computes).
 
     Parameters
     ----------
     parameter_bytes, adapter_bytes, optimizer_bytes : array_like
         All weights of the segment, the trained ones among them, and their optimizer state.
-    activation_bytes : array_like
-        Kept for backward, per sample.
+    activation_bytes, workspace_bytes : array_like
+        Kept for backward, and needed on top while computing, per sample.
     batch_size : array_like
         Samples per mini-batch.
-    live_activations, live_adapters : array_like
-        Branches whose activations, and whose adapters, are held at once.
-    copies : array_like
-        Copies of the frozen weights: 1 when branches share them.
-    workspace_bytes : array_like
-        Needed on top while computing, per sample.
     """
-    frozen = (_array(parameter_bytes) - _array(adapter_bytes)) * _array(copies)
-    activations = _array(activation_bytes) * _array(batch_size) * _array(live_activations)
-    trained = (2 * _array(adapter_bytes) + _array(optimizer_bytes)) * _array(live_adapters)
+    frozen = _array(parameter_bytes) - _array(adapter_bytes)
+    activations = _array(activation_bytes) * _array(batch_size)
+    trained = 2 * _array(adapter_bytes) + _array(optimizer_bytes)
     return frozen + activations + trained + _array(workspace_bytes) * _array(batch_size)
 
 

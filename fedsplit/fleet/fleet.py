@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require, require_choice
 from fedsplit.fleet.catalogue import DEVICES, SERVERS, Processor
 from fedsplit.seeds import generator
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.fleet.cost import training_memory_bytes
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.stages import Group
@@ -12,7 +13,6 @@ from fedsplit.fleet.turns import CostTable, Turns
 from fedsplit.plan import DEVICE, EDGE
 from fedsplit.profiles import ModelProfile
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
@@ -23,19 +23,10 @@ def device_memory_bytes(
     peak = np.zeros(n_devices)
     for group in groups:
         own = np.array([tier == DEVICE for tier in group.tiers])
-        weights, activations, optimizer, adapters = (
-            costs.together(name, group.starts, group.stops, own)
-            for name in ("parameter_bytes", "activation_bytes", "optimizer_bytes", "adapter_bytes")
-        )
+        names = ("parameter_bytes", "activation_bytes", "optimizer_bytes", "adapter_bytes")
+        held = {name: costs.together(name, group.starts, group.stops, own) for name in names}
         workspace = costs.largest("workspace_bytes", group.starts, group.stops)[:, own].max(axis=1)
-        needed = training_memory_bytes(
-            weights,
-            activations,
-            adapters,
-            optimizer,
-            batch_size,
-            workspace_bytes=workspace,
-        )
+        needed = training_memory_bytes(**held, workspace_bytes=workspace, batch_size=batch_size)
         np.maximum.at(peak, turns.device[group.members], needed)
     return peak
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.fleet.relay import Relay
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 

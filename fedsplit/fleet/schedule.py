@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.fleet.fleet import ServingSpec
 from fedsplit.fleet.queues import Served, Visits, first_come_first_served, processor_sharing
 from fedsplit.fleet.relay import Relay
@@ -13,7 +14,6 @@ from fedsplit.fleet.stages import Block, Group
 from fedsplit.fleet.turns import Turns
 from fedsplit.fleet.waves import Waves
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet.cost import compute_delay_s, compute_energy_j, transmit_energy_j
 from fedsplit.fleet.fleet import Fleet
@@ -20,7 +21,6 @@ from fedsplit.plan import DEVICE, EDGE, AdapterWay, RoundPlan
 from fedsplit.profiles import MeasuredProfile, ModelProfile
 from fedsplit.wireless import ChannelState, downlink_bps, uplink_bps
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require
 from fedsplit.fleet.activities import Activity, expand, of_chores
 from fedsplit.fleet.fleet import Fleet
@@ -26,7 +27,6 @@ from fedsplit.plan import RoundPlan
 from fedsplit.profiles import MeasuredProfile, ModelProfile
 from fedsplit.wireless import ChannelState
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
@@ -82,16 +82,6 @@ class RoundCost:
     def energy_j(self) -> float:
         """Energy of everything together."""
         return float(self.device_energy_j.sum() + self.server_energy_j.sum())
-
-    @property
-    def device_idle_s(self) -> Array:
-        """Time of the round in which each device's processor does nothing."""
-        return self.delay_s - self.device_compute_s
-
-    @property
-    def server_idle_s(self) -> Array:
-        """Time in which each server does nothing; 0 where an unlimited one outworks the clock."""
-        return np.maximum(self.delay_s - self.server_compute_s, 0.0)
 
 
 @dataclass(frozen=True, eq=False)

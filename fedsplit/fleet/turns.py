@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.plan import RoundPlan, Turn
 from fedsplit.profiles import ModelProfile, SharedWeights
 from fedsplit.wireless import ChannelState
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 

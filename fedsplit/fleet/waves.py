@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.fleet.cost import compute_delay_s, compute_energy_j
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.stages import BACKHAUL, Group
 from fedsplit.fleet.turns import CostTable, Turns
 from fedsplit.plan import DEVICE, EDGE, AdapterWay, RoundPlan
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 AGGREGATE = "aggregate"

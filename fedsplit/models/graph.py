@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedsplit.arrays import Array
 from fedsplit.layergraph import LayerGraph
 from fedsplit.models.graph_trace import Operation, Parameter, Trace, trace
 
@@ -207,7 +207,7 @@ def _pack(vertices: dict[int, _Vertex], traced: Trace, samples: int, name: str) 
     ordered = [vertices[index] for index in order]
     sizes = traced.parameters
 
-    def column(read: str) -> NDArray[np.float64]:
+    def column(read: str) -> Array:
         return np.array([getattr(vertex, read) for vertex in ordered], dtype=np.float64) / samples
 
     edges = [

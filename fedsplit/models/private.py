@@ -6,13 +6,12 @@ says which release is needed; the rest of the package imports it from here.
 
 import collections
 import contextlib
-import inspect
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 try:
     from torch._subclasses import FakeTensorMode
@@ -70,7 +69,6 @@ __all__ = [
     "tree_flatten",
     "tree_leaves",
     "tree_unflatten",
-    "unguarded",
 ]
 
 SharedStates: type[Any] = getattr(transformers.cache_utils, "KVSharingDict", collections.UserDict)
@@ -79,17 +77,6 @@ no type of its own for it."""
 
 GROUPED_MM: Any = getattr(torch.ops.aten, "_grouped_mm", None)
 """Matrix products of all experts at once; torch below 2.8 has none, and models loop instead."""
-
-
-def unguarded(exported: torch.export.ExportedProgram) -> fx.GraphModule:
-    """Return the module of an exported program, without checks of its inputs' shapes.
-
-    Before torch 2.9 it had none, and no argument to leave them out.
-    """
-    without = {"check_guards": False}
-    known = inspect.signature(exported.module).parameters
-    module: fx.GraphModule = exported.module(**without if "check_guards" in known else {})
-    return module
 
 
 class Renamed:

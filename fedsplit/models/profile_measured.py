@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -17,61 +16,7 @@ from fedsplit.models.private import tree_leaves
 from fedsplit.models.profile import example_batch, profile_model
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.split import load
-from fedsplit.profiles import MeasuredProfile, ModelProfile
-
-
-def measure_model(
-    spec: ModelSpec, seq_len: int, batch: int = 1, repeats: int = 5
-) -> tuple[ModelProfile, float]:
-    """Time a training step of the model of `spec` on this machine.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-    seq_len, batch : int
-        Shape of the batch.
-    repeats : int
-        Steps; the median of each unit's times counts. One more goes before, unmeasured.
-
-    Returns
-    -------
-    ModelProfile
-        As `profile_model` counts it, but with FLOPs in proportion to the time that each unit took:
-        divided by the machine's rate they give that time. Its `source` is "measured".
-    float
-        The machine's rate: counted FLOPs of a step per second of a step.
-
-    Raises
-    ------
-    FedsplitError
-        If the model is unknown or has no blocks, or `repeats` is below 1.
-    """
-    require(repeats >= 1, "repeats", repeats, "at least 1")
-    counted = profile_model(spec, seq_len, batch)
-    held = load(spec)
-    held.train()
-    inputs = example_batch(held.config, spec.task, seq_len, batch)
-    blocks = find_blocks(held.model)
-    runs = [unit_seconds(held.model, inputs, blocks) for _ in range(repeats + 1)][1:]
-    forward, backward = (
-        [median(run[turn][unit] for run in runs) for unit in range(len(blocks) + 2)]
-        for turn in range(2)
-    )
-    units = [counted.embed, *counted.blocks, counted.head]
-    flops = batch * sum(unit.forward_flops + unit.backward_flops for unit in units)
-    rate = flops / sum([*forward, *backward])
-    timed = [
-        replace(unit, forward_flops=up * rate / batch, backward_flops=down * rate / batch)
-        for unit, up, down in zip(units, forward, backward, strict=True)
-    ]
-    profile = replace(
-        counted,
-        embed=timed[0],
-        blocks=tuple(timed[1:-1]),
-        head=timed[-1],
-        source="measured",
-    )
-    return profile, rate
+from fedsplit.profiles import MeasuredProfile
 
 
 def measure_machine(
@@ -84,8 +29,22 @@ def measure_machine(
     """Time a training step of the model of `spec` on this machine, for a file of its own.
 
     Forward, backward, and the update by AdamW, which is shared out to the units by what they
-    train. Parameters and errors as in `measure_model`; `clock` tells seconds, say those of the
-    processor on a machine that others use as well.
+    train.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    seq_len, batch : int
+        Shape of the batch.
+    repeats : int
+        Steps; the median of each unit's times counts. One more goes before, unmeasured.
+    clock : callable
+        Tells seconds, say those of the processor on a machine that others use as well.
+
+    Raises
+    ------
+    FedsplitError
+        If the model is unknown or has no blocks, or `repeats` is below 1.
     """
     require(repeats >= 1, "repeats", repeats, "at least 1")
     counted = profile_model(spec, seq_len, batch)
@@ -97,7 +56,7 @@ def measure_machine(
     optimizer = AdamW(trained)
     runs, updates = [], []
     for _ in range(repeats + 1):
-        runs.append(unit_seconds(held.model, inputs, blocks, keep_gradients=True, clock=clock))
+        runs.append(unit_seconds(held.model, inputs, blocks, clock))
         started = clock()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -123,12 +82,12 @@ def unit_seconds(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
     blocks: Sequence[str],
-    keep_gradients: bool = False,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float],
 ) -> tuple[list[float], list[float]]:
     """Return the forward and the backward time of every unit in one step, in s.
 
-    Units are what comes before the first block, the blocks, and what comes after the last.
+    Units are what comes before the first block, the blocks, and what comes after the last. The
+    gradients stay.
     """
     n_units = len(blocks) + 2
     spent = ([0.0] * n_units, [0.0] * n_units)
@@ -162,6 +121,4 @@ def unit_seconds(
     finally:
         for handle in handles:
             handle.remove()
-    if not keep_gradients:
-        model.zero_grad(set_to_none=True)
     return spent

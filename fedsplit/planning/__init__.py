@@ -11,8 +11,6 @@ from fedsplit.planning.bandwidth import (
     equal_shares,
     evaluate_shares,
     minmax_shares,
-    required_bandwidth,
-    weighted_shares,
 )
 from fedsplit.planning.card import CardPlan, ServerClock, plan_card
 from fedsplit.planning.codec_table import CodecTable
@@ -76,11 +74,9 @@ __all__ = [
     "plan_large_timescale_alm",
     "plan_small_timescale",
     "random_groups",
-    "required_bandwidth",
     "select_users",
     "server_of",
     "shannon_bps",
     "split_exactly",
     "uplink_snr_hz",
-    "weighted_shares",
 ]

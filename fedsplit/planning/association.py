@@ -12,8 +12,9 @@ from scipy.optimize import linear_sum_assignment, linprog
 from scipy.sparse import coo_array, csr_array, hstack
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require, require_choice
-from fedsplit.planning.errors import Array, InfeasibleError, checked
+from fedsplit.planning.errors import InfeasibleError, checked
 from fedsplit.seeds import generator
 
 Ints = NDArray[np.int64]
@@ -28,8 +29,6 @@ class Association:
     ----------
     edge : ndarray of int
         Edge of each user, shape ``[N]``.
-    load_s : ndarray
-        Time of all users of each edge, one after the other, shape ``[K]``.
     objective_s : float
         What was minimised, as reached: total time or the busiest edge's.
     bound_s : float
@@ -37,7 +36,6 @@ class Association:
     """
 
     edge: Ints
-    load_s: Array
     objective_s: float
     bound_s: float
 
@@ -76,7 +74,7 @@ def associate_by_channel(times_s: ArrayLike, capacity: int | None = None) -> Ass
     edge = np.empty(n_users, dtype=np.int64)
     edge[user] = slot // room
     total = float(times[np.arange(n_users), edge].sum())
-    return Association(edge, _loads(times, edge), total, total)
+    return Association(edge, total, total)
 
 
 def associate_by_load(times_s: ArrayLike) -> Association:
@@ -116,7 +114,7 @@ def associate_by_load(times_s: ArrayLike) -> Association:
     starts = (rounded, times.argmin(axis=1))
     edge = min((_improve(times, start) for start in starts), key=lambda e: _loads(times, e).max())
     longest = float(_loads(times, edge).max())
-    return Association(edge, _loads(times, edge), longest, min(bound, longest))
+    return Association(edge, longest, min(bound, longest))
 
 
 def select_users(

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require
-from fedsplit.planning.errors import Array, InfeasibleError, checked
-from fedsplit.planning.newton import balancing_shares, equalising_shares
-from fedsplit.planning.pools import LN2, Pool
+from fedsplit.planning.errors import checked
+from fedsplit.planning.newton import equalising_shares
+from fedsplit.planning.pools import Pool
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class Allocation:
     delay_s : ndarray
         Delay of each user with these shares, fixed delay included, shape ``[K]``.
     objective_s : float
-        What was minimised, as reached: the longest delay, or the weighted sum of delays.
+        The longest delay, as reached.
     bound_s : float
         No division of the pools does better than this.
     weights : ndarray
@@ -55,50 +56,6 @@ class Allocation:
         if self.objective_s == 0:
             return 0.0
         return max(0.0, 1.0 - self.bound_s / self.objective_s)
-
-
-def required_bandwidth(rate_bps: ArrayLike, snr_hz: ArrayLike) -> Array:
-    """Return the bandwidth at which each user reaches a rate.
-
-    Solves ``ln(1 + x) = a x`` with ``a = rate ln 2 / snr_hz`` for the signal-to-noise ratio `x`
-    by Halley's form of Newton's method; the Lambert W function that papers' section 3 (c) writes
-    loses all its digits near the rate limit.
-
-    Parameters
-    ----------
-    rate_bps : array_like
-        Rates, bit/s, any shape.
-    snr_hz : array_like
-        ``gain * power / noise density``, Hz, of a shape that broadcasts.
-
-    Returns
-    -------
-    ndarray
-        Bandwidths, Hz; 0 where the rate is 0.
-
-    Raises
-    ------
-    InfeasibleError
-        If a rate is at or above its limit ``snr_hz / ln 2``.
-    """
-    rate = checked("rate_bps", rate_bps)
-    rate, snr = np.broadcast_arrays(rate, checked("snr_hz", snr_hz))
-    limit = snr / LN2
-    worst = np.argmax(np.where(rate > 0, rate - limit, -np.inf))
-    if rate.size and rate.flat[worst] > 0 and rate.flat[worst] >= limit.flat[worst]:
-        raise InfeasibleError(
-            f"rate of user {worst}", rate.flat[worst], limit.flat[worst], "bit/s (its limit)"
-        )
-    a = np.divide(rate * LN2, snr, out=np.full(rate.shape, 0.5), where=rate > 0)
-    # An upper bound of the Lambert W function, hence right of the root.
-    u = np.maximum(a - np.log(a) - 1.0, 0.0)
-    x = np.maximum((1.0 + np.sqrt(2 * u) + u) / a - 1.0, 1e-300)
-    for _ in range(6):
-        inverse = 1.0 / (1.0 + x)
-        value, slope = np.log1p(x) - a * x, inverse - a
-        x -= 2 * value * slope / (2 * slope * slope + value * inverse * inverse)
-    result: Array = np.where(rate > 0, snr / x, 0.0)
-    return result
 
 
 def evaluate_shares(
@@ -170,38 +127,6 @@ def minmax_shares(pools: Sequence[Pool], fixed_s: ArrayLike = 0.0) -> Allocation
     loss, prices = _tangent(pools, shares, weights)
     bound = max(float(fixed.max()), float(weights @ delay) - loss)
     return Allocation(tuple(shares), delay, longest, min(bound, longest), weights, prices)
-
-
-def weighted_shares(
-    pools: Sequence[Pool], weights: ArrayLike = 1.0, fixed_s: ArrayLike = 0.0
-) -> Allocation:
-    """Divide the pools so that the weighted sum of the users' delays is as small as possible.
-
-    Parameters
-    ----------
-    pools : sequence of Pool
-        What is shared.
-    weights : array_like
-        Weight of each user's delay, above 0, scalar or shape ``[K]``.
-    fixed_s : array_like
-        Delay of each user besides, s.
-
-    Raises
-    ------
-    FedsplitError
-        As `minmax_shares`, or if a weight is not above 0.
-    """
-    fixed = _check_users(pools, fixed_s)
-    weight = checked("weights", weights, fixed.shape, positive=True)
-    shares = [np.zeros(len(fixed)) for _ in pools]
-    for pool, share in zip(pools, shares, strict=True):
-        users = np.flatnonzero(pool.seconds > 0)
-        if len(users):
-            share[users] = balancing_shares(pool, weight[users], users)
-    delay = _delays(pools, shares, fixed)
-    objective = float(weight @ delay)
-    loss, prices = _tangent(pools, shares, weight)
-    return Allocation(tuple(shares), delay, objective, objective - loss, weight, prices)
 
 
 def _check_users(pools: Sequence[Pool], fixed_s: ArrayLike) -> Array:

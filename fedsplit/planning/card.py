@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require
 from fedsplit.planning.costs import CutCosts, Devices
-from fedsplit.planning.errors import Array, checked, checked_links
+from fedsplit.planning.errors import checked, checked_links
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fedsplit.arrays import Array
 from fedsplit.errors import FedsplitError, require
-from fedsplit.planning.errors import Array, checked
+from fedsplit.planning.errors import checked
 
 COLUMNS = ("ratio", "loss_increase", "name", "settings")
 _ITEMSIZE = 4

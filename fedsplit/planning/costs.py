@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet.cost import training_memory_bytes
-from fedsplit.planning.errors import Array, InfeasibleError, checked
+from fedsplit.planning.errors import InfeasibleError, checked
 from fedsplit.profiles import ModelProfile, UnitProfile
 
 Mask = NDArray[np.bool_]
@@ -110,12 +111,12 @@ class CutCosts:
             np.where(adapter_bytes > 0, boundary_bits, 0.0),
             8.0 * adapter_bytes,
             training_memory_bytes(
-                upto("parameter_bytes"),
-                upto("activation_bytes"),
-                adapter_bytes,
-                upto("optimizer_bytes"),
-                batch,
+                parameter_bytes=upto("parameter_bytes"),
+                activation_bytes=upto("activation_bytes"),
+                adapter_bytes=adapter_bytes,
+                optimizer_bytes=upto("optimizer_bytes"),
                 workspace_bytes=np.maximum.accumulate([unit.workspace_bytes for unit in units]),
+                batch_size=batch,
             ),
         )
 

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require, require_choice
 from fedsplit.layergraph import LayerGraph
 from fedsplit.planning.cut_blocks import Block, Prefixes, find_blocks
@@ -26,7 +27,6 @@ from fedsplit.planning.cut_cost import (
 from fedsplit.planning.cut_network import CutNetwork
 from fedsplit.planning.errors import InfeasibleError
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 METHODS = ("auto", "general", "blockwise", "chain")
 _NO_LIMITS = CutLimits()
@@ -151,7 +151,7 @@ class CutSolver:
             forced[missing] = True
         return forced
 
-    def _prefix(self, costs: Floats, forced: Mask) -> tuple[Mask, float]:
+    def _prefix(self, costs: Array, forced: Mask) -> tuple[Mask, float]:
         """Return the best prefix that holds `forced`."""
         first = 0
         if forced is not self._inputs:
@@ -241,7 +241,7 @@ class _Blocks:
         self._up = np.array([block.up_bytes for block in items])
         self._down = np.array([block.down_bytes for block in items])
 
-    def bounds(self, system: CutSystem, weights: CutWeights) -> Floats:
+    def bounds(self, system: CutSystem, weights: CutWeights) -> Array:
         """Return a lower bound on the objective of every block's inner cuts, shape [blocks].
 
         Inside, each vertex is where it is cheaper, and the least possible data crosses.
@@ -251,7 +251,7 @@ class _Blocks:
         before, behind = np.cumsum(weights.device), np.cumsum(weights.server)
         inside = np.cumsum(np.minimum(weights.device, weights.server))
         first, last = self._start - 1, self._stop - 1
-        bounds: Floats = (
+        bounds: Array = (
             before[first]
             + (inside[last] - inside[first])
             + (behind[-1] - behind[last])

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.layergraph import LayerGraph
 from fedsplit.planning.cut_cost import CutSystem, CutWeights
 from fedsplit.planning.cut_network import EXACT_BELOW, CutNetwork
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
@@ -44,7 +44,7 @@ class Prefixes:
         self._up = self._crossing(graph.output_bytes)
         self._down = self._crossing(graph.gradient_bytes)
 
-    def costs(self, system: CutSystem) -> Floats:
+    def costs(self, system: CutSystem) -> Array:
         """Return the objective of every prefix on `system` in s, shape [sizes]."""
         samples = system.batch * system.steps
         compute = (1 + system.energy_weight * system.device_watt) / system.device_flops_per_s
@@ -60,30 +60,30 @@ class Prefixes:
         )
         return costs
 
-    def weighted(self, weights: CutWeights) -> Floats:
+    def weighted(self, weights: CutWeights) -> Array:
         """Return the objective of every prefix under `weights`, shape [sizes]."""
         gain = _sums(weights.device - weights.server)[self.sizes]
         return gain + float(weights.server.sum()) + self._crossing(weights.transfer)
 
-    def _crossing(self, values: Floats) -> Floats:
+    def _crossing(self, values: Array) -> Array:
         """Return the sum of `values` over the vertices that each prefix sends."""
         change = np.zeros(len(values) + 2)
         change[1:-1] += values
         np.subtract.at(change, self._last_child + 1, values)
         # Sums of what comes and goes leave rounding dust where nothing crosses.
-        sums: Floats = np.maximum(np.cumsum(change)[self.sizes], 0.0)
+        sums: Array = np.maximum(np.cumsum(change)[self.sizes], 0.0)
         return sums
 
 
 def _scaled(
-    crossing: Floats, values: Floats, ratio: float | Floats, factor: float, prefixes: Prefixes
-) -> Floats:
+    crossing: Array, values: Array, ratio: float | Array, factor: float, prefixes: Prefixes
+) -> Array:
     if isinstance(ratio, np.ndarray) and ratio.ndim:
         return prefixes._crossing(values * ratio) * factor
     return crossing * (float(ratio) * factor)
 
 
-def _sums(values: Floats) -> Floats:
+def _sums(values: Array) -> Array:
     """Return the sums of the first 0, 1, ... n values."""
     return np.concatenate([[0.0], np.cumsum(values)])
 
@@ -128,7 +128,7 @@ class Block:
         device[self.vertices[chosen]] = True
         return device
 
-    def least(self, values: Floats) -> float:
+    def least(self, values: Array) -> float:
         """Return the least sum of `values` (shape [n]) that crosses a cut inside the block."""
         sent = values[self.vertices]
         nothing = np.zeros_like(sent)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require
 from fedsplit.layergraph import LayerGraph
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
@@ -55,8 +55,8 @@ class CutSystem:
     downlink_bps: float
     steps: int = 1
     batch: int = 1
-    uplink_ratio: float | Floats = 1.0
-    downlink_ratio: float | Floats = 1.0
+    uplink_ratio: float | Array = 1.0
+    downlink_ratio: float | Array = 1.0
     device_watt: float = 0.0
     transmit_watt: float = 0.0
     energy_weight: float = 0.0
@@ -134,9 +134,9 @@ class CutCost:
 class CutWeights:
     """Cost of each vertex in the objective (s): on the device, on the server, if sent."""
 
-    device: Floats
-    server: Floats
-    transfer: Floats
+    device: Array
+    server: Array
+    transfer: Array
 
 
 def cut_weights(graph: LayerGraph, system: CutSystem) -> CutWeights:
@@ -155,7 +155,7 @@ def cut_weights(graph: LayerGraph, system: CutSystem) -> CutWeights:
     )
 
 
-def memory_weights(graph: LayerGraph, system: CutSystem) -> Floats:
+def memory_weights(graph: LayerGraph, system: CutSystem) -> Array:
     """Return the device memory of each vertex in bytes: weights, training state, activations."""
     trained = (1 + system.optimizer_copies) * graph.adapter_bytes
     return graph.parameter_bytes + trained + system.batch * graph.activation_bytes

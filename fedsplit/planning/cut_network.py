@@ -5,7 +5,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-Floats = NDArray[np.float64]
+from fedsplit.arrays import Array
+
 Mask = NDArray[np.bool_]
 Pairs = NDArray[np.int64]
 
@@ -79,9 +80,9 @@ class CutNetwork:
 
     def solve(
         self,
-        device: Floats,
-        server: Floats,
-        transfer: Floats,
+        device: Array,
+        server: Array,
+        transfer: Array,
         on_device: Mask,
         on_server: Mask,
         known: float,
@@ -127,7 +128,7 @@ class CutNetwork:
         chosen[reached] = True
         return chosen[: self._n]
 
-    def crossing_sum(self, values: Floats, device: Mask) -> float:
+    def crossing_sum(self, values: Array, device: Mask) -> float:
         """Return the sum of `values` over the vertices of `device` with a child outside."""
         parent, child = self._edges[:, 0], self._edges[:, 1]
         sent = np.zeros(self._n, dtype=bool)
@@ -135,5 +136,5 @@ class CutNetwork:
         return float(values[sent].sum())
 
 
-def _rounded(values: Floats, scale: float) -> NDArray[np.int32]:
+def _rounded(values: Array, scale: float) -> NDArray[np.int32]:
     return np.rint(np.clip(values * scale, 0, _INFINITE)).astype(np.int32)

@@ -1,13 +1,12 @@
 """What planners raise: a problem that has no solution, and input that is no problem at all."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from fedsplit.arrays import Array
 from fedsplit.errors import InfeasibleError, require
 
-__all__ = ["Array", "InfeasibleError", "checked", "checked_links"]
-
-Array = NDArray[np.float64]
+__all__ = ["InfeasibleError", "checked", "checked_links"]
 
 
 def checked(

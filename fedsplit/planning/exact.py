@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require
-from fedsplit.planning.errors import Array, InfeasibleError, checked
+from fedsplit.planning.errors import InfeasibleError, checked
 
 Ints = NDArray[np.int64]
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require, require_choice
 from fedsplit.planning.bandwidth import Allocation, equal_shares, minmax_shares
-from fedsplit.planning.errors import Array, checked
+from fedsplit.planning.errors import checked
 from fedsplit.planning.pools import Pool, ShannonPool
 
 SMASHED_PER = ("round", "iteration")
@@ -87,39 +88,6 @@ class LearningCurve:
             2 / ((2 - smoothness * step) * step * convexity),
             2 * smoothness**2 / (convexity**2 * xi) * float(np.log(1 / target)),
         )
-
-    @classmethod
-    def fit(cls, local_iterations: ArrayLike, rounds: ArrayLike) -> "LearningCurve":
-        """Fit the curve to measured runs.
-
-        Least squares in ``ln(rounds)`` of ``a / (1 - 2^(-n / v))``.
-
-        Parameters
-        ----------
-        local_iterations, rounds : array_like
-            Local iterations per round, and the rounds that they took to the target, both above 0,
-            shape ``[R]`` with two different numbers of iterations at least.
-
-        Raises
-        ------
-        FedsplitError
-            If a value is not positive, or all runs had the same number of iterations.
-        """
-        n = checked("local_iterations", np.atleast_1d(local_iterations), positive=True)
-        log_rounds = np.log(checked("rounds", rounds, n.shape, positive=True))
-        require(len(np.unique(n)) > 1, "local_iterations", n.tolist(), "at least two values")
-
-        def residual(log_v: float) -> Array:
-            result: Array = log_rounds + np.log(-np.expm1(-n * np.log(2) / np.exp(log_v)))
-            return result
-
-        found = minimize_scalar(
-            lambda log_v: float(np.var(residual(log_v))),
-            bounds=(np.log(n.min() / 50), np.log(n.max() * 50)),
-            method="bounded",
-            options={"xatol": 1e-10},
-        )
-        return cls(float(np.exp(found.x)), float(np.exp(residual(found.x).mean())))
 
 
 @dataclass(frozen=True, eq=False)

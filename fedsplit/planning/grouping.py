@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require
-from fedsplit.planning.errors import Array, checked
+from fedsplit.planning.errors import checked
 
 # Branch and bound takes well under a second up to here.
 MAX_EXACT_DEVICES = 14

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require
 from fedsplit.planning.bandwidth import Allocation, minmax_shares
 from fedsplit.planning.codec_table import CodecTable
-from fedsplit.planning.errors import Array
 from fedsplit.planning.newton import least_priced_s
 from fedsplit.planning.pools import LinearPool, ShannonPool
 from fedsplit.planning.sft import SftProblem, plan_large_timescale

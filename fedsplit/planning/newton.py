@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsplit.planning.errors import Array
+from fedsplit.arrays import Array
 from fedsplit.planning.pools import LN2, Curve, Pool, shannon_curve
 
 _MAX_STEPS = 100
@@ -115,48 +115,6 @@ def equalising_shares(pools: Sequence[Pool], fixed_s: Array, users: Users) -> tu
     shares = scale * np.exp(-u)
     part = np.exp(weight - weight.max())
     return shares * (budget / shares.sum(axis=1))[:, None], part / part.sum()
-
-
-def balancing_shares(pool: Pool, weights: Array, users: Users) -> Array:
-    """Return the shares of one pool that make the weighted sum of delays smallest.
-
-    Every user's weighted saving per unit of share equals the price, and the pool is used up.
-
-    Parameters
-    ----------
-    pool : Pool
-        What is shared.
-    weights : ndarray
-        Weights above 0, shape ``[len(users)]``.
-    users : ndarray of int
-        The users that need the pool.
-
-    Returns
-    -------
-    ndarray
-        Shape ``[len(users)]``.
-    """
-    scale = pool.scale[users]
-    offset = np.log(weights * pool.seconds[users] / scale)
-    u = np.log(scale * len(users) / pool.budget)
-    curve = pool.curve(u)
-    price = (offset + curve.marginal).mean()
-    for _ in range(_MAX_STEPS):
-        mismatch = offset + curve.marginal - price
-        used = scale * np.exp(-u)
-        use = used / (used.sum() * curve.curvature)
-        step = (np.log(used.sum() / pool.budget) + use @ mismatch) / use.sum()
-        u_step = (step - mismatch) / curve.curvature
-        size = float(np.abs(u_step).max())
-        damping = min(1.0, _LONGEST_STEP / max(size, _LONGEST_STEP))
-        u = u + damping * u_step
-        price += damping * step
-        if size < _CONVERGED:
-            break
-        curve = pool.curve(u)
-    shares: Array = scale * np.exp(-u)
-    shares *= pool.budget / shares.sum()
-    return shares
 
 
 def least_priced_s(bits: Array, snr_hz: Array, weight: Array, price: float) -> Array:

@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedsplit.planning.errors import Array, InfeasibleError, checked
+from fedsplit.arrays import Array
+from fedsplit.planning.errors import InfeasibleError, checked
 
 LN2 = float(np.log(2.0))
 _POOR = 1e-3

@@ -7,16 +7,17 @@ channel. Here are the model and the exact methods; `sft_alm` has the paper's own
 timescale and `sqp` that for the small one.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require, require_choice
 from fedsplit.planning.bandwidth import Allocation, minmax_shares
 from fedsplit.planning.codec_table import CodecTable
 from fedsplit.planning.costs import CutCosts, Devices
-from fedsplit.planning.errors import Array, InfeasibleError, checked, checked_links
+from fedsplit.planning.errors import InfeasibleError, checked, checked_links
 from fedsplit.planning.pools import LinearPool, Pool, ShannonPool, shannon_bps
 from fedsplit.planning.sqp import minmax_shares_sqp
 
@@ -104,14 +105,6 @@ class SftProblem:
     def loss_limit(self) -> float:
         """`max_loss_increase` with room for rounding in averages."""
         return self.max_loss_increase + 1e-12 * (1 + self.max_loss_increase)
-
-    def on_channel(self, uplink_snr_hz: ArrayLike, downlink_efficiency: ArrayLike) -> "SftProblem":
-        """Return the same problem on another channel."""
-        return replace(
-            self,
-            uplink_snr_hz=np.asarray(uplink_snr_hz, dtype=np.float64),
-            downlink_efficiency=np.asarray(downlink_efficiency, dtype=np.float64),
-        )
 
     def delay_terms(self) -> tuple[Array, Array]:
         """Return `fixed` and `per_ratio`, each ``[N, L + 1]``, at equal shares of the bands.

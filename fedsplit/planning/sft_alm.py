@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from fedsplit.planning.errors import Array
+from fedsplit.arrays import Array
 from fedsplit.planning.sft import SftPlan, SftProblem, common_cuts, plan_large_timescale
 
 _MAX_ROUNDS = 40
@@ -23,8 +23,6 @@ class AlmResult:
     ----------
     plan : SftPlan
         After rounding the cut to a neighbour and choosing settings of the table for it.
-    relaxed_cut : float
-        Cut of the relaxed problem.
     relaxed_ratio : ndarray
         Codec ratios of the relaxed problem, shape ``[N]``.
     relaxed_s : float
@@ -34,7 +32,6 @@ class AlmResult:
     """
 
     plan: SftPlan
-    relaxed_cut: float
     relaxed_ratio: Array
     relaxed_s: float
     violation: float
@@ -92,7 +89,6 @@ def _from_start(
     nearest = cuts[np.argsort(np.abs(cuts - x[1]), kind="stable")[:neighbours]]
     return AlmResult(
         plan_large_timescale(problem, nearest),
-        float(x[1]),
         x[2:],
         float(x[0] * relaxed.unit_s),
         max(violation, 0.0),

@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
+from fedsplit.arrays import Array
 from fedsplit.errors import FedsplitError
 from fedsplit.planning.bandwidth import Allocation, equal_shares, evaluate_shares
-from fedsplit.planning.errors import Array, checked
+from fedsplit.planning.errors import checked
 from fedsplit.planning.pools import Pool
 
 

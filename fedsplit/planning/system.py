@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedsplit.arrays import Array
 from fedsplit.fleet import Fleet
 from fedsplit.planning.card import ServerClock
 from fedsplit.planning.costs import Devices
-from fedsplit.planning.errors import Array
 from fedsplit.wireless import ChannelState, db_to_linear, downlink_bps
 
 
@@ -18,14 +18,14 @@ def devices_of(fleet: Fleet, steps: ArrayLike, members: Sequence[int] | None = N
     return Devices(fleet.devices.flops[which], fleet.devices.memory_bytes[which], steps)
 
 
-def server_of(fleet: Fleet, server: int = 0) -> ServerClock:
-    """Return a server of a fleet: 0 is the cloud or only server, 1.. are the edges."""
+def server_of(fleet: Fleet) -> ServerClock:
+    """Return the cloud or only server of a fleet."""
     nodes = fleet.servers
     return ServerClock(
-        float(nodes.flops_per_cycle[server]),
-        float(nodes.min_hz[server]),
-        float(nodes.clock_hz[server]),
-        float(nodes.energy_coefficient[server]),
+        float(nodes.flops_per_cycle[0]),
+        float(nodes.min_hz[0]),
+        float(nodes.clock_hz[0]),
+        float(nodes.energy_coefficient[0]),
     )
 
 

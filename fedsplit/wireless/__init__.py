@@ -1,7 +1,6 @@
 """The radio model: path loss, shadowing, fading, movement, rates and measured traces."""
 
 from fedsplit.wireless.channel import Channel, ChannelState, downlink_bps, uplink_bps
-from fedsplit.wireless.fading import rayleigh_outage
 from fedsplit.wireless.pathloss import (
     SCENARIOS,
     Scenario,
@@ -28,7 +27,6 @@ __all__ = [
     "downlink_bps",
     "line_of_sight_probability",
     "path_loss_db",
-    "rayleigh_outage",
     "read_trace",
     "shadowing_sigma_db",
     "spectral_efficiency",

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import FedsplitError, require
 from fedsplit.wireless.links import Links, Sight
 from fedsplit.wireless.mobility import RandomWaypoint
 from fedsplit.wireless.rate import dbm_to_watt, snr_for_efficiency, spectral_efficiency
 from fedsplit.wireless.spec import ChannelSpec
 from fedsplit.wireless.trace import MAX_RATE_BPS, read_trace
-
-Array = NDArray[np.float64]
 
 # A trace may not claim more than this on the configured band: 2^x would lose its meaning.
 MAX_TRACE_EFFICIENCY = 100.0

@@ -9,7 +9,8 @@ wanted one. Round 500 therefore needs no rounds 0..499 before it, unlike an auto
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from fedsplit.arrays import Array
+
 ComplexArray = NDArray[np.complex128]
 
 N_WAVES = 16
@@ -108,11 +109,3 @@ def rician(
     direct = np.sqrt(k_factor / (k_factor + 1)) * np.exp(1j * line_of_sight_phase)
     result: ComplexArray = direct + np.sqrt(1 / (k_factor + 1)) * scattered
     return result
-
-
-def rayleigh_outage(snr_floor: float, mean_snr: float) -> float:
-    """Return the probability that the SNR of a Rayleigh link is below `snr_floor` (both linear).
-
-    ``1 - exp(-snr_floor / mean_snr)``: the power of a circular Gaussian is exponential.
-    """
-    return float(-np.expm1(-snr_floor / mean_snr))

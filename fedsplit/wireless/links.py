@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.seeds import generator
 from fedsplit.wireless.fading import ScatteredField, ShadowField, complex_normal, rician
 from fedsplit.wireless.pathloss import (
@@ -15,7 +16,6 @@ from fedsplit.wireless.pathloss import (
 from fedsplit.wireless.rate import db_to_linear
 from fedsplit.wireless.spec import ChannelSpec
 
-Array = NDArray[np.float64]
 Sight = NDArray[np.bool_]
 
 

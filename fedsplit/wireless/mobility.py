@@ -1,11 +1,9 @@
 """Where devices are at a given time: the random-waypoint model."""
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.seeds import generator
-
-Array = NDArray[np.float64]
 
 
 class RandomWaypoint:

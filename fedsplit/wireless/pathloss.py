@@ -9,11 +9,10 @@ space. They are the mean loss in dB, positive; shadowing and fading are drawn el
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require, require_choice
-
-Array = NDArray[np.float64]
 
 # TR 38.901 Table 7.4.1-1, note 1: c = 3.0e8 m/s.
 SPEED_OF_LIGHT = 3.0e8

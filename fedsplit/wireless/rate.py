@@ -1,11 +1,10 @@
 """Data rate of a link from its bandwidth share and signal-to-noise ratio."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require_choice
-
-Array = NDArray[np.float64]
 
 # Bits per symbol of each channel quality indicator from 1 up: TS 38.214 V16, Table 5.2.2.1-2
 # (64QAM) and Table 5.2.2.1-3 (256QAM), column "efficiency".

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fedsplit.arrays import Array
 from fedsplit.errors import FedsplitError
 
-Array = NDArray[np.float64]
 COLUMNS = ("round", "device", "uplink_bps", "downlink_bps")
 MAX_RATE_BPS = 1e12
 

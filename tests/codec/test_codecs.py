@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsplit.codec import Loopback, codec_names, make_codec
+from fedsplit.codec import CODECS, Loopback, make_codec
 from fedsplit.errors import FedsplitError
 
 TOPK = {"name": "topk", "keep": 0.3}
@@ -208,7 +208,7 @@ def test_wrong_settings_are_refused_by_name(wrong, message):
 
 
 def test_every_codec_is_covered_here():
-    assert {settings_["name"] for settings_ in EVERY_CODEC.values()} == set(codec_names())
+    assert {settings_["name"] for settings_ in EVERY_CODEC.values()} == set(CODECS)
 
 
 def test_settings_survive_json():

@@ -72,17 +72,6 @@ def test_theory_constants_give_the_curve_of_the_proof() -> None:
     assert THEORY.global_rounds(0.5) == pytest.approx(2 * THEORY.rounds)
 
 
-@given(st.floats(1, 100), st.floats(1, 500))
-def test_a_fit_recovers_the_curve_that_made_the_runs(iterations: float, rounds: float) -> None:
-    curve = LearningCurve(iterations, rounds)
-    accuracy = np.array([0.9, 0.5, 0.2, 0.05])
-    fitted = LearningCurve.fit(
-        [curve.local_iterations(a) for a in accuracy], [curve.global_rounds(a) for a in accuracy]
-    )
-    assert fitted.iterations == pytest.approx(iterations, rel=1e-5)
-    assert fitted.rounds == pytest.approx(rounds, rel=1e-5)
-
-
 def test_server_compute_and_smashed_data_per_iteration_only_add_delay() -> None:
     total = plan_fedsllm(_problem(10, 0)).total_s
     assert plan_fedsllm(_problem(10, 0, server_s=0.01)).total_s > total
@@ -102,5 +91,3 @@ def test_infeasible_and_bad_input_is_refused() -> None:
         plan_fedsllm(_problem(3, 0), 1.0)
     with pytest.raises(FedsplitError, match="target"):
         LearningCurve.from_constants(1, 1, 0.1, 0.1, 2.0)
-    with pytest.raises(FedsplitError, match="at least two values"):
-        LearningCurve.fit([3.0, 3.0], [10.0, 11.0])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsplit.codec.registry import codec_names
+from fedsplit.codec import registry
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import compute
 from fedsplit.models import Boundary
@@ -34,7 +34,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "int8": {"lossless": "zstd"},
     "topk": {"keep": 0.2, "scale": "token"},
 }
-CODECS = {name: {"name": name, **SETTINGS.get(name, {})} for name in codec_names()}
+CODECS = {name: {"name": name, **SETTINGS.get(name, {})} for name in registry.CODECS}
 MEMORY_BYTES = 128 << 20
 KINDS = list(Kind)
 
