@@ -46,9 +46,8 @@ class NotHere:
     why: str
 
 
-_TINY = (
-    "rounds=1 train.steps=1 train.batch_size=2 fleet.devices=2 data.seq_len=32 data.max_samples=16"
-)
+_SMALL = "rounds=1 train.steps=1 train.batch_size=2 fleet.devices=2 data.max_samples=16"
+_TINY = f"{_SMALL} data.seq_len=32"
 _TRAINED = r"│ +1 │ +[\d.]+ │"
 _TO_SITE = "--quiet --no-deps --no-build-isolation --no-index --target site"
 _HUB = NotHere("needs the Hugging Face hub")
@@ -306,9 +305,7 @@ def _read_superlink(arguments: list[str]) -> None:
 
 def _read_pip(arguments: list[str]) -> None:
 
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert arguments[0] == "install"
     for extra in re.findall(r"\[(.*?)\]", arguments[-1]):
         assert extra in project["optional-dependencies"]
