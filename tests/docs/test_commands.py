@@ -332,37 +332,3 @@ READ = {
     "pre-commit": lambda arguments: None,
     "pytest": lambda arguments: None,
 }
-
-
-MENTIONED = sorted(
-    {
-        found
-        for page in PAGES
-        for found in re.findall(r"python -m ([\w.]+\w)", page.read_text())
-        if not found.endswith("NAME")
-    }
-)
-
-
-@pytest.mark.parametrize("module", MENTIONED)
-def test_every_module_that_a_page_starts_is_there(module: str) -> None:
-    assert importlib.util.find_spec(module) is not None
-
-
-def test_readme_names_all_benchmarks() -> None:
-    readme = (ROOT / "README.md").read_text()
-    listed = set(re.findall(r"`(\w+)`", readme[readme.index("- benchmarks:") :]))
-    there = {file.stem for file in (ROOT / "benchmarks").glob("[a-z]*.py")}
-    assert there <= listed
-
-
-LINKS = [
-    (page, target.partition("#")[0])
-    for page in PAGES
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text())
-    if not target.startswith(("http", "#"))
-]
-
-
-def test_every_link_leads_somewhere() -> None:
-    assert [(page.name, to) for page, to in LINKS if not (page.parent / to).exists()] == []
