@@ -32,11 +32,15 @@ OUTPUTS = [output for page in PAGES for output in outputs(page)]
 
 @dataclass(frozen=True)
 class Run:
-    """Runs as it stands, with `more` behind it; `prints` is found in what it shows."""
+    """Runs as it stands, with `more` behind it; `prints` is found in what it shows.
+
+    `after` is what has to be run before.
+    """
 
     more: str = ""
     prints: str = ""
     slow: bool = True
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ TABLE: Mapping[str, Run | NotHere] = {
     "fedsplit run data=e2e": Run(_TINY, _TRAINED),
     "fedsplit run strategy=vanilla": Run(_TINY, _TRAINED),
     "fedsplit run strategy.tail=1": Run(_TINY, _TRAINED),
+    "fedsplit run resume=outputs/mine": Run(
+        "rounds=2", r"│ +2 │ +[\d.]+ │", after=f"fedsplit run output=outputs/mine {_TINY}"
+    ),
     "fedsplit run codec=sft": Run(_TINY, _TRAINED),
     "fedsplit run strategy=cpsl": Run(_TINY, _TRAINED),
     "fedsplit run strategy=gsfl strategy.groups=2": Run(_TINY, _TRAINED),
@@ -221,6 +228,8 @@ def _runs() -> list[object]:
 
 @pytest.mark.parametrize(("command", "how"), _runs())
 def test_it_runs(command: str, how: Run, reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if how.after:
+        assert typed(how.after, "", capsys)[0] == 0
     code, shown = typed(command, how.more, capsys)
     assert code == 0, shown
     assert re.search(how.prints, shown), shown
