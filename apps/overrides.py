@@ -123,9 +123,18 @@ def _values_of(text: str, multirun: bool) -> list[str]:
         return [text]
     require(multirun, key, value, "one value; several need `fedsplit plan --multirun` (-m)")
     try:
-        return [f"{key}={item}" for item in swept.sweep_string_iterator()]
+        items = list(swept.sweep_string_iterator())
+        # Hydra escapes what it sweeps over; a path is taken as it stands there.
+        return [f"{key}={_plain(item) if _is_path(key) else item}" for item in items]
     except (HydraException, ValueError, TypeError) as error:
         raise _unparsable(key, value, error) from error
+
+
+def _plain(escaped: str) -> str:
+    """Return a path in Hydra's notation as `_unquoted` reads it."""
+    value = _hydra(f"x={escaped}").value()
+    text = "null" if value is None else str(value)
+    return text if _unquoted(text) == value else quoted(text)
 
 
 def _parse(text: str) -> Iterator[Override]:

@@ -23,7 +23,5 @@ class MyScheme(Scheme):
         speed = scene.fleet.devices.flops
         blocks = self.share * scene.n_blocks * speed / speed.max()
         cuts = blocks.round().astype(int).clip(1, scene.n_blocks - 1)
-        return RoundPlan.parallel(
-            scene.turn(device, Route.two_tier(scene.n_blocks, int(cuts[device])))
-            for device in scene.devices
-        )
+        routes = [Route.two_tier(scene.n_blocks, int(cut)) for cut in cuts]
+        return RoundPlan.parallel(scene.turn(device, routes[device]) for device in scene.devices)

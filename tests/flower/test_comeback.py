@@ -66,7 +66,7 @@ def test_nobody_takes_the_place_of_a_node_that_is_still_there(federation: Federa
     listed = set(grid.get_node_ids()) | {1, 2}
     grid.get_node_ids = lambda: listed  # type: ignore[method-assign]
     joiners, back = Joiners(grid, federation.job), held
-    while first.node_id not in back.refused:
+    while not {first.node_id, second.node_id} <= back.refused | back.node_ids:
         joiners.tick(held)
         back = joiners.seat(back, gone={2})
     assert back.by_index(0).node_id == 1

@@ -38,7 +38,7 @@ def test_it_is_what_the_sender_sends(spec: ModelSpec, dtype: str) -> None:
     else:
         config, tokens = image_config(str(spec.model_type)), 1
         inputs = example_inputs(config, spec.task)
-        inputs["pixel_values"] = inputs["pixel_values"].to(spec.torch_dtype)
+        inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, spec.dtype))
     whole = assemble(spec, config, None, CPU).train()
     for cut in range(whole.n_blocks):
         route = Route.two_tier(whole.n_blocks, cut)
