@@ -102,7 +102,7 @@ def require_known(field: str, value: object, known: Iterable[str]) -> None:
     parent, dot, name = field.rpartition(".")
     if name in names:
         return
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=1)
     if near:
         allowed = f"a known setting; the nearest is {parent}{dot}{near[0]}"
     else:

@@ -27,7 +27,7 @@ def test_builds(file):
 
 def test_wrong_field_or_type_is_named():
     with pytest.raises(
-        FedsplitError, match=r"fleet\.wheels=4: must be a known setting of fleet: devices, types"
+        FedsplitError, match=r"fleet\.wheels=4: must be a known setting of fleet: devices"
     ):
         from_mapping(FleetSpec, {"wheels": 4}, "fleet")
     with pytest.raises(FedsplitError, match=r"fleet\.devices='many': must be a whole number"):
