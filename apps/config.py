@@ -4,10 +4,9 @@ What needs torch, transformers or Flower is imported where it is used: a wrong s
 and the configuration shown, before any of them is loaded.
 """
 
-import difflib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from fedsplit.mapping import from_mapping
 from fedsplit.patience import Patience
 from fedsplit.schemes import LocalWork
 
+from .known import require_known
 from .overrides import (
     OPEN,
     PATHS,
@@ -164,7 +164,7 @@ def change_values(config: DictConfig, changes: Sequence[Override]) -> None:
     opened = (*OPEN, *["strategy"] * own_scheme)
     for change in changes:
         if not change.is_choice:
-            _require_known(known, change.key, change.value, opened)
+            require_known(known, change.key, change.value, opened)
             OmegaConf.update(config, change.key, change.value, merge=True, force_add=True)
     local = OmegaConf.select(config, "data.partition") == "local"
     if local and OmegaConf.is_missing(config.data, "path"):
@@ -176,72 +176,6 @@ def change_values(config: DictConfig, changes: Sequence[Override]) -> None:
         value = OmegaConf.select(config, key)
         if isinstance(value, str):
             OmegaConf.update(config, key, absolute_path(key, value))
-
-
-def _require_known(
-    known: Mapping[str, Any], key: str, value: object, opened: Sequence[str]
-) -> None:
-    """Refuse a setting that is not in the mapping `known`, unless it is below one of `opened`."""
-    if any(key.startswith(f"{name}.") for name in opened):
-        return
-    node: Any = known
-    for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            raise SettingsError(key, value, _nearest(known, key, node))
-        node = node[part]
-    if isinstance(node, Mapping):
-        names = ", ".join(map(str, node)) or "settings"
-        require(isinstance(value, Mapping), key, value, f"a mapping of {names}")
-    if isinstance(value, Mapping) and isinstance(node, Mapping) and key not in opened:
-        for name, item in value.items():
-            _require_known(known, f"{key}.{name}", item, opened)
-
-
-def _nearest(known: Mapping[str, Any], key: str, node: object) -> str:
-    """Say what is known in place of `key`, whose part before the unknown one is `node`."""
-    parent, dot, name = key.rpartition(".")
-    if others := _files_with(key):
-        return f"absent, or given with {' or '.join(others)}"
-    root = key.partition(".")[0]
-    places = [place for place in _places(known) if not parent or place.startswith(f"{root}.")]
-    siblings = [str(item) for item in node] if isinstance(node, Mapping) else []
-    near = (
-        [f"{parent}{dot}{item}" for item in difflib.get_close_matches(name, siblings, n=1)]
-        or [place for place in places if place.rpartition(".")[2] == name]
-        or difflib.get_close_matches(key, places, n=1, cutoff=0.8)
-    )
-    if near:
-        return f"a known setting; the nearest is {near[0]}"
-    return f"a known setting{f' of {parent}' if parent else ''}: {', '.join(siblings)}"
-
-
-def _files_with(key: str) -> list[str]:
-    """Return the choices of its group that would know `key`."""
-    group, _, rest = key.partition(".")
-    files = {
-        name: OmegaConf.load(config_dir() / group / f"{name}.yaml")
-        for name in groups().get(group, ())
-    }
-    return [
-        f"{group}={name}"
-        for name, file in files.items()
-        if _holds(OmegaConf.to_container(file, resolve=False), rest)
-    ]
-
-
-def _holds(values: object, key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(values, Mapping) or part not in values:
-            return False
-        values = values[part]
-    return True
-
-
-def _places(known: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in known.items():
-        yield f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            yield from _places(value, f"{prefix}{name}.")
 
 
 def absolute(overrides: Sequence[str], config: DictConfig) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsplit.models.graph_trace import fake_copy, run_fake
+from fedsplit.models.graph_trace import fake_copy
+from fedsplit.models.operators import run_fake
 from fedsplit.models.private import FakeTensorMode, TorchDispatchMode, tree_leaves
 
 

@@ -6,76 +6,23 @@ not taken, so that a model of any size is traced in seconds.
 
 import bisect
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fedsplit.errors import FedsplitError, require
+from fedsplit.models.operators import SHAPE_ONLY, flops_of, run_fake, tensors_in, written_by
 from fedsplit.models.private import (
     GROUPED_MM,
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
     TorchDispatchMode,
-    flop_registry,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-    tree_leaves,
 )
-
-aten = torch.ops.aten
-
-
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    count = sdpa_flop_count(query.shape, key.shape, value.shape)  # type: ignore[no-untyped-call]
-    return int(count)
-
-
-def _sdpa_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
-) -> int:
-    shapes = (gradient.shape, query.shape, key.shape, value.shape)
-    return int(sdpa_backward_flop_count(*shapes))  # type: ignore[no-untyped-call]
-
-
-def _grouped_mm(left: Tensor, right: Tensor, *_: Any, **__: Any) -> int:
-    # Rows are shared out over the groups, so each row of the operand without groups counts once.
-    return 2 * left.shape[-2] * left.shape[-1] * right.shape[-1]
-
-
-def _fake_grouped_mm(left: Tensor, right: Tensor, offsets: Tensor, *_: Any, **__: Any) -> Tensor:
-    # Torch's own shape function knows bfloat16 alone.
-    groups = [] if right.dim() == 3 else [offsets.shape[0]]
-    return left.new_empty([*groups, left.shape[0], right.shape[-1]])
-
-
-# Torch's own formulas, and those of three operators that it leaves uncounted on a CPU.
-FLOPS: dict[Any, Callable[..., int]] = {
-    **flop_registry,
-    aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
-}
-if GROUPED_MM is not None:
-    FLOPS[GROUPED_MM] = _grouped_mm
-
-# Their results depend on an argument's shape, not on its values.
-SHAPE_ONLY = {
-    aten.empty_like,
-    aten.zeros_like,
-    aten.ones_like,
-    aten.full_like,
-    aten.rand_like,
-    aten.randn_like,
-    aten.new_empty,
-    aten.new_empty_strided,
-    aten.new_zeros,
-    aten.new_ones,
-    aten.new_full,
-}
 
 
 @dataclass
@@ -130,12 +77,6 @@ class Trace:
         return [0.0 if item is None else float(_bytes(item)) for item in self.boundaries]
 
 
-def run_fake(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return what the operator `func` returns on tensors without data."""
-    run = _fake_grouped_mm if func._overloadpacket is GROUPED_MM else func
-    return run(*args, **kwargs)
-
-
 def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """Return `model` with the same structure and tied weights, on tensors without data."""
     memo: dict[int, Any] = {}
@@ -156,7 +97,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor], blocks: Sequence[str] 
     ----------
     model : nn.Module
         Returns a scalar loss, or an output with one in ``.loss``. Its weights are not read: real
-        and meta ones will do. Operations of an `fx.GraphModule` bear the names of its nodes.
+        and meta ones will do.
     inputs : mapping of str to Tensor
         Keyword arguments of the forward pass; only shapes and types matter.
     blocks : sequence of str
@@ -181,10 +122,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor], blocks: Sequence[str] 
                 stack.enter_context(recorder.block_hooks(fake.get_submodule(name), index))
             stack.enter_context(mode)
             with recorder.saving(), recorder:
-                if isinstance(fake, fx.GraphModule):
-                    output = _NodeByNode(fake, recorder).run(*fake_inputs.values())
-                else:
-                    output = fake(**fake_inputs)
+                output = fake(**fake_inputs)
             loss = getattr(output, "loss", output)
             if not (isinstance(loss, Tensor) and loss.dim() == 0):
                 raise FedsplitError(f"model={type(model).__name__!r}: must return a scalar loss")
@@ -201,12 +139,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor], blocks: Sequence[str] 
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every operation that reaches a device, and where its tensors came from.
-
-    `scope`, while it is set, is the name of the unit that operations are counted to.
-    """
-
-    scope: str | None = None
+    """Notes every operation that reaches a device, and where its tensors came from."""
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor], n_blocks: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -281,8 +214,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         output = run_fake(func, args, kwargs)
-        count = FLOPS.get(func._overloadpacket)
-        flops = float(_count(count, args, kwargs, output)) if count else 0.0
+        flops = flops_of(func, args, kwargs, output)
         if self._forward:
             self._note(func, args, kwargs, output, flops)
         elif flops:
@@ -290,12 +222,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
     def _note(self, func: Any, args: Any, kwargs: Any, output: Any, flops: float) -> None:
-        results = _tensors(output)
+        results = tensors_in(output)
         if not results:
             return
-        reads = _tensors((args, kwargs))
-        operation = self._here(func)
-        index = len(self._operations) - 1
+        reads = tensors_in((args, kwargs))
+        operation = Operation(str(func._overloadpacket.__name__), self._block)
+        index = len(self._operations)
+        self._operations.append(operation)
         node = _newest_node()
         self._by_sequence.setdefault(node, index)
         operation.forward_flops += flops
@@ -305,7 +238,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         for tensor in reads if func._overloadpacket not in SHAPE_ONLY else ():
             self._read(tensor, operation, index)
-        written = _written(func, args, kwargs)
+        written = written_by(func, args, kwargs)
         for tensor in written:
             key = _storage(tensor)
             operation.before |= self._readers.pop(key, set()) - {index}
@@ -319,14 +252,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         for result in results:
             self._produce(result, index)
-
-    def _here(self, func: Any) -> Operation:
-        """Return the operation to count to: that of the scope, or a new one."""
-        name = self.scope or str(func._overloadpacket.__name__)
-        last = self._operations[-1] if self._operations else None
-        if self.scope is None or last is None or last.is_input or last.name != name:
-            self._operations.append(Operation(name, self._block))
-        return self._operations[-1]
 
     def _produce(self, tensor: Tensor, index: int) -> None:
         self._kept.append(tensor)
@@ -387,24 +312,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
 
-class _NodeByNode(fx.Interpreter):
-    """Runs a graph and tells the recorder which node is at work."""
-
-    def __init__(self, module: fx.GraphModule, recorder: Recorder) -> None:
-        super().__init__(module)
-        self._recorder = recorder
-
-    def run_node(self, n: fx.Node) -> Any:
-        self._recorder.scope = n.name
-        return super().run_node(n)
-
-
-def _count(count: Callable[..., int], args: Any, kwargs: Any, output: Any) -> int:
-    if count in (_sdpa, _sdpa_backward, _grouped_mm):
-        return count(*args, **kwargs)
-    return count(*args, **kwargs, out_val=output)
-
-
 def _newest_node() -> int:
     return int(torch.autograd._get_sequence_nr()) - 1  # type: ignore[attr-defined]
 
@@ -417,19 +324,5 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 def _first(tree: Any) -> Tensor | None:
-    return next(iter(_tensors(tree)), None)
-
-
-def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """Return the arguments that `func` overwrites."""
-    written: list[Tensor] = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[position] if position < len(args) else kwargs.get(argument.name)
-            written += _tensors(value)
-    return written
+    return next(iter(tensors_in(tree)), None)
