@@ -90,7 +90,7 @@ TABLE: Mapping[str, Run | NotHere] = {
     "fedsplit calibrate": Run(f"--steps 1 --grid grid.yaml {_TINY}", r"codecs\.csv"),
     "fedsplit reproduce all": _LONG,
     "fedsplit reproduce card --train": _LONG,
-    "fedsplit reproduce fast": Run("--seeds 1", r"(?i)fast"),
+    "fedsplit reproduce card": Run("--seeds 1", r"(?i)card"),
     "fedsplit deploy conf/deploy/example.yaml": Run("", r"\nflwr run ", slow=False),
     "fedsplit deploy conf/deploy/example.yaml --start": _MACHINES,
     "pip install ./examples/my_scheme": Run(f"{_TO_SITE} --upgrade", slow=False),
