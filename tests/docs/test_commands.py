@@ -5,6 +5,7 @@ A command that stands in no table here fails. Long ones get smaller settings beh
 
 import importlib.util
 import json
+import math
 import os
 import re
 import shlex
@@ -90,7 +91,7 @@ TABLE: Mapping[str, Run | NotHere] = {
     "fedsplit calibrate": Run(f"--steps 1 --grid grid.yaml {_TINY}", r"codecs\.csv"),
     "fedsplit reproduce all": _LONG,
     "fedsplit reproduce card --train": _LONG,
-    "fedsplit reproduce fast": Run("--seeds 1", r"(?i)fast"),
+    "fedsplit reproduce card": Run("--seeds 1", r"(?i)card"),
     "fedsplit deploy conf/deploy/example.yaml": Run("", r"\nflwr run ", slow=False),
     "fedsplit deploy conf/deploy/example.yaml --start": _MACHINES,
     "pip install ./examples/my_scheme": Run(f"{_TO_SITE} --upgrade", slow=False),
@@ -184,7 +185,7 @@ def reader(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def shell(text: str, folder: Path, patience_s: float = 280) -> subprocess.CompletedProcess[str]:
     """Have a shell run `text` with this Python, and this project for `fedsplit`."""
     python = f'{shlex.quote(sys.executable)} "$@"'
     module = f'{shlex.quote(sys.executable)} -m "$@"'
@@ -199,7 +200,7 @@ def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=patience_s,
         check=False,
     )
 
@@ -238,6 +239,32 @@ def test_it_runs(command: str, how: Run, reader: Path, capsys: pytest.CaptureFix
     lines = [line.rstrip() for line in shown.splitlines()]
     for output in told:
         assert list(output.lines) == [line for line in lines if line in output.lines], shown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_default_job_ends_as_the_readme_says(reader: Path) -> None:
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    figures = re.search(r"from ([\d.]+) to ([\d.]+), perplexity from (\d+) to (\d+)", readme)
+    assert figures is not None
+    done = shell("fedsplit run output=whole", reader, patience_s=1700)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rounds = json.loads((reader / "whole" / "results.json").read_text())["rounds"]
+    first, last = (rounds[place]["eval_loss"] for place in (0, -1))
+    found = (f"{first:.2f}", f"{last:.2f}", f"{math.exp(first):.0f}", f"{math.exp(last):.0f}")
+    assert figures.groups() == found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_splitllm_trains_as_its_page_shows(reader: Path) -> None:
+    page = (ROOT / "docs" / "schemes" / "splitllm.md").read_text()
+    (command,) = (item for item in COMMANDS if item.startswith("fedsplit run strategy=splitllm"))
+    shown = re.findall(r"^round \d/4  .*$", page, re.MULTILINE)
+    done = shell(command, reader, patience_s=1700)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(shown) == 5
+    assert [line for line in shown if f"\n{line}" not in done.stdout] == []
 
 
 def test_every_output_is_of_one_command_that_runs() -> None:
