@@ -15,6 +15,7 @@ from fedsplit.apps.config import (
     load_config,
     local_work,
     output_folder,
+    patience,
     plain,
     run_settings,
 )
@@ -232,3 +233,13 @@ def _leaf_names(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _leaf_names(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
+
+
+def test_time_limits_are_those_of_the_library_unless_set() -> None:
+    """What a page says of a limit is what the library does by default."""
+    assert patience(load_config([])) == Patience(connect_s=120)
+    limits = job(load_config([])).limits
+    assert limits == ServerLimits(backward_timeout_s=120, supply_timeout_s=600)
+    changed = job(load_config(["link.backward_s=7", "link.reply_s=8", "run.last_words_s=0.5"]))
+    assert (changed.limits.backward_timeout_s, changed.limits.supply_timeout_s) == (7, 8)
+    assert changed.patience.last_words_s == 0.5

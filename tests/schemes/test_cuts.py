@@ -16,7 +16,8 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import FedsplitError
 from fedsplit.plan import RoundPlan, Route
-from fedsplit.schemes import Cut, CutRule, Scene, Scheme
+from fedsplit.schemes import Cut, CutRule, Scene, Scheme, cuts
+from fedsplit.wireless import downlink_bps, uplink_bps
 from tests.flower.conftest import Federation
 from tests.flower.test_strategy import assert_equal
 from tests.strategies.scenes import N_BLOCKS, cost, make_scene
@@ -123,3 +124,17 @@ def test_wrong_rules_are_refused_when_the_scheme_is_made(
 def test_a_scheme_that_does_not_cut_everybody_is_no_rule() -> None:
     with pytest.raises(FedsplitError, match=r"strategy\.cut=splitllm: .* device"):
         SplitFed(cut="splitllm").plan_round(make_scene(6, edges=2))
+
+
+def test_a_part_of_the_band_has_the_same_rate_per_hertz() -> None:
+    """A station spreads its power over its band, so a part of that has a part of the power."""
+    scene = make_scene()
+    part = cuts._part(scene, 4)
+    devices = list(scene.devices)
+    for rate, band in ((uplink_bps, "uplink_hz"), (downlink_bps, "downlink_hz")):
+        whole_hz, part_hz = getattr(scene.channel, band), getattr(part.channel, band)
+        assert part_hz == pytest.approx(whole_hz / 4)
+        alone = rate(part.channel, part_hz, devices)
+        shared = rate(scene.channel, whole_hz / 4, devices)
+        assert alone == pytest.approx(shared)
+    assert part.fleet.servers.flops == pytest.approx(scene.fleet.servers.flops / 4)
