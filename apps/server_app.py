@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from fedsplit.data import describe
 from fedsplit.errors import FedsplitError
-from fedsplit.fleet import write_chrome_trace
+from fedsplit.fleet import Timeline, write_chrome_trace
 from fedsplit.flower import RoundOutcome, RunListener, SplitOptions, SplitStrategy, StageHost
 from fedsplit.flower.messages import to_record
 from fedsplit.flower.server.checkpoint import (
@@ -87,6 +87,7 @@ class Run(RunListener):
         self._link = link_settings(config)
         self._system = build_system(config)
         self._scheme = build_scheme(config)
+        self._line: Timeline | None = None
         self._seq_len = data_spec(config).seq_len
         self._aggregator = build_aggregator(plain(config.aggregator))
         resumed = config.resume is not None
@@ -173,13 +174,15 @@ class Run(RunListener):
         """Return what the round costs on the modelled system, with the bytes really sent."""
         plan, system = outcome.plan, self._system
         line = system.timeline(plan, outcome.server_round, sent_bytes(outcome))
-        write_chrome_trace(line, self._folder / TRACE)
+        self._line = line
         row = asdict(round_row(outcome.server_round, plan, line.cost, system.fleet))
         del row["round"]
         energy_j = row["device_energy_j"] + row["server_energy_j"]
         return {"delay_s": row.pop("delay_s"), "energy_j": energy_j, **row}
 
     def _finish(self, arrays: ArrayRecord, model: SplitModel) -> None:
+        if self._line is not None:
+            write_chrome_trace(self._line, self._folder / TRACE)
         adapters = dict(arrays.to_torch_state_dict())
         if self._job.model.train == "lora":
             name = self._job.model.source or str(self._job.model.model_type)

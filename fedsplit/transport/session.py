@@ -1,6 +1,7 @@
 """The answering end of a link: frames to calls on a `Visit`, in the order that is allowed."""
 
 import json
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,8 @@ from fedsplit.transport.tensors import (
     pack_inputs,
     unpack_inputs,
 )
+
+_LOG = logging.getLogger(__name__)
 
 
 class Session:
@@ -113,7 +116,9 @@ class Session:
             reply = _ANSWERS[frame.kind](self, frame)
         except FedsplitError as error:
             return self.refuse(data, str(error))
-        except Exception as error:  # e.g. tensors that the model cannot take
+        except Exception as error:
+            # It costs this turn alone, whoever is to blame; the log has where it came from.
+            _LOG.exception("a turn failed on this server")
             return self.refuse(data, f"{type(error).__name__}: {error}")
         self._number += 1
         return encode(reply)
@@ -126,7 +131,10 @@ class Session:
             self._visit.settle()
         except Exception as error:
             # The peer learns it with its next frame, which finds the turn failed.
-            self._visit.fail(str(error))
+            ours = isinstance(error, FedsplitError)
+            if not ours:
+                _LOG.exception("a turn failed on this server")
+            self._visit.fail(str(error) if ours else f"{type(error).__name__}: {error}")
 
     def hang_up(self, reason: str) -> None:
         """End the session because the other end is gone; a turn that was not closed has failed."""

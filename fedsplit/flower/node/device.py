@@ -48,6 +48,10 @@ Loader: TypeAlias = Callable[[Context], tuple[Samples | Rows, Samples | Rows]]
 """``load_data(context) -> train, test``: a device's own data."""
 
 
+# Devices whose samples a process keeps, so that they are not made again at every turn.
+_KEPT = 64
+
+
 class Device:
     """A device: its data, and what it answers.
 
@@ -60,7 +64,7 @@ class Device:
 
     def __init__(self, loader: Loader | None = None) -> None:
         self._loader = loader
-        self._own: dict[int, tuple[Samples, Samples]] = {}
+        self._kept: dict[str, tuple[Samples, Samples]] = {}
 
     def hello(self, message: Message, context: Context) -> Message:
         """Say which device this node is, what data it holds and which source it runs."""
@@ -124,19 +128,25 @@ class Device:
             return answer(message, _metrics(result, time.perf_counter() - started))
 
     def _data(self, job: Job, context: Context) -> tuple[Samples, Samples]:
-        """Return the samples to train and to test on."""
-        index = device_index(context)
-        if index not in self._own:
+        """Return the samples to train and to test on; a process keeps those of a few devices."""
+        index, data = device_index(context), job.data
+        shared = None if data is None else to_mapping(data)
+        fields = (index, shared, to_mapping(job.model), job.n_devices, job.seed, job.data_paths)
+        key = json.dumps((fields, sorted(context.node_config.items())), sort_keys=True)
+        if key not in self._kept:
             if self._loader is not None:
-                train, test = self._loader(context)
-                self._own[index] = _samples("train", train), _samples("test", test)
-            elif job.data is not None and job.data.partition == LOCAL:
+                given = self._loader(context)
+                samples = _samples("train", given[0]), _samples("test", given[1])
+            elif data is not None and data.partition == LOCAL:
                 own = _own_data(job, index, context)
-                self._own[index] = own.train, own.test
+                samples = own.train, own.test
             else:
-                data = named_data(job, context.node_config.get("data-root"))
-                return data.train(index), data.test(index)
-        return self._own[index]
+                named = named_data(job, context.node_config.get("data-root"))
+                samples = named.train(index), named.test(index)
+            while len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = samples
+        return self._kept[key]
 
 
 def device_index(context: Context) -> int:
