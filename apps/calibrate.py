@@ -46,7 +46,7 @@ GRID: tuple[Settings, ...] = (
 _EVAL_BATCH = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CutTraining:
     """A fine-tuning run with one cut.
 
@@ -277,7 +277,14 @@ def calibrate(
     require_file(output)
     n_blocks = build_system(config).profile.n_blocks
     require(0 < cut < n_blocks, "strategy.cut", cut, f"1 to {n_blocks - 1}")
-    training = CutTraining(work.model, data, work.optimizer, cut, work.batch_size, steps)
+    training = CutTraining(
+        model=work.model,
+        data=data,
+        optimizer=work.optimizer,
+        cut=cut,
+        batch_size=work.batch_size,
+        steps=steps,
+    )
 
     baseline = {
         seed: fine_tune(training, IDENTITY, IDENTITY, seed).loss

@@ -45,7 +45,7 @@ class DeviceData:
         return DeviceCounts(train=self.train.counts, test=self.test.counts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FederatedData:
     """Who holds which examples. Samples are made when a device asks for its own.
 
@@ -196,7 +196,14 @@ def load_data(
         kept = tuple(shares)
         held_out = tuple(np.arange(device, len(test), n_devices) for device in range(n_devices))
     return FederatedData(
-        spec, corpus.n_labels, kept, held_out, corpus.left_out, train, test, tokenizer
+        spec=spec,
+        n_labels=corpus.n_labels,
+        train_indices=kept,
+        test_indices=held_out,
+        left_out=corpus.left_out,
+        _train=train,
+        _test=test,
+        _tokenizer=tokenizer,
     )
 
 

@@ -30,7 +30,7 @@ from fedsplit.wireless import ChannelState
 IntArray = NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class RoundCost:
     """What a round costs, per device ``[N]``, server ``[1 + edges]`` or edge ``[edges]``.
 
@@ -84,7 +84,7 @@ class RoundCost:
         return float(self.device_energy_j.sum() + self.server_energy_j.sum())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Timeline:
     """A round on the modelled system.
 
@@ -226,15 +226,15 @@ def timeline(
         **totals,
     )
     return Timeline(
-        cost,
-        times.start_s,
-        times.end_s,
-        aggregation_s,
-        aggregation_j,
-        turns,
-        waves,
-        groups,
-        times,
+        cost=cost,
+        turn_start_s=times.start_s,
+        turn_end_s=times.end_s,
+        aggregation_s=aggregation_s,
+        aggregation_j=aggregation_j,
+        _turns=turns,
+        _waves=waves,
+        _groups=groups,
+        _schedule=times,
     )
 
 
