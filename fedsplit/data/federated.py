@@ -185,7 +185,8 @@ def load_data(
     )
     if corpus.test is None:
         parts = [
-            _with_test(share, train, spec, tokenizer, d, seed) for d, share in enumerate(shares)
+            _with_test(share, train, spec, tokenizer=tokenizer, device=d, seed=seed)
+            for d, share in enumerate(shares)
         ]
         kept, held_out = (tuple(part) for part in zip(*parts, strict=True))
         test = train
@@ -253,7 +254,9 @@ def load_device(
                 f"{path}: holds {len(train)} examples for device {device}, must be at least "
                 f"data.min_samples={spec.min_samples}"
             )
-        kept, held_out = _with_test(everything, train, spec, tokenizer, device, seed)
+        kept, held_out = _with_test(
+            everything, train, spec, tokenizer=tokenizer, device=device, seed=seed
+        )
         test = train
     else:
         test = _draw(corpus.test, spec.max_samples, seed, "test")
@@ -280,6 +283,7 @@ def _with_test(
     share: Indices,
     examples: Sequence[Example],
     spec: DataSpec,
+    *,
     tokenizer: "PreTrainedTokenizerBase | None",
     device: int,
     seed: int,

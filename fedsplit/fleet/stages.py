@@ -161,6 +161,7 @@ class StageBuilder:
         profile: ModelProfile,
         fleet: Fleet,
         states: Sequence[ChannelState],
+        *,
         batch_size: int,
         codec_ratio: CodecRatio | None,
         sent: SentBytes | None,

@@ -199,7 +199,16 @@ def timeline(
     for state in states:
         fits = state.n_devices == fleet.n_devices
         require(fits, "channel devices", state.n_devices, f"{fleet.n_devices}, as in the fleet")
-    builder = StageBuilder(plan, profile, fleet, states, batch_size, codec_ratio, sent, measured)
+    builder = StageBuilder(
+        plan,
+        profile,
+        fleet,
+        states,
+        batch_size=batch_size,
+        codec_ratio=codec_ratio,
+        sent=sent,
+        measured=measured,
+    )
     turns, groups = builder.turns, builder.groups()
     waves = read_waves(plan, turns, groups, builder.costs, fleet)
     times = schedule(turns, waves, groups, fleet.serving, len(fleet.servers))
@@ -221,7 +230,7 @@ def timeline(
             groups, turns, builder.costs, batch_size, fleet.n_devices
         ),
         server_memory_bytes=server_memory_bytes(
-            groups, turns, builder.costs, profile, batch_size, fleet
+            groups, turns, builder.costs, profile=profile, batch_size=batch_size, fleet=fleet
         ),
         **totals,
     )
