@@ -14,19 +14,19 @@ from statistics import fmean
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoTokenizer
 
-from fedsplit.codec import Loopback, straight_through
+from fedsplit.codec import Loopback
 from fedsplit.data import DataSpec, Samples, batches, load_data, training_batches
 from fedsplit.errors import require, require_choice
 from fedsplit.execution import OptimizerSpec
-from fedsplit.models import Boundary, ModelSpec, Output, SplitModel, load
+from fedsplit.models import Boundary, ModelSpec, SplitModel, load
 from fedsplit.plan import Route
 from fedsplit.report.files import csv_text, write_atomically
 from fedsplit.seeds import derive_seed, generator
 
 from .check import require_data, require_folder, require_model
+from .coded import first_part, second_part, train_coded
 from .config import data_spec, job, load_config
 from .scenario import build_system
 
@@ -46,7 +46,7 @@ GRID: tuple[Settings, ...] = (
 _EVAL_BATCH = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CutTraining:
     """A fine-tuning run with one cut.
 
@@ -115,32 +115,18 @@ def fine_tune(training: CutTraining, uplink: Settings, downlink: Settings, seed:
         tokenizer = AutoTokenizer.from_pretrained(training.model.source)
     data = load_data(training.data, tokenizer, 1, seed)
 
-    parameters = {
-        name: parameter
-        for segment in route.segments
-        for name, parameter in model.trainable(segment).items()
-    }
-    model.install(parameters)
-    optimizer = training.optimizer.build(parameters.values())
-    schedule = LambdaLR(optimizer, lambda step: 1 - step / training.steps)
     up = Loopback(uplink, derive_seed(seed, "uplink"))
     down = Loopback(downlink, derive_seed(seed, "downlink"))
     order = generator(seed, "order")
-    itemsize = 0
-    model.train()
-    for batch in training_batches(data.train(0), training.batch_size, order, training.steps):
-        first, second = route.segments
-        boundary = _boundary(model.run(first, batch.inputs))
-        crossed = tuple(
-            straight_through(tensor, up, down, batch.samples) for tensor in boundary.tensors
-        )
-        received = Boundary(crossed, boundary.layout)
-        itemsize = boundary.tensors[0].element_size()
-        optimizer.zero_grad()
-        output = _output(model.run(second, model.travelling(batch.inputs, route), received))
-        output.loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+    itemsize = train_coded(
+        model,
+        route,
+        training_batches(data.train(0), training.batch_size, order, training.steps),
+        up=up,
+        down=down,
+        optimizer=training.optimizer,
+        rate=lambda step: 1 - step / training.steps,
+    )
     loss, coded_loss = (
         evaluate(model, route, data.test(0), training.eval_samples, codec)
         for codec in (None, Loopback(uplink, derive_seed(seed, "evaluation")))
@@ -153,31 +139,20 @@ def evaluate(
     model: SplitModel, route: Route, samples: Samples, limit: int, codec: Loopback | None = None
 ) -> float:
     """Return the mean loss per target on the first `limit` samples, through `codec` if given."""
-    first, second = route.segments
     total, n_targets = 0.0, 0
     model.eval()
     with torch.no_grad():
         for i, batch in enumerate(batches(samples, _EVAL_BATCH)):
             if i * _EVAL_BATCH >= limit:
                 break
-            boundary = _boundary(model.run(first, batch.inputs))
+            boundary = first_part(model, route, batch.inputs)
             if codec is not None:
                 sent = tuple(codec.send(tensor, batch.samples) for tensor in boundary.tensors)
                 boundary = Boundary(sent, boundary.layout)
-            output = _output(model.run(second, model.travelling(batch.inputs, route), boundary))
+            output = second_part(model, route, batch.inputs, boundary)
             total += output.loss.item() * output.n_targets
             n_targets += output.n_targets
     return total / n_targets
-
-
-def _boundary(result: Boundary | Output) -> Boundary:
-    assert isinstance(result, Boundary)
-    return result
-
-
-def _output(result: Boundary | Output) -> Output:
-    assert isinstance(result, Output)
-    return result
 
 
 @dataclass(frozen=True)
@@ -277,7 +252,14 @@ def calibrate(
     require_file(output)
     n_blocks = build_system(config).profile.n_blocks
     require(0 < cut < n_blocks, "strategy.cut", cut, f"1 to {n_blocks - 1}")
-    training = CutTraining(work.model, data, work.optimizer, cut, work.batch_size, steps)
+    training = CutTraining(
+        model=work.model,
+        data=data,
+        optimizer=work.optimizer,
+        cut=cut,
+        batch_size=work.batch_size,
+        steps=steps,
+    )
 
     baseline = {
         seed: fine_tune(training, IDENTITY, IDENTITY, seed).loss

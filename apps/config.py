@@ -50,7 +50,7 @@ _MAX_SEED = 2**63 - 1
 _MAX_THREADS = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """How a run is carried out on this machine, and how long it goes on.
 

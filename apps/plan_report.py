@@ -18,7 +18,7 @@ Results = Mapping[str, Sequence["RoundRow"]]
 MAX_BARS = 40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RoundRow:
     """What one planned round costs, summed over devices and servers; memory is the largest.
 

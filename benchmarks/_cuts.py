@@ -43,7 +43,17 @@ EXHAUSTIVE_LIMIT = 200_000
 
 def systems() -> list[CutSystem]:
     """Return a device of 5.3 TFLOP/s and a server of 38.7 on channels from poor to good."""
-    return [CutSystem(5.3e12, 38.7e12, rate, 2 * rate, steps=10, batch=16) for rate in RATES_BPS]
+    return [
+        CutSystem(
+            device_flops_per_s=5.3e12,
+            server_flops_per_s=38.7e12,
+            uplink_bps=rate,
+            downlink_bps=2 * rate,
+            steps=10,
+            batch=16,
+        )
+        for rate in RATES_BPS
+    ]
 
 
 def measure_cuts(rounds: int = ROUNDS) -> dict[str, dict[str, float | None]]:

@@ -206,7 +206,16 @@ def fedsllm(rounds: int, gaps: dict[str, float]) -> dict[str, float]:
         snr = uplink_snr_hz(state)
         band = state.uplink_hz
         problems.append(
-            FedsllmProblem(cycles / 2e9, 28.1e3, 28.1e3, snr, snr, band, band, learning)
+            FedsllmProblem(
+                device_s=cycles / 2e9,
+                smashed_bits=28.1e3,
+                adapter_bits=28.1e3,
+                main_snr_hz=snr,
+                fed_snr_hz=snr,
+                main_hz=band,
+                fed_hz=band,
+                learning=learning,
+            )
         )
     distance = []
     for problem in problems:

@@ -25,7 +25,7 @@ _COSTS = (
 _NO_PAIRS: NDArray[np.int64] = np.zeros((0, 2), dtype=np.int64)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LayerGraph:
     """A directed acyclic graph of layers, vertices in topological order.
 

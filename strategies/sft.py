@@ -133,17 +133,17 @@ class Sft(Scheme):
         downlink_ratio = 1.0 if self.compress_gradients else scene.codec_ratio(scene.codec.downlink)
         server, sharing = scene.fleet.servers, scene.fleet.serving.discipline != "unlimited"
         return SftProblem(
-            costs.compressed(1.0, downlink_ratio),
-            devices_of(scene.fleet, steps, devices),
-            self._settings(scene),
-            self.max_loss_increase,
-            uplink_snr_hz(channel)[which],
-            downlink_efficiency(channel)[which],
-            channel.uplink_hz,
-            channel.downlink_hz,
-            float(server.flops[0]) / (len(which) if sharing else 1),
-            samples,
-            self.compress_gradients,
+            costs=costs.compressed(1.0, downlink_ratio),
+            devices=devices_of(scene.fleet, steps, devices),
+            table=self._settings(scene),
+            max_loss_increase=self.max_loss_increase,
+            uplink_snr_hz=uplink_snr_hz(channel)[which],
+            downlink_efficiency=downlink_efficiency(channel)[which],
+            uplink_hz=channel.uplink_hz,
+            downlink_hz=channel.downlink_hz,
+            server_flops_per_s=float(server.flops[0]) / (len(which) if sharing else 1),
+            data_weights=samples,
+            compress_gradients=self.compress_gradients,
             min_cut=self.min_cut if self.cut is None else self.cut,
             # The server keeps a block at least.
             max_cut=scene.n_blocks - 1 if self.cut is None else self.cut,

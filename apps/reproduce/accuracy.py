@@ -14,17 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import nn
 
 from fedsplit.arrays import Array
-from fedsplit.codec import Loopback, straight_through
+from fedsplit.codec import Loopback
 from fedsplit.data import DataSpec, FederatedData, batches, load_data, training_batches
 from fedsplit.execution import OptimizerSpec
-from fedsplit.models import Boundary, ModelSpec, Output, SplitModel, load
+from fedsplit.models import Boundary, ModelSpec, SplitModel, load
 from fedsplit.plan import Route
 from fedsplit.seeds import generator
 
+from ..coded import first_part, second_part, train_coded
 from .common import paper_config
 from .sft import PAPER, fedsplit_point
 
@@ -80,7 +80,8 @@ def measure_accuracy(seeds: int = SEEDS, steps: int = FINE_TUNING[0]) -> Accurac
 def _of_seed(settings: Settings, seed: int, steps: int) -> tuple[float, float, float]:
     data = load_data(DATA, None, 1, seed)
     model, route = load(MODEL), Route.two_tier(BLOCKS, CUT)
-    _train(model, route, data, IDENTITY, *PRETRAINING, seed)
+    steps_before, rate = PRETRAINING
+    _train(model, route, data, IDENTITY, steps=steps_before, rate=rate, seed=seed)
     start = {
         name: parameter.detach().clone()
         for segment in route.segments
@@ -89,7 +90,7 @@ def _of_seed(settings: Settings, seed: int, steps: int) -> tuple[float, float, f
     found = {}
     for name, codec in (("without", IDENTITY), ("with", settings)):
         model.install({key: nn.Parameter(value.clone()) for key, value in start.items()})
-        ratio = _train(model, route, data, codec, steps, FINE_TUNING[1], seed + 1)
+        ratio = _train(model, route, data, codec, steps=steps, rate=FINE_TUNING[1], seed=seed + 1)
         found[name] = _accuracy(model, route, data, codec), ratio
     return found["without"][0], *found["with"]
 
@@ -99,32 +100,22 @@ def _train(
     route: Route,
     data: FederatedData,
     codec: Settings,
+    *,
     steps: int,
     rate: float,
     seed: int,
 ) -> float:
     """Train with `codec` on the way up; return bytes sent over raw bytes."""
-    parameters = {
-        name: parameter
-        for segment in route.segments
-        for name, parameter in model.trainable(segment).items()
-    }
-    model.install(parameters)
-    optimizer = OptimizerSpec(name="adamw", lr=rate).build(parameters.values())
-    schedule = LambdaLR(optimizer, lambda step: min(1, (step + 1) / WARM_UP) * (1 - step / steps))
-    up, down = Loopback(codec, seed), Loopback(IDENTITY, seed)
-    model.train()
-    order = generator(seed, "order")
-    for batch in training_batches(data.train(0), BATCH, order, steps):
-        boundary = _first(model, route, batch.inputs)
-        crossed = tuple(
-            straight_through(tensor, up, down, batch.samples) for tensor in boundary.tensors
-        )
-        optimizer.zero_grad()
-        output = _second(model, route, batch.inputs, Boundary(crossed, boundary.layout))
-        output.loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+    up = Loopback(codec, seed)
+    train_coded(
+        model,
+        route,
+        training_batches(data.train(0), BATCH, generator(seed, "order"), steps),
+        up=up,
+        down=Loopback(IDENTITY, seed),
+        optimizer=OptimizerSpec(name="adamw", lr=rate),
+        rate=lambda step: min(1, (step + 1) / WARM_UP) * (1 - step / steps),
+    )
     return up.n_bytes / up.n_raw_bytes
 
 
@@ -134,29 +125,15 @@ def _accuracy(model: SplitModel, route: Route, data: FederatedData, codec: Setti
     model.eval()
     with torch.no_grad():
         for batch in batches(data.test(0), BATCH):
-            boundary = _first(model, route, batch.inputs)
+            boundary = first_part(model, route, batch.inputs)
             crossed = tuple(up.send(tensor, batch.samples) for tensor in boundary.tensors)
             received = Boundary(crossed, boundary.layout)
-            output = _second(model, route, batch.inputs, received)
+            output = second_part(model, route, batch.inputs, received)
             labels = batch.inputs["labels"]
             assert output.logits is not None
             hits += int((output.logits.argmax(-1) == labels).sum())
             count += len(labels)
     return hits / count
-
-
-def _first(model: SplitModel, route: Route, inputs: Mapping[str, Tensor]) -> Boundary:
-    boundary = model.run(route.segments[0], inputs)
-    assert isinstance(boundary, Boundary)
-    return boundary
-
-
-def _second(
-    model: SplitModel, route: Route, inputs: Mapping[str, Tensor], boundary: Boundary
-) -> Output:
-    output = model.run(route.segments[1], model.travelling(inputs, route), boundary)
-    assert isinstance(output, Output)
-    return output
 
 
 def main() -> int:

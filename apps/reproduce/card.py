@@ -174,7 +174,15 @@ def scene(config: DictConfig, system: System, server_round: int) -> Scene:
     band_hz = float(config.channel.bandwidth_hz)
     # Unit power and noise: the gain alone is the signal-to-noise ratio times the band.
     gain = snr * band_hz
-    channel = ChannelState(gain, gain, np.ones(n_devices), 1.0, 1.0, band_hz, band_hz)
+    channel = ChannelState(
+        gain_up=gain,
+        gain_down=gain,
+        power_up_w=np.ones(n_devices),
+        power_down_w=1.0,
+        noise_w_hz=1.0,
+        uplink_hz=band_hz,
+        downlink_hz=band_hz,
+    )
     samples = dict(enumerate(system.fleet.samples.tolist()))
     return replace(system.scene(server_round, samples), channel=channel)
 

@@ -45,7 +45,7 @@ class DeviceData:
         return DeviceCounts(train=self.train.counts, test=self.test.counts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FederatedData:
     """Who holds which examples. Samples are made when a device asks for its own.
 
@@ -185,7 +185,8 @@ def load_data(
     )
     if corpus.test is None:
         parts = [
-            _with_test(share, train, spec, tokenizer, d, seed) for d, share in enumerate(shares)
+            _with_test(share, train, spec, tokenizer=tokenizer, device=d, seed=seed)
+            for d, share in enumerate(shares)
         ]
         kept, held_out = (tuple(part) for part in zip(*parts, strict=True))
         test = train
@@ -196,7 +197,14 @@ def load_data(
         kept = tuple(shares)
         held_out = tuple(np.arange(device, len(test), n_devices) for device in range(n_devices))
     return FederatedData(
-        spec, corpus.n_labels, kept, held_out, corpus.left_out, train, test, tokenizer
+        spec=spec,
+        n_labels=corpus.n_labels,
+        train_indices=kept,
+        test_indices=held_out,
+        left_out=corpus.left_out,
+        _train=train,
+        _test=test,
+        _tokenizer=tokenizer,
     )
 
 
@@ -246,7 +254,9 @@ def load_device(
                 f"{path}: holds {len(train)} examples for device {device}, must be at least "
                 f"data.min_samples={spec.min_samples}"
             )
-        kept, held_out = _with_test(everything, train, spec, tokenizer, device, seed)
+        kept, held_out = _with_test(
+            everything, train, spec, tokenizer=tokenizer, device=device, seed=seed
+        )
         test = train
     else:
         test = _draw(corpus.test, spec.max_samples, seed, "test")
@@ -273,6 +283,7 @@ def _with_test(
     share: Indices,
     examples: Sequence[Example],
     spec: DataSpec,
+    *,
     tokenizer: "PreTrainedTokenizerBase | None",
     device: int,
     seed: int,

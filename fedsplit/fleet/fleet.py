@@ -48,7 +48,7 @@ class ServingSpec:
         require(places >= 1, "fleet.serving.waiting_steps", places, "at least 1")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Nodes:
     """Machines of one kind as arrays of shape ``[count]``.
 
@@ -85,7 +85,7 @@ class Nodes:
         return self.clock_hz * self.flops_per_cycle
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Fleet:
     """Devices, the servers behind them, and how they hang together.
 
@@ -154,7 +154,7 @@ class DeviceSpec:
     samples: int = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FleetSpec:
     """A fleet to build: sampled from a seed, or described device by device.
 
@@ -297,7 +297,14 @@ def build_fleet(spec: FleetSpec, seed: int = 0) -> Fleet:
             [np.cos(angle), np.sin(angle)], axis=1
         )
     devices = _nodes(names, known, clock, positions, spec.utilisation)
-    return Fleet(devices, servers, home, samples.astype(np.int64), spec.backhaul_bps, spec.serving)
+    return Fleet(
+        devices=devices,
+        servers=servers,
+        home=home,
+        samples=samples.astype(np.int64),
+        backhaul_bps=spec.backhaul_bps,
+        serving=spec.serving,
+    )
 
 
 def _servers(spec: FleetSpec, known: dict[str, Processor]) -> Nodes:
@@ -319,11 +326,11 @@ def _nodes(
         return np.array([getattr(known[name], attribute) for name in names], dtype=np.float64)
 
     return Nodes(
-        tuple(names),
-        clock_hz,
-        column("min_hz"),
-        utilisation * column("flops_per_cycle"),
-        column("energy_coefficient"),
-        column("memory_bytes"),
-        positions_m,
+        names=tuple(names),
+        clock_hz=clock_hz,
+        min_hz=column("min_hz"),
+        flops_per_cycle=utilisation * column("flops_per_cycle"),
+        energy_coefficient=column("energy_coefficient"),
+        memory_bytes=column("memory_bytes"),
+        positions_m=positions_m,
     )

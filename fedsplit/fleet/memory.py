@@ -35,6 +35,7 @@ def server_memory_bytes(
     groups: Sequence[Group],
     turns: Turns,
     costs: CostTable,
+    *,
     profile: ModelProfile,
     batch_size: int,
     fleet: Fleet,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ IntArray = NDArray[np.int64]
 _WAITS = {"forward": 1, "backward": -1, "forward+backward": 0}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Schedule:
     """When turns start and end.
 
@@ -108,7 +109,7 @@ def schedule(
     nowhere = np.full(len(duration), -1)
     relay = _relay(waves, duration, np.zeros_like(duration), nowhere)
     relay.begin()
-    return Schedule(*_times(relay), waiting, slowdown)
+    return Schedule(**_times(relay), waiting_s=waiting, slowdown=slowdown)
 
 
 def _users_of_servers(turns: Turns, groups: Sequence[Group], n_servers: int) -> IntArray:
@@ -127,11 +128,9 @@ def _relay(waves: Waves, alone: Array, trail: Array, first_visit: IntArray) -> R
     return Relay(*(column.tolist() for column in columns))
 
 
-def _times(relay: Relay) -> tuple[Array, Array, Array, Array]:
-    start, end, begin, done = (
-        np.array(times) for times in (relay.start_s, relay.end_s, relay.begin_s, relay.done_s)
-    )
-    return start, end, begin, done
+def _times(relay: Relay) -> dict[str, Any]:
+    names = ("start_s", "end_s", "begin_s", "done_s")
+    return {name: np.array(getattr(relay, name)) for name in names}
 
 
 def _contended(
@@ -198,4 +197,10 @@ def _contended(
         served_visits = processor_sharing(visits, relay)
     inside = served_visits.end_s - served_visits.arrive_s
     waiting = float(inside.sum() - work.sum())
-    return Schedule(*_times(relay), waiting, np.ones(n_servers), served_visits, first_visit)
+    return Schedule(
+        **_times(relay),
+        waiting_s=waiting,
+        slowdown=np.ones(n_servers),
+        served=served_visits,
+        first_visit=first_visit,
+    )

@@ -85,7 +85,7 @@ class Block:
     joules: Array
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Group:
     """Turns whose routes visit the same tiers, and whose adapters come from the same place.
 
@@ -161,6 +161,7 @@ class StageBuilder:
         profile: ModelProfile,
         fleet: Fleet,
         states: Sequence[ChannelState],
+        *,
         batch_size: int,
         codec_ratio: CodecRatio | None,
         sent: SentBytes | None,
@@ -237,15 +238,15 @@ class StageBuilder:
         inward = (*wire, (DOWNLINK, device_bytes))
         outward = ((UPLINK, device_bytes), *wire)
         return Group(
-            members,
-            tiers,
-            at_edge,
-            starts,
-            stops,
-            adapters,
-            self._adapters(members, inward, slice(0, 1)),
-            self._block(members, stages, work, sent, slice(None)),
-            self._adapters(members, outward, slice(-1, None)),
+            members=members,
+            tiers=tiers,
+            at_edge=at_edge,
+            starts=starts,
+            stops=stops,
+            adapter_bytes=adapters,
+            before=self._adapters(members, inward, slice(0, 1)),
+            step=self._block(members, stages, work, sent, slice(None)),
+            after=self._adapters(members, outward, slice(-1, None)),
         )
 
     def _adapters(

@@ -30,7 +30,7 @@ from fedsplit.wireless import ChannelState
 IntArray = NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class RoundCost:
     """What a round costs, per device ``[N]``, server ``[1 + edges]`` or edge ``[edges]``.
 
@@ -84,7 +84,7 @@ class RoundCost:
         return float(self.device_energy_j.sum() + self.server_energy_j.sum())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Timeline:
     """A round on the modelled system.
 
@@ -199,7 +199,16 @@ def timeline(
     for state in states:
         fits = state.n_devices == fleet.n_devices
         require(fits, "channel devices", state.n_devices, f"{fleet.n_devices}, as in the fleet")
-    builder = StageBuilder(plan, profile, fleet, states, batch_size, codec_ratio, sent, measured)
+    builder = StageBuilder(
+        plan,
+        profile,
+        fleet,
+        states,
+        batch_size=batch_size,
+        codec_ratio=codec_ratio,
+        sent=sent,
+        measured=measured,
+    )
     turns, groups = builder.turns, builder.groups()
     waves = read_waves(plan, turns, groups, builder.costs, fleet)
     times = schedule(turns, waves, groups, fleet.serving, len(fleet.servers))
@@ -221,20 +230,20 @@ def timeline(
             groups, turns, builder.costs, batch_size, fleet.n_devices
         ),
         server_memory_bytes=server_memory_bytes(
-            groups, turns, builder.costs, profile, batch_size, fleet
+            groups, turns, builder.costs, profile=profile, batch_size=batch_size, fleet=fleet
         ),
         **totals,
     )
     return Timeline(
-        cost,
-        times.start_s,
-        times.end_s,
-        aggregation_s,
-        aggregation_j,
-        turns,
-        waves,
-        groups,
-        times,
+        cost=cost,
+        turn_start_s=times.start_s,
+        turn_end_s=times.end_s,
+        aggregation_s=aggregation_s,
+        aggregation_j=aggregation_j,
+        _turns=turns,
+        _waves=waves,
+        _groups=groups,
+        _schedule=times,
     )
 
 

@@ -17,7 +17,7 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Turns:
     """The turns of a plan as arrays of shape ``[T]``, branch by branch and wave by wave.
 
@@ -156,7 +156,17 @@ def read_turns(plan: RoundPlan, fleet: Fleet, state: ChannelState) -> Turns:
         require(used <= band * (1 + 1e-6), f"sum of turn.{name}", used, f"at most {band:g}")
         shares.append(share)
     return Turns(
-        branch, place, wave, slot, member, device, steps, edge, shares[0], shares[1], clock
+        branch=branch,
+        place=place,
+        wave=wave,
+        slot=slot,
+        member=member,
+        device=device,
+        steps=steps,
+        edge=edge,
+        uplink_hz=shares[0],
+        downlink_hz=shares[1],
+        server_hz=clock,
     )
 
 

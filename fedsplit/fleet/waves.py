@@ -20,7 +20,7 @@ AGGREGATE = "aggregate"
 AGGREGATION_FLOPS_PER_BYTE = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chore:
     """Something done once for a wave.
 
@@ -106,16 +106,46 @@ def read_waves(
         node = 1 + int(turns.edge[turn]) if at_edge else 0
         wire_s = float(8 * near[turn] / fleet.backhaul_bps)
         if at_edge and opens[wave]:
-            chores.append(Chore(wave, True, BACKHAUL, node, 0.0, wire_s, float(near[turn])))
+            chores.append(
+                Chore(
+                    wave=wave,
+                    before=True,
+                    kind=BACKHAUL,
+                    node=node,
+                    offset_s=0.0,
+                    seconds=wire_s,
+                    sent_bytes=float(near[turn]),
+                )
+            )
         shares = ((node, near[turn]), (0, far[turn])) if at_edge else ((0, near[turn] + far[turn]),)
         averaged_s = 0.0
         for server, amount in shares if n_sets > 1 else ():
             seconds, joules = averaging(float(amount), n_sets, fleet, server)
-            chores.append(Chore(wave, False, AGGREGATE, server, 0.0, seconds, joules=joules))
+            chores.append(
+                Chore(
+                    wave=wave,
+                    before=False,
+                    kind=AGGREGATE,
+                    node=server,
+                    offset_s=0.0,
+                    seconds=seconds,
+                    joules=joules,
+                )
+            )
             averaged_s = seconds if server == node else averaged_s
         if at_edge and closes[wave]:
             sent = float(near[turn])
-            chores.append(Chore(wave, False, BACKHAUL, node, averaged_s, wire_s, sent))
+            chores.append(
+                Chore(
+                    wave=wave,
+                    before=False,
+                    kind=BACKHAUL,
+                    node=node,
+                    offset_s=averaged_s,
+                    seconds=wire_s,
+                    sent_bytes=sent,
+                )
+            )
     before_s, after_s = np.zeros(len(first)), np.zeros(len(first))
     for chore in chores:
         longest = before_s if chore.before else after_s

@@ -25,7 +25,7 @@ from fedsplit.models.private import (
 )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Operation:
     """One operation of the forward pass; costs are for the whole traced batch.
 
@@ -168,7 +168,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._parameters.append(Parameter(_bytes(parameter), parameter.requires_grad))
         self._weights.update(_storage(buffer) for buffer in model.buffers())
         for name, tensor in inputs.items():
-            self._operations.append(Operation(name, -1, is_input=True))
+            self._operations.append(Operation(name=name, block=-1, is_input=True))
             self._produce(tensor, len(self._operations) - 1)
 
     @contextmanager
@@ -226,7 +226,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not results:
             return
         reads = tensors_in((args, kwargs))
-        operation = Operation(str(func._overloadpacket.__name__), self._block)
+        operation = Operation(name=str(func._overloadpacket.__name__), block=self._block)
         index = len(self._operations)
         self._operations.append(operation)
         node = _newest_node()

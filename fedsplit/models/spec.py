@@ -28,7 +28,7 @@ TRAIN = ("lora", "full")
 _CHANGED = ("use_cache", "rescale_every")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A model and what of it is trained. Every field is plain, so `dataclasses.asdict` is JSON.
 

@@ -22,7 +22,7 @@ from fedsplit.planning.newton import equalising_shares
 from fedsplit.planning.pools import Pool
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Allocation:
     """Shares of pools, and how good they are.
 
@@ -70,7 +70,12 @@ def evaluate_shares(
     weights = np.zeros(len(fixed))
     weights[delay.argmax()] = 1.0
     return Allocation(
-        shares, delay, float(delay.max()), float(fixed.max()), weights, np.zeros(len(pools))
+        shares=shares,
+        delay_s=delay,
+        objective_s=float(delay.max()),
+        bound_s=float(fixed.max()),
+        weights=weights,
+        prices=np.zeros(len(pools)),
     )
 
 
@@ -126,7 +131,14 @@ def minmax_shares(pools: Sequence[Pool], fixed_s: ArrayLike = 0.0) -> Allocation
     longest = float(delay.max())
     loss, prices = _tangent(pools, shares, weights)
     bound = max(float(fixed.max()), float(weights @ delay) - loss)
-    return Allocation(tuple(shares), delay, longest, min(bound, longest), weights, prices)
+    return Allocation(
+        shares=tuple(shares),
+        delay_s=delay,
+        objective_s=longest,
+        bound_s=min(bound, longest),
+        weights=weights,
+        prices=prices,
+    )
 
 
 def _check_users(pools: Sequence[Pool], fixed_s: ArrayLike) -> Array:

@@ -16,7 +16,7 @@ Mask = NDArray[np.bool_]
 WEIGHTS = ("parameter_bytes", "adapter_bytes", "optimizer_bytes")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CutCosts:
     """What a device's turn costs at each cut ``c = 0..L``; every array has shape ``[L + 1]``.
 
@@ -105,12 +105,12 @@ class CutCosts:
         boundary_bits = 8.0 * batch * np.array([unit.boundary_bytes for unit in units])
         adapter_bytes = upto("adapter_bytes")
         return cls(
-            device_flops,
-            server_flops,
-            boundary_bits,
-            np.where(adapter_bytes > 0, boundary_bits, 0.0),
-            8.0 * adapter_bytes,
-            training_memory_bytes(
+            device_flops=device_flops,
+            server_flops=server_flops,
+            uplink_bits=boundary_bits,
+            downlink_bits=np.where(adapter_bytes > 0, boundary_bits, 0.0),
+            adapter_bits=8.0 * adapter_bytes,
+            memory_bytes=training_memory_bytes(
                 parameter_bytes=upto("parameter_bytes"),
                 activation_bytes=upto("activation_bytes"),
                 adapter_bytes=adapter_bytes,

@@ -23,7 +23,7 @@ from fedsplit.layergraph import LayerGraph
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CutSystem:
     """The device, server and radio link that a cut is for.
 
@@ -112,7 +112,7 @@ class CutLimits:
         require(all(v >= 0 for v in self.on_device), "on_device", self.on_device, "vertex indices")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CutCost:
     """The terms of a cut's cost for a turn; `delay_s` is their sum in time."""
 

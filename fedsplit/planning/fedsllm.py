@@ -90,7 +90,7 @@ class LearningCurve:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FedsllmProblem:
     """A fleet that trains with FedsLLM; arrays have shape ``[K]``, scalars are repeated.
 
@@ -152,7 +152,7 @@ class FedsllmProblem:
         ], compute
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FedsllmPlan:
     """Learning accuracy and bands.
 
@@ -228,12 +228,12 @@ def plan_fedsllm(
     require(0 < accuracy < 1, "accuracy", accuracy, "above 0 and below 1")
     total, found = solve(accuracy)
     return FedsllmPlan(
-        accuracy,
-        curve.local_iterations(accuracy),
-        curve.global_rounds(accuracy),
-        found.shares[0],
-        found.shares[1],
-        found.objective_s,
-        total,
-        found.gap,
+        accuracy=accuracy,
+        local_iterations=curve.local_iterations(accuracy),
+        rounds=curve.global_rounds(accuracy),
+        main_hz=found.shares[0],
+        fed_hz=found.shares[1],
+        round_s=found.objective_s,
+        total_s=total,
+        allocation_gap=found.gap,
     )

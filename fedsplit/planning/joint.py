@@ -25,7 +25,7 @@ _TINY = 1e-300
 _PRICE_STEPS = 60
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class JointPlan:
     """A round of devices that train in parallel; arrays have shape ``[N]``.
 
@@ -120,15 +120,15 @@ def plan_joint(
         best, chosen = _change_one(options, best, chosen, costs, trials)
     cut, setting = np.divmod(chosen, len(common.table))
     return JointPlan(
-        cut,
-        setting,
-        common.table,
-        best.shares[0],
-        best.shares[1],
-        best.shares[2],
-        best.delay_s,
-        best.objective_s,
-        min(bound, best.objective_s),
+        cut=cut,
+        setting=setting,
+        table=common.table,
+        uplink_hz=best.shares[0],
+        downlink_hz=best.shares[1],
+        server_flops_per_s=best.shares[2],
+        delay_s=best.delay_s,
+        round_s=best.objective_s,
+        bound_s=min(bound, best.objective_s),
     )
 
 

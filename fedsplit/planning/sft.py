@@ -24,7 +24,7 @@ from fedsplit.planning.sqp import minmax_shares_sqp
 _BISECTIONS = 60
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SftProblem:
     """A fleet that fine-tunes with SFT; arrays have shape ``[N]``, scalars are repeated.
 

@@ -19,7 +19,7 @@ from fedsplit.wireless.trace import MAX_RATE_BPS, read_trace
 MAX_TRACE_EFFICIENCY = 100.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ChannelState:
     """One realisation of the channel.
 
@@ -307,17 +307,17 @@ class Channel:
 
         spec = self._spec
         return ChannelState(
-            gain_up,
-            gain_down,
-            np.full(len(self._start_m), float(dbm_to_watt(spec.device_dbm))),
-            float(dbm_to_watt(spec.station_dbm)),
-            float(dbm_to_watt(spec.noise_dbm_hz)),
-            spec.bandwidth_hz,
-            spec.bandwidth_hz if spec.downlink_hz is None else spec.downlink_hz,
-            spec.rate,
-            spec.gap_db,
-            self._home,
-            None if elsewhere is None else gains_to,
+            gain_up=gain_up,
+            gain_down=gain_down,
+            power_up_w=np.full(len(self._start_m), float(dbm_to_watt(spec.device_dbm))),
+            power_down_w=float(dbm_to_watt(spec.station_dbm)),
+            noise_w_hz=float(dbm_to_watt(spec.noise_dbm_hz)),
+            uplink_hz=spec.bandwidth_hz,
+            downlink_hz=spec.bandwidth_hz if spec.downlink_hz is None else spec.downlink_hz,
+            rate=spec.rate,
+            gap_db=spec.gap_db,
+            home=self._home,
+            gains_to=None if elsewhere is None else gains_to,
         )
 
     def _check_trace(self) -> None:

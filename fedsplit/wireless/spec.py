@@ -85,7 +85,7 @@ class MobilitySpec:
         require(0 <= pause < math.inf, "channel.mobility.pause_s", pause, "finite and at least 0")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChannelSpec:
     """The radio access network of a fleet.
 

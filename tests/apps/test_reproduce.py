@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import fields
 from io import StringIO
 
 import numpy as np
@@ -184,13 +185,14 @@ def test_card_sees_the_drawn_signal_to_noise_ratios():
 def test_every_cut_of_a_diamond():
     """Input 0, then 1, its children 2 and 3, and 4 that needs both: six closed parts."""
     zeros = np.zeros(5)
+    costs = [field.name for field in fields(LayerGraph) if field.name.endswith(("flops", "bytes"))]
     graph = LayerGraph(
-        "diamond",
-        tuple("abcde"),
-        np.array([[0, 1], [1, 2], [1, 3], [2, 4], [3, 4]]),
-        1,
-        *[zeros] * 7,
-        np.array([-1, 0, 1, 1, 2]),
+        name="diamond",
+        labels=tuple("abcde"),
+        edges=np.array([[0, 1], [1, 2], [1, 3], [2, 4], [3, 4]]),
+        n_inputs=1,
+        **dict.fromkeys(costs, zeros),
+        block=np.array([-1, 0, 1, 1, 2]),
     )
     parts = {tuple(np.flatnonzero(part)) for part in every_cut(graph, 0)}
     assert parts == {(0,), (0, 1), (0, 1, 2), (0, 1, 3), (0, 1, 2, 3), (0, 1, 2, 3, 4)}

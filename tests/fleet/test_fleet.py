@@ -90,7 +90,9 @@ def test_fleet_described_device_by_device_with_own_processors():
         DeviceSpec("mine", (290.0, 0.0), clock_hz=5e8, samples=7),
         DeviceSpec("jetson_nano", (-290.0, 1.0)),
     )
-    spec = FleetSpec(2, members=members, edges=2, edge_ring_m=300.0, processors={"mine": OWN})
+    spec = FleetSpec(
+        devices=2, members=members, edges=2, edge_ring_m=300.0, processors={"mine": OWN}
+    )
     fleet = build_fleet(spec)
     assert fleet.devices.names == ("mine", "jetson_nano")
     assert fleet.devices.clock_hz.tolist() == [5e8, DEVICES["jetson_nano"].max_hz]

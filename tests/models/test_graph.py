@@ -103,7 +103,8 @@ def test_folding_keeps_costs_and_the_best_cut(name: str) -> None:
     rng = np.random.default_rng(0)
     for _ in range(40):
         rates = 10.0 ** rng.uniform([6, 6, 4, 4], [10, 10, 9, 9])
-        system = CutSystem(*(float(rate) for rate in rates), steps=3, batch=4)
+        names = ("device_flops_per_s", "server_flops_per_s", "uplink_bps", "downlink_bps")
+        system = CutSystem(**dict(zip(names, rates.tolist(), strict=True)), steps=3, batch=4)
         best = CutSolver(whole).solve(system, method="general").objective
         assert CutSolver(folded).solve(system).objective == pytest.approx(best, rel=2e-6)
 

@@ -22,9 +22,13 @@ def _scenario(seed: int, n_devices: int, n_blocks: int, *, equal: bool = False):
     bits = 8.4e6 * 8 * (np.ones(n_blocks + 1) if equal else rng.uniform(0.3, 2.0, n_blocks + 1))
     adapters = np.arange(n_blocks + 1) * 5e6
     costs = CutCosts(
-        np.cumsum(flops), flops.sum() - np.cumsum(flops), bits, bits, adapters,
-        1e9 + 5e8 * np.arange(n_blocks + 1),
-    )  # fmt: skip
+        device_flops=np.cumsum(flops),
+        server_flops=flops.sum() - np.cumsum(flops),
+        uplink_bits=bits,
+        downlink_bits=bits,
+        adapter_bits=adapters,
+        memory_bytes=1e9 + 5e8 * np.arange(n_blocks + 1),
+    )
     devices = Devices(rng.uniform(0.5, 5.3, n_devices) * 1e12, steps=50)
     rates = 15e6 * np.log2(1 + 10 ** rng.uniform(0.5, 2.5, (2, n_devices)))
     return costs, devices, rates[0], rates[1]

@@ -70,7 +70,9 @@ def test_the_last_cut_can_stand_for_the_whole_model(embed, blocks, head, batch: 
 
 def _costs(**changes) -> CutCosts:
     values = {"uplink_bits": 8.0, "downlink_bits": 8.0, "adapter_bits": 1.0, "memory_bytes": 1.0}
-    return CutCosts(np.arange(4.0), np.arange(4.0)[::-1], **{**values, **changes})
+    return CutCosts(
+        device_flops=np.arange(4.0), server_flops=np.arange(4.0)[::-1], **{**values, **changes}
+    )
 
 
 def test_a_codec_scales_each_direction() -> None:

@@ -191,20 +191,27 @@ def test_a_tensor_with_many_readers_is_sent_once() -> None:
         gradient_bytes=zero,
         block=np.array([-1, 0, 1, 2]),
     )
-    system = CutSystem(1.0, 1.0, 8.0, 8.0)
+    system = CutSystem(
+        device_flops_per_s=1.0, server_flops_per_s=1.0, uplink_bps=8.0, downlink_bps=8.0
+    )
     assert cut_cost(graph, system, np.array([True, True, False, False])).uplink_s == 10.0
 
 
 def solve(limits: CutLimits) -> CutResult:
     graph = chain(np.random.default_rng(0), 4)
-    return CutSolver(graph).solve(CutSystem(1.0, 1.0, 1.0, 1.0), limits)
+    return CutSolver(graph).solve(
+        CutSystem(device_flops_per_s=1.0, server_flops_per_s=1.0, uplink_bps=1.0, downlink_bps=1.0),
+        limits,
+    )
 
 
 def test_impossible_limits_say_which_and_by_how_much() -> None:
     with pytest.raises(InfeasibleError, match=r"min_blocks of chain: .*off by 2 blocks"):
         solve(CutLimits(min_blocks=6))
     graph = chain(np.random.default_rng(0), 4)
-    system = CutSystem(1.0, 1.0, 1.0, 1.0)
+    system = CutSystem(
+        device_flops_per_s=1.0, server_flops_per_s=1.0, uplink_bps=1.0, downlink_bps=1.0
+    )
     needed = memories(graph, system, (graph.block < 2)[None])[0]
     with pytest.raises(InfeasibleError, match=r"device_memory_bytes for .*, 2 blocks") as caught:
         solve(CutLimits(device_memory_bytes=100.0, min_blocks=2))
@@ -230,14 +237,26 @@ def test_graphs_and_limits_without_sense_are_refused(bad: float) -> None:
             ModelProfile("m", 1, UnitProfile(), (UnitProfile(boundary_bytes=bad),), UnitProfile())
         )
     with pytest.raises(FedsplitError, match="energy_weight"):
-        CutSystem(1.0, 1.0, 1.0, 1.0, energy_weight=bad)
+        CutSystem(
+            device_flops_per_s=1.0,
+            server_flops_per_s=1.0,
+            uplink_bps=1.0,
+            downlink_bps=1.0,
+            energy_weight=bad,
+        )
     with pytest.raises(FedsplitError, match="device_memory_bytes"):
         CutLimits(device_memory_bytes=bad)
 
 
 def test_ratios_must_fit_the_graph() -> None:
     graph = chain(np.random.default_rng(0), 4)
-    system = CutSystem(1.0, 1.0, 1.0, 1.0, uplink_ratio=np.ones(3))
+    system = CutSystem(
+        device_flops_per_s=1.0,
+        server_flops_per_s=1.0,
+        uplink_bps=1.0,
+        downlink_bps=1.0,
+        uplink_ratio=np.ones(3),
+    )
     with pytest.raises(FedsplitError, match="uplink_ratio"):
         CutSolver(graph).solve(system)
 
@@ -245,4 +264,10 @@ def test_ratios_must_fit_the_graph() -> None:
 def test_a_cut_that_loses_a_parent_is_refused() -> None:
     graph = chain(np.random.default_rng(0), 2)
     with pytest.raises(FedsplitError, match="block 0"):
-        cut_cost(graph, CutSystem(1.0, 1.0, 1.0, 1.0), np.array([True, True, False, True, False]))
+        cut_cost(
+            graph,
+            CutSystem(
+                device_flops_per_s=1.0, server_flops_per_s=1.0, uplink_bps=1.0, downlink_bps=1.0
+            ),
+            np.array([True, True, False, True, False]),
+        )

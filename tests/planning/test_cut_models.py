@@ -81,7 +81,14 @@ def test_flow_blockwise_and_linear_program_agree(name: str) -> None:
         (1e8, 1e14, 2),
     ):
         min_blocks = min(min_blocks, graph.n_blocks)
-        system = CutSystem(device_flops, 3.8e13, uplink, 2 * uplink, steps=5, batch=8)
+        system = CutSystem(
+            device_flops_per_s=device_flops,
+            server_flops_per_s=3.8e13,
+            uplink_bps=uplink,
+            downlink_bps=2 * uplink,
+            steps=5,
+            batch=8,
+        )
         best = best_by_linear_program(graph, system, min_blocks)
         for method in ("general", "blockwise"):
             found = solver.solve(system, CutLimits(min_blocks=min_blocks), method)
@@ -90,7 +97,13 @@ def test_flow_blockwise_and_linear_program_agree(name: str) -> None:
 
 def test_the_best_cut_of_an_adapted_language_model_sends_one_hidden_state() -> None:
     graph = graph_of("gpt2")
-    system = CutSystem(1e12, 3.8e13, 1e8, 1e8, batch=8)
+    system = CutSystem(
+        device_flops_per_s=1e12,
+        server_flops_per_s=3.8e13,
+        uplink_bps=1e8,
+        downlink_bps=1e8,
+        batch=8,
+    )
     found = CutSolver(graph).solve(system, CutLimits(min_blocks=3))
     assert found.n_blocks == 3
     sent = graph.crossing(found.device)

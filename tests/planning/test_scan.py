@@ -81,7 +81,15 @@ def test_cuts_are_those_of_the_minimum_cut(
         return [
             by_minimum_cut(
                 model,
-                CutSystem(*map(float, of[:1]), 2e13, *map(float, of[1:3]), STEPS, BATCH, ratio),
+                CutSystem(
+                    device_flops_per_s=float(of[0]),
+                    server_flops_per_s=2e13,
+                    uplink_bps=float(of[1]),
+                    downlink_bps=float(of[2]),
+                    steps=STEPS,
+                    batch=BATCH,
+                    uplink_ratio=ratio,
+                ),
                 float(of[3]),
                 floor,
                 cuts,

@@ -1,0 +1,71 @@
+"""A model with one cut in a single process, what crosses the cut through a codec's real bytes."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from fedsplit.codec import Loopback, straight_through
+from fedsplit.data import Batch
+from fedsplit.execution import OptimizerSpec
+from fedsplit.models import Boundary, Output, SplitModel
+from fedsplit.plan import Route
+
+
+def first_part(model: SplitModel, route: Route, inputs: Mapping[str, Tensor]) -> Boundary:
+    """Return what leaves the device's part of `model`."""
+    boundary = model.run(route.segments[0], inputs)
+    assert isinstance(boundary, Boundary)
+    return boundary
+
+
+def second_part(
+    model: SplitModel, route: Route, inputs: Mapping[str, Tensor], boundary: Boundary
+) -> Output:
+    """Return what the server's part makes of `boundary`."""
+    output = model.run(route.segments[1], model.travelling(inputs, route), boundary)
+    assert isinstance(output, Output)
+    return output
+
+
+def train_coded(
+    model: SplitModel,
+    route: Route,
+    batches: Iterable[Batch],
+    *,
+    up: Loopback,
+    down: Loopback,
+    optimizer: OptimizerSpec,
+    rate: Callable[[int], float],
+) -> int:
+    """Train with boundaries through `up` and their gradients through `down`.
+
+    At step `i` the optimizer's learning rate is multiplied by ``rate(i)``.
+
+    Returns
+    -------
+    int
+        Bytes of an element of the boundary; 0 without a batch.
+    """
+    parameters = {
+        name: parameter
+        for segment in route.segments
+        for name, parameter in model.trainable(segment).items()
+    }
+    model.install(parameters)
+    stepper = optimizer.build(parameters.values())
+    schedule = LambdaLR(stepper, rate)
+    itemsize = 0
+    model.train()
+    for batch in batches:
+        boundary = first_part(model, route, batch.inputs)
+        crossed = tuple(
+            straight_through(tensor, up, down, batch.samples) for tensor in boundary.tensors
+        )
+        itemsize = boundary.tensors[0].element_size()
+        stepper.zero_grad()
+        output = second_part(model, route, batch.inputs, Boundary(crossed, boundary.layout))
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        stepper.step()
+        schedule.step()
+    return itemsize
