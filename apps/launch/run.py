@@ -50,14 +50,14 @@ def run(overrides: Sequence[str], console: Console) -> int:
     folder = output_folder(config)
     with ExitStack() as stack:
         lock = None
-        if config.output and folder.is_dir():
+        if (config.output or config.resume) and folder.is_dir():
             lock = stack.enter_context(locked(folder))
             overrides, config = cut_short(overrides, config, folder)
         settings = run_settings(config)
         check_engine(settings.engine, settings.concurrency)
         check(config, folder)
         if lock is None:
-            folder = _make(folder, named=bool(config.output))
+            folder = _make(folder, named=bool(config.output or config.resume))
             lock = stack.enter_context(locked(folder))
         return _run(overrides, config, folder, lock, console)
 
