@@ -51,7 +51,7 @@ class NotHere:
     why: str
 
 
-_SMALL = "rounds=1 train.steps=1 train.batch_size=2 fleet.devices=2 data.max_samples=16"
+_SMALL = "rounds=1 train.steps=1 train.batch_size=2 fleet.devices=2 data.max_samples=64"
 _TINY = f"{_SMALL} data.seq_len=32"
 _TRAINED = r"│ +1 │ +[\d.]+ │"
 _TO_SITE = "--quiet --no-deps --no-build-isolation --no-index --target site"
