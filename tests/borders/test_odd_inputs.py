@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from fedsplit.apps.config import load_config, output_folder
-from fedsplit.apps.overrides import PATHS, PATHS_OR_NAMES
+from fedsplit.apps.overrides import PATHS, PATHS_OR_NAMES, expand_sweeps, parse
 from omegaconf import OmegaConf
 
 from .conftest import Typed
@@ -94,3 +94,18 @@ def test_a_later_choice_wins(here: Path) -> None:
     config = load_config(["strategy=vanilla", "strategy=gsfl", "output=a", "output=b"])
     assert config.strategy.name == "gsfl"
     assert output_folder(config) == here / "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("strategy.codec_table=package:default,null", ["package:default", None]),
+        ("strategy.codec_table='null',null", ["null", None]),
+        ("model=gpt2,name:tag", ["gpt2", "name:tag"]),
+    ],
+)
+def test_what_a_sweep_goes_through_is_taken_as_it_is_written(
+    text: str, values: list[str | None], here: Path
+) -> None:
+    (swept,) = expand_sweeps([text], multirun=True)
+    assert [parse([item])[-1].value for item in swept] == values

@@ -51,7 +51,7 @@ class NotHere:
     why: str
 
 
-_SMALL = "rounds=1 train.steps=1 train.batch_size=2 fleet.devices=2 data.max_samples=16"
+_SMALL = "rounds=1 train.steps=1 train.batch_size=2 fleet.devices=2 data.max_samples=64"
 _TINY = f"{_SMALL} data.seq_len=32"
 _TRAINED = r"│ +1 │ +[\d.]+ │"
 _TO_SITE = "--quiet --no-deps --no-build-isolation --no-index --target site"
@@ -207,7 +207,7 @@ def shell(text: str, folder: Path, patience_s: float = 280) -> subprocess.Comple
 
 def typed(command: str, more: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Return exit code and output of a command as it stands, with `more` behind it."""
-    text = command.replace("/path/to/", "")
+    text = command.replace("/path/to/", "./")
     joined = "\n" if "\n" in text else " "
     if re.match(r"fedsplit (plan|deploy|reproduce|run --cfg)", text):
         capsys.readouterr()
@@ -307,7 +307,7 @@ def test_what_cannot_run_is_read_by_its_program(command: str, reader: Path) -> N
     how = entry(command)
     assert isinstance(how, NotHere)
     assert how.why
-    for name, *arguments in words(command.replace("/path/to/", ""), reader):
+    for name, *arguments in words(command.replace("/path/to/", "./"), reader):
         READ[name](arguments)
 
 
