@@ -30,6 +30,7 @@ from fedsplit.flower.server.outcome import (
     mean_loss,
 )
 from fedsplit.flower.server.roster import DeviceGrid, discover
+from fedsplit.flower.source import source_hash
 from fedsplit.flower.system import make_system
 from fedsplit.flower.tasks import Job
 from fedsplit.plan import RoundPlan
@@ -138,7 +139,8 @@ class SplitStrategy(Strategy):
     ) -> None:
         self.scheme = scheme
         self.inner = inner if inner is not None else FedAvg()
-        self._job = job
+        # Nodes say which source they run, and must run this one.
+        self._job = job if job.source else replace(job, source=source_hash())
         self._scene = scene
         self._host = host
         self._options = options or SplitOptions()

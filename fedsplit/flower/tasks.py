@@ -40,7 +40,8 @@ class Job:
     accelerator : str
         ``auto`` (a GPU when there is one), ``cpu`` or a torch device name.
     source : str
-        Hash of the server's fedsplit source; a device with another one is refused.
+        Hash of the server's fedsplit source, which devices must run too; `SplitStrategy` fills it
+        in.
     security : str
         What the run's link is: "plain", "tls", or "mutual" (nodes show certificates too).
     patience : Patience

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def test_a_loader_of_ones_own_gives_the_same_losses(federation: Federation) -> N
 def test_a_strategy_needs_no_more_than_a_job(federation: Federation) -> None:
     """Without a scene the default fleet and channel are planned for, a turn is an epoch."""
     inner = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
-    strategy = SplitStrategy(SplitFed(cut=2), inner, job=federation.job)
+    job = replace(federation.job, source="")
+    strategy = SplitStrategy(SplitFed(cut=2), inner, job=job)
     result = strategy.start(ThreadGrid(federation.app, N_DEVICES), num_rounds=1)
     losses = [metrics["loss"] for metrics in result.evaluate_metrics_clientapp.values()]
     assert losses[1] < losses[0]
