@@ -31,6 +31,7 @@ from ..config import absolute, load_config, output_folder, run_settings
 from ..resume import cut_short
 from ..server_app import ERROR_FILE, PROGRESS
 from .engine import carry_out, check_engine
+from .surroundings import collect_as_usual
 
 LOG = "flower.log"
 _STARTING = "starting"
@@ -69,6 +70,7 @@ def _run(
     begin = f"fedsplit: {config.strategy.name}, {config.rounds} rounds, output in {folder}"
     console.print(plain_text(begin), highlight=False)
     settings = run_settings(config)
+    collect_as_usual()
     try:
         with Watch(folder, config, console) as watch:
             cause = carry_out(

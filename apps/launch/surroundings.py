@@ -16,6 +16,7 @@ MARK = "FEDSPLIT_RUN"
 _USERS_PATH = "FEDSPLIT_PYTHONPATH"
 # A Unix socket's path has at most 107 characters; Ray puts some 70 of its own behind this.
 _LONGEST_TMP = 16
+_USUAL = (700, 10, 10)
 _LOOPBACK = "localhost,127.0.0.1,::1"
 
 
@@ -43,6 +44,15 @@ def collect_seldom() -> None:
     """
     gc.set_threshold(100_000, 50, 1000)
     atexit.register(gc.freeze)
+
+
+def collect_as_usual() -> None:
+    """Look for garbage again, in what is made from now on: this process has imported all it needs.
+
+    A command that watches a run for days must not keep what it has shown.
+    """
+    gc.freeze()
+    gc.set_threshold(*_USUAL)
 
 
 def environment(flower_home: Path) -> dict[str, str]:
