@@ -59,3 +59,7 @@ def test_what_changes_within_a_round_is_costed_but_not_planned_with() -> None:
     assert not asked
     changing.timeline(plan)
     assert asked == [4]
+
+
+def test_without_a_word_on_codecs_boundaries_travel_as_they_are() -> None:
+    assert make_scene().codec_ratio({"name": "identity"}) == 1.0
