@@ -63,3 +63,7 @@ def test_what_changes_within_a_round_is_costed_but_not_planned_with() -> None:
 
 def test_without_a_word_on_codecs_boundaries_travel_as_they_are() -> None:
     assert make_scene().codec_ratio({"name": "identity"}) == 1.0
+
+
+def test_the_least_work_is_one_step_of_one_sample() -> None:
+    assert LocalWork(batch_size=1, steps=1, epochs=1).steps_for(0) == 1
