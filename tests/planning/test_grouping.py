@@ -63,3 +63,10 @@ def test_bad_input_is_refused_by_name() -> None:
             balanced_groups([1.0, 2.0], n_groups)
     with pytest.raises(FedsplitError, match="devices=20"):
         exact_groups(np.ones(20), 2)
+
+
+def test_the_bound_knows_that_two_of_the_slowest_share_a_group() -> None:
+    """Three equal devices in two groups: half of their sum is no bound that can be reached."""
+    grouping = balanced_groups([3.0, 3.0, 3.0], 2)
+    assert grouping.makespan_s == grouping.bound_s == 6.0
+    assert balanced_groups([5.0, 1.0], 2).bound_s == 5.0
