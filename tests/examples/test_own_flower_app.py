@@ -5,9 +5,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from fedsplit.strategies.splitfed import SplitFed
@@ -63,9 +66,20 @@ def test_a_strategy_needs_no_more_than_a_job(federation: Federation) -> None:
     assert losses[1] < losses[0]
 
 
+@pytest.fixture
+def flower_home(tmp_path: Path) -> Iterator[Path]:
+    """Return a home for Flower, whose SuperLink outlives `flwr run` and is ended here."""
+    yield tmp_path
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(str(tmp_path) in word for word in process.cmdline()):
+                process.kill()
+                process.wait(10)
+
+
 @pytest.mark.slow
 @pytest.mark.system
-def test_flwr_run_trains_it(tmp_path: Path) -> None:
+def test_flwr_run_trains_it(flower_home: Path) -> None:
     done = subprocess.run(
         [
             str(Path(sys.executable).parent / "flwr"),
@@ -78,7 +92,7 @@ def test_flwr_run_trains_it(tmp_path: Path) -> None:
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "FLWR_HOME": str(tmp_path),
+            "FLWR_HOME": str(flower_home),
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "HF_HUB_OFFLINE": "1",
         },
