@@ -24,7 +24,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     What is wrong with the user's input is one line on standard error, and exit code 2. What is
     wrong with the program keeps its traceback.
     """
-
     try:
         options = _parse(arguments)
         return int(options.command(options, make_console()))

@@ -93,6 +93,8 @@ class RunSettings:
         counts = ("rounds", "evaluate_every", "concurrency", "threads", "server_threads", "quorum")
         for name in counts:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        norm = self.max_update_norm
+        require(norm > 0, "max_update_norm", norm, "above 0")
         for name in ("threads", "server_threads"):
             value = getattr(self, name)
             require(value <= _MAX_THREADS, name, value, f"at most {_MAX_THREADS}")
