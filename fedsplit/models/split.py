@@ -231,6 +231,21 @@ class SplitModel:
         for name, parameter in parameters.items():
             self._slots[name].put(parameter)
 
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Install copies of `values`, each to be trained or not as what was there before.
+
+        Raises
+        ------
+        FedsplitError
+            As `install`.
+        """
+        copies = {}
+        for name, value in values.items():
+            held = self._slots[name].get() if name in self._slots else value
+            copy = value.detach().to(held.device, copy=True)
+            copies[name] = nn.Parameter(copy, requires_grad=held.requires_grad)
+        self.install(copies)
+
     def travelling(self, inputs: Mapping[str, Tensor], route: Route) -> dict[str, Tensor]:
         """Return what later tiers of `route` need of a batch, in small types.
 
