@@ -125,6 +125,7 @@ class Run(RunListener):
                     evaluate_every=settings.evaluate_every,
                     quorum=settings.quorum,
                     max_update_norm=settings.max_update_norm,
+                    link=self._link,
                 ),
                 listener=self,
             )
