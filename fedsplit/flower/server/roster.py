@@ -27,17 +27,19 @@ from fedsplit.flower.tasks import Job
 MOST_SAMPLES = 10**9
 """Samples that a device may say it has: more weight than this nobody's data have."""
 _POLL_S, _LOOK_S = 0.05, 1.0
+_LONGEST_SITE = 80
 
 
 @dataclass(frozen=True)
 class DeviceNode:
-    """One device of the federation and what it said of its data."""
+    """One device of the federation, what it said of its data, and what it is called."""
 
     node_id: int
     index: int
     n_train: int
     n_test: int
     counts: DeviceCounts | None = None
+    site: str = ""
 
     @property
     def place(self) -> tuple[str, int]:
@@ -338,4 +340,8 @@ def read_node(reply: Message, job: Job) -> DeviceNode | EdgeNode:
     except SettingsError as error:
         raise NodeLost(f"device {index}: {error}") from error
     n_train, n_test = counts
-    return DeviceNode(node_id, index, n_train, n_test, held)
+    site = info.get("site", "")
+    if len(site) > _LONGEST_SITE or not site.isprintable():
+        allowed = f"must be at most {_LONGEST_SITE} printable characters"
+        raise NodeLost(f"device {index}: site={site!r:.80} {allowed}")
+    return DeviceNode(node_id, index, n_train, n_test, held, site)
