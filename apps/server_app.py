@@ -35,6 +35,7 @@ from fedsplit.models.adapters import lora_config
 from fedsplit.plan import Failure
 from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
+from fedsplit.report.files import needed, spared
 from fedsplit.report.lock import locked
 from fedsplit.schemes import Scheme, find_scheme
 
@@ -65,7 +66,8 @@ def run_job(grid: Grid, config: DictConfig, folder: Path) -> None:
     except Exception as error:
         # The command line shows this; Flower itself exits 0 when a ServerApp raises.
         cause = str(error) if isinstance(error, FedsplitError) else f"{error!r}"
-        (folder / ERROR_FILE).write_text(cause)
+        with suppress(OSError):
+            (folder / ERROR_FILE).write_text(cause)
         log(ERROR, "run failed: %s", cause)
         raise
 
@@ -185,18 +187,20 @@ class Run(RunListener):
 
     def _finish(self, arrays: ArrayRecord, model: SplitModel) -> None:
         if self._line is not None:
-            write_chrome_trace(self._line, self._folder / TRACE)
+            with spared(self._folder / TRACE):
+                write_chrome_trace(self._line, self._folder / TRACE)
         adapters = dict(arrays.to_torch_state_dict())
-        if self._job.model.train == "lora":
-            name = self._job.model.source or str(self._job.model.model_type)
-            save_adapter(
-                self._folder / "adapter",
-                adapters,
-                lora_config(self._job.model, model.config.model_type),
-                name,
-            )
-        else:
-            save_model(self._folder / "model", adapters, model)
+        with needed(self._folder):
+            if self._job.model.train == "lora":
+                name = self._job.model.source or str(self._job.model.model_type)
+                save_adapter(
+                    self._folder / "adapter",
+                    adapters,
+                    lora_config(self._job.model, model.config.model_type),
+                    name,
+                )
+            else:
+                save_model(self._folder / "model", adapters, model)
         (self._folder / PROGRESS).unlink(missing_ok=True)
         self._report.finish()
         log(INFO, "results in %s", self._folder)
