@@ -3,11 +3,13 @@
 import json
 import shlex
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from logging import ERROR, INFO, WARNING
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
@@ -37,7 +39,7 @@ from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
 from fedsplit.report.files import needed, spared
 from fedsplit.report.lock import locked
-from fedsplit.schemes import Scheme, find_scheme
+from fedsplit.schemes import Scene, Scheme, find_scheme
 
 from .aggregator import build_aggregator
 from .config import data_spec, job, link_settings, load_config, output_folder, plain, run_settings
@@ -91,11 +93,14 @@ class Run(RunListener):
         self._scheme = build_scheme(config)
         self._line: Timeline | None = None
         self._sites: dict[int, str] = {}
+        self._spent_j = np.zeros(self._system.fleet.n_devices)
         self._seq_len = data_spec(config).seq_len
         self._aggregator = build_aggregator(plain(config.aggregator))
         resumed = config.resume is not None
         self._checkpoint = load_checkpoint(folder) if resumed else None
         if self._checkpoint is not None:
+            if len(self._checkpoint.spent_j) == len(self._spent_j):
+                self._spent_j += self._checkpoint.spent_j
             self._report = RunReport.resume(
                 folder,
                 self._checkpoint.server_round,
@@ -118,7 +123,7 @@ class Run(RunListener):
                 self._scheme,
                 self._aggregator,
                 job=job,
-                scene=self._system.scene,
+                scene=self._scene,
                 host=host,
                 options=SplitOptions(
                     n_edges=self._system.fleet.n_edges if settings.edge_nodes else 0,
@@ -138,6 +143,9 @@ class Run(RunListener):
                 restore_strategy(self._aggregator, self._checkpoint.strategy)
             result = strategy.start(grid, to_record(adapters), num_rounds=settings.rounds)
             self._finish(result.arrays, host.model)
+
+    def _scene(self, server_round: int, samples: Mapping[int, int]) -> Scene:
+        return replace(self._system.scene(server_round, samples), spent_j=self._spent_j)
 
     def on_progress(self, phase: str, done: int, planned: int) -> None:
         """Say how far the round is."""
@@ -169,10 +177,10 @@ class Run(RunListener):
         if evaluated_nowhere(outcome):
             log(WARNING, "round %s: no device could evaluate it, no checkpoint", record.round)
         elif outcome.server_round > 0:
-            state = strategy_state(self._aggregator)
+            state, adapters = strategy_state(self._aggregator), dict(arrays.to_torch_state_dict())
+            spent_j = tuple(self._spent_j.tolist())
             save_checkpoint(
-                self._folder,
-                Checkpoint(outcome.server_round, dict(arrays.to_torch_state_dict()), state),
+                self._folder, Checkpoint(outcome.server_round, adapters, state, spent_j)
             )
 
     def _modelled(self, outcome: RoundOutcome) -> dict[str, float]:
@@ -180,6 +188,7 @@ class Run(RunListener):
         plan, system = outcome.plan, self._system
         line = system.timeline(plan, outcome.server_round, sent_bytes(outcome))
         self._line = line
+        self._spent_j = self._spent_j + line.cost.device_energy_j
         row = asdict(round_row(outcome.server_round, plan, line.cost, system.fleet))
         del row["round"]
         energy_j = row["device_energy_j"] + row["server_energy_j"]
