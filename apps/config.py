@@ -24,6 +24,7 @@ from fedsplit.patience import Patience
 from fedsplit.schemes import LocalWork
 
 from .known import require_known
+from .outputs import evaluate_settings, keep_settings, stop_settings, tracker
 from .overrides import (
     OPEN,
     PATHS,
@@ -197,23 +198,6 @@ def output_folder(config: DictConfig, default: str = "") -> Path:
     return Path(os.path.abspath(folder))
 
 
-def make_folder(folder: Path) -> Path:
-    """Make `folder`, if there is none, and return it.
-
-    Raises
-    ------
-    FedsplitError
-        If it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
-    except OSError as error:
-        raise SettingsError("output", str(folder), f"a folder; {error.strerror}") from error
-    require(writable, "output", str(folder), "a folder that can be written to")
-    return folder
-
-
 def plain(config: Any) -> dict[str, Any]:
     """Return a part of the configuration as plain Python values."""
     value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -270,7 +254,7 @@ def job(config: DictConfig, source: str = "") -> "Job":
     from fedsplit.execution import OptimizerSpec
     from fedsplit.flower import Job
 
-    link = link_settings(config)
+    link, evaluation = link_settings(config), evaluate_settings(config)
     try:
         return Job(
             model=model_spec(config),
@@ -286,6 +270,8 @@ def job(config: DictConfig, source: str = "") -> "Job":
             security=link.security,
             patience=patience(config),
             limits=server_limits(config),
+            max_eval_samples=evaluation.max_samples,
+            token_accuracy="token_accuracy" in evaluation.metrics,
         )
     except SettingsError as error:
         places = {"threads": "run.threads"}
@@ -305,6 +291,7 @@ def require_plain(config: DictConfig) -> None:
     from fedsplit.wireless import ChannelSpec
 
     run_settings(config)
+    evaluate_settings(config), keep_settings(config), stop_settings(config), tracker(config)
     patience(config)
     seed(config)
     n_devices(config)

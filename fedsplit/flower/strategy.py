@@ -96,6 +96,10 @@ class RunListener(Listener):
     ) -> None:
         """Take what came out of a round and the global adapters; round 0 is the evaluation."""
 
+    def ends_run(self, server_round: int) -> bool:
+        """Return whether the run is to end after a round, before its last one."""
+        return False
+
 
 class SplitStrategy(Strategy):
     """A Flower strategy whose devices train only a part of a model, the servers the rest.
@@ -256,6 +260,8 @@ class SplitStrategy(Strategy):
                 )
             else:
                 self._listener.on_round(outcome, arrays, None)
+            if self._listener.ends_run(server_round):
+                break
         return result
 
     def _train(

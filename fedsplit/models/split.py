@@ -128,8 +128,11 @@ class SplitModel:
     boundary instead of computing, and the forward is left after the segment's last block, so that
     masks, positions and rotary tables are those of the model's own code.
 
-    One thread at a time may call `run`.
+    One thread at a time may call `run`. `counts_tokens` says whether those who evaluate it count
+    the tokens predicted right, which takes a look at all logits.
     """
+
+    counts_tokens = False
 
     def __init__(
         self,
