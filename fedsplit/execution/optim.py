@@ -137,13 +137,8 @@ class OptimizerSpec:
             ("weight_decay", 0.0), ("momentum", None), ("betas", None), ("eps", None)
         ):  # fmt: skip
             value = getattr(self, name)
-            idle = value == default
-            require(
-                idle or name in takes,
-                f"optimizer.{name}",
-                value,
-                f"{default}: {self.name} has none",
-            )
+            fits = value == default or name in takes
+            require(fits, f"optimizer.{name}", value, f"{default}: {self.name} has none")
             if name in takes and value is not None:
                 given[name] = value
         for name, value in self.options.items():

@@ -19,8 +19,9 @@ from transformers import get_scheduler
 from fedsplit.data import Batch
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import OptimizerSpec
+from fedsplit.models import load
 from fedsplit.plan import Route
-from fedsplit.transport import LinkError, TurnBounds
+from fedsplit.transport import LinkError, OpenRequest, TurnBounds
 from tests.tiny_split import (
     BLOCKS,
     Cluster,
@@ -84,7 +85,7 @@ def unsplit(
                 scores, labels, reduction="sum", label_smoothing=spec.label_smoothing
             )
             (summed / targets).backward()
-            losses.append(float(summed / (labels != -100).sum()))
+            losses.append(float(summed.detach() / (labels != -100).sum()))
         for parameter, before in zip(trained, start, strict=True):
             parameter.grad += spec.proximal_mu * (parameter.detach() - before)
         if spec.clip is not None:
@@ -185,11 +186,7 @@ class Liar:
         tokens = cluster.open(self.route, initial(cluster.spec), spec, bounds=BOUNDS)
         self.stage, self.token = cluster.stage("server"), tokens["server"]
         self.link = cluster.link("server")
-        from fedsplit.transport import OpenRequest
-
         self.link.open(OpenRequest(self.token, self.route, 1))
-        from fedsplit.models import load
-
         self.model = load(cluster.spec)
 
     def step(self, **said: float) -> Any:
@@ -248,9 +245,11 @@ def test_shares_that_do_not_make_up_a_step_are_refused(
 ) -> None:
     with Cluster(gpt2()) as cluster:
         liar = Liar(cluster, replace(PLAIN, accumulate=accumulate))
+        *before, last = [{} if share is None else {"share": share} for share in shares]
+        for said in before:
+            liar.step(**said)
         with pytest.raises(LinkError, match="share"):
-            for share in shares:
-                liar.step(**({} if share is None else {"share": share}))
+            liar.step(**last)
 
 
 def test_a_step_may_not_be_left_half_done() -> None:
