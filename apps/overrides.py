@@ -43,6 +43,7 @@ OPEN = (
     "model.config",
     "strategy.cut",
     "strategy.learning",
+    "train.optimizer.options",
 )
 """Mappings whose keys whoever is built from them knows, not conf/."""
 

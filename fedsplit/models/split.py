@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.errors import FedsplitError
@@ -146,6 +147,7 @@ class SplitModel:
         self.config = config
         self.model = model
         self.n_blocks = parts.n_blocks
+        self._checkpointing = False
         self._parts = parts
         self._owned = owned
         self._norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
@@ -181,6 +183,21 @@ class SplitModel:
     def eval(self) -> "SplitModel":
         """Set evaluation mode."""
         return self.train(False)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass; its dropout is then the same.
+
+        Whoever calls backward has to have the parameters of the forward pass in place.
+        """
+        return self._checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, wanted: bool) -> None:
+        if wanted and self._norms and self.spec.train == "full":
+            # They would count every mini-batch twice in their running statistics.
+            raise FedsplitError("train.checkpointing: must be false, this model has batch norms")
+        self._checkpointing = wanted
 
     @property
     def held_bytes(self) -> int:
@@ -316,9 +333,13 @@ class SplitModel:
                 result = self.model(**arguments)
             except _Reached as reached:
                 return Boundary.pack(reached.values)
-        labels = arguments["labels"]
+        return Output(result.loss, self.n_targets(arguments), result.logits)
+
+    def n_targets(self, inputs: Mapping[str, Tensor]) -> int:
+        """Return how many labels of a batch the mean of its loss is over."""
+        labels = inputs["labels"]
         targets = labels[..., 1:] if self.spec.task == "causal-lm" else labels
-        return Output(result.loss, int((targets != IGNORED_LABEL).sum()), result.logits)
+        return int((targets != IGNORED_LABEL).sum())
 
     def _require_owned(self, segment: Segment) -> frozenset[int]:
         positions = _positions(segment, self.n_blocks)
@@ -368,7 +389,10 @@ class SplitModel:
                     args = (received["output"], *args[1:])
                 else:
                     kwargs["hidden_states"] = received["output"]
-            output = forward(*args, **kwargs)
+            if self._checkpointing and torch.is_grad_enabled():
+                output = checkpoint(forward, *args, use_reentrant=False, **kwargs)
+            else:
+                output = forward(*args, **kwargs)
             if index == segment.stop - 1 and segment.stop < self.n_blocks:
                 raise _Reached(self._parts.prune(output), kwargs)
             return output
