@@ -25,6 +25,7 @@ PATHS = (
     "link.certificate",
     "link.key",
     "link.root",
+    "model.adapter",
     "output",
     "resume",
 )
@@ -39,6 +40,7 @@ OPEN = (
     "codec.uplink",
     "fleet.processors",
     "model.config",
+    "model.lora",
     "strategy.cut",
     "strategy.learning",
 )

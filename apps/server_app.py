@@ -3,6 +3,7 @@
 import json
 import shlex
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from logging import ERROR, INFO, WARNING
@@ -13,6 +14,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore import log
 from omegaconf import DictConfig
+from torch import Tensor
 
 from fedsplit.data import describe
 from fedsplit.errors import FedsplitError
@@ -31,7 +33,7 @@ from fedsplit.flower.server.roster import Roster
 from fedsplit.flower.source import source_hash
 from fedsplit.mapping import call
 from fedsplit.models import SplitModel
-from fedsplit.models.adapters import lora_config
+from fedsplit.models.lora import as_plain_lora, lora_config
 from fedsplit.plan import Failure
 from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
@@ -128,12 +130,12 @@ class Run(RunListener):
                 ),
                 listener=self,
             )
-            adapters = host.initial_adapters()
+            initial = adapters = host.initial_adapters()
             if self._checkpoint is not None:
                 adapters = self._checkpoint.adapters
                 restore_strategy(self._aggregator, self._checkpoint.strategy)
             result = strategy.start(grid, to_record(adapters), num_rounds=settings.rounds)
-            self._finish(result.arrays, host.model)
+            self._finish(result.arrays, initial, host.model)
 
     def on_progress(self, phase: str, done: int, planned: int) -> None:
         """Say how far the round is."""
@@ -180,18 +182,17 @@ class Run(RunListener):
         energy_j = row["device_energy_j"] + row["server_energy_j"]
         return {"delay_s": row.pop("delay_s"), "energy_j": energy_j, **row}
 
-    def _finish(self, arrays: ArrayRecord, model: SplitModel) -> None:
+    def _finish(
+        self, arrays: ArrayRecord, initial: Mapping[str, Tensor], model: SplitModel
+    ) -> None:
         if self._line is not None:
             write_chrome_trace(self._line, self._folder / TRACE)
         adapters = dict(arrays.to_torch_state_dict())
         if self._job.model.train == "lora":
             name = self._job.model.source or str(self._job.model.model_type)
-            save_adapter(
-                self._folder / "adapter",
-                adapters,
-                lora_config(self._job.model, model.config.model_type),
-                name,
-            )
+            lora = lora_config(self._job.model, model.model)
+            lora, adapters = as_plain_lora(lora, adapters, initial)
+            save_adapter(self._folder / "adapter", adapters, lora, name)
         else:
             save_model(self._folder / "model", adapters, model)
         (self._folder / PROGRESS).unlink(missing_ok=True)

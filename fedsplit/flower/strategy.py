@@ -210,11 +210,13 @@ class SplitStrategy(Strategy):
                 work = LocalWork(batch_size=self._job.batch_size)
                 seed = self._job.seed
                 self._scene = make_system(self._job.model, fleet=fleet, work=work, seed=seed).scene
+            # Nodes are given adapters; they need not have the folder that the run started from.
+            job = replace(self._job, model=replace(self._job.model, adapter=None))
             self._coordinator = Coordinator(
                 grid,
                 host,
-                job=self._job,
-                roster=discover(grid, self._job, options.n_edges),
+                job=job,
+                roster=discover(grid, job, options.n_edges),
                 places=options.places,
                 start_ahead=options.start_ahead,
                 max_update_norm=options.max_update_norm,
