@@ -1,6 +1,6 @@
 """Train every causal language model that transformers knows, split and unsplit, and compare.
 
-    python -m benchmarks.conformance [--only gpt2 llama ...] [--jobs 2] [--lora '{"use_dora": true}']
+    python -m benchmarks.conformance [--only gpt2 ...] [--jobs 2] [--lora '{"use_dora":true}']
 
 For each architecture of transformers' causal-LM mapping a tiny model is built, once as plain
 transformers + PEFT and once per route by fedsplit, with equal weights. Both make one step in

@@ -35,6 +35,11 @@ def lora_config(spec: ModelSpec, model: PreTrainedModel | None = None) -> LoraCo
     model : PreTrainedModel or None
         To take PEFT's default target modules of, where the spec names none, and the names of a
         classifier's head.
+
+    Raises
+    ------
+    SettingsError
+        If PEFT refuses them together.
     """
     fields = dict(spec.lora)
     default = None if model is None else DEFAULT_TARGETS.get(model.config.model_type)
@@ -44,19 +49,23 @@ def lora_config(spec: ModelSpec, model: PreTrainedModel | None = None) -> LoraCo
     whole = list(fields.pop("modules_to_save", None) or ())
     if spec.task in CLASSIFIERS and model is not None:
         whole += [name for name in head_modules(model) if name not in whole]
-    with warnings.catch_warnings():
-        # That PiSSA takes more than one line to load: what is exported is plain LoRA.
-        warnings.simplefilter("ignore")
-        return LoraConfig(
-            r=spec.r,
-            lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT takes any number
-            lora_dropout=spec.dropout,
-            target_modules=listed,
-            modules_to_save=whole or None,
-            task_type=tasks.get(spec.task),
-            base_model_name_or_path=spec.source,
-            **fields,
-        )
+    try:
+        with warnings.catch_warnings():
+            # That PiSSA takes more than one line to load: what is exported is plain LoRA.
+            warnings.simplefilter("ignore")
+            return LoraConfig(
+                r=spec.r,
+                lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT takes any number
+                lora_dropout=spec.dropout,
+                target_modules=listed,
+                modules_to_save=whole or None,
+                task_type=tasks.get(spec.task),
+                base_model_name_or_path=spec.source,
+                **fields,
+            )
+    except (ValueError, TypeError) as error:
+        allowed = f"what PEFT can make adapters of ({one_line(str(error))})"
+        raise SettingsError("lora", dict(spec.lora), allowed) from error
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:

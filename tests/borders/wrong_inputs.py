@@ -210,7 +210,14 @@ WRONG = [
     ("run model.lora.bias=all", "model.lora.bias='all': must be absent: biases belong to"),
     ("run model.lora.init_lora_weights=eva", "model.lora.init_lora_weights='eva': must be one of"),
     ("run model.lora.rank_pattern={q_proj:0}", "model.lora.rank_pattern.q_proj=0: must be a fin"),
-    ("run model.lora.layers_to_transform=[9]", "model.lora.layers_to_transform=9: must be the n"),
+    (
+        "run model.target_modules=[q_proj] model.lora.layers_to_transform=[0,9]",
+        "model.lora.layers_to_transform=9: must be the number of a block with an adapter",
+    ),
+    (
+        "run model.lora.layers_to_transform=[0]",
+        "model.lora={'layers_to_transform': [0]}: must be what PEFT can make adapters of (`layers",
+    ),
     ("run model.lora.modules_to_save=[x]", "model.lora.modules_to_save='x': must be the name of"),
     (
         "run model.train=full model.lora.use_dora=true",
