@@ -24,6 +24,7 @@ PATHS = (
     "data.path",
     "link.certificate",
     "link.key",
+    "link.login",
     "link.root",
     "model.adapter",
     "output",

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 
 from fedsplit.flower import RoundOutcome, TurnOutcome
 from fedsplit.flower.server.outcome import accuracy, mean_loss
-from fedsplit.plan import Route
-from fedsplit.report import RoundRecord
+from fedsplit.plan import DEVICE, Route
+from fedsplit.report import RoundRecord, TurnRow
 
 # Which tier a link's bytes are counted to, by the name of the link.
 _TIERS = {"": "device", "backhaul-": "edge"}
@@ -30,6 +30,53 @@ def record_of(outcome: RoundOutcome, task: str) -> RoundRecord:
         adapter_bytes_down=_bytes(turns, "adapters-down"),
         participants=tuple(dict.fromkeys(turn.turn.device for turn in outcome.turns)),
         failures=outcome.failures,
+    )
+
+
+def turn_rows(outcome: RoundOutcome, sites: Mapping[int, str]) -> list[TurnRow]:
+    """Return a row for each turn of a round, completed or lost; `sites` are devices' names."""
+    done = [("train", turn) for turn in outcome.turns]
+    done += [("evaluate", turn) for turn in outcome.evaluation]
+    rows = [
+        _turn_row(outcome.server_round, phase, turn, sites.get(turn.turn.device, ""))
+        for phase, turn in done
+    ]
+    return rows + [
+        TurnRow(
+            round=outcome.server_round,
+            phase=failure.phase,
+            device=failure.index,
+            site=sites.get(failure.index, ""),
+            failure=failure.reason,
+        )
+        for failure in outcome.failures
+        if failure.role == DEVICE
+    ]
+
+
+def _turn_row(server_round: int, phase: str, turn: TurnOutcome, site: str) -> TurnRow:
+    link = turn.link_bytes
+    return TurnRow(
+        round=server_round,
+        phase=phase,
+        device=turn.turn.device,
+        site=site,
+        route=str(turn.turn.route),
+        samples=turn.n_samples,
+        steps=turn.steps,
+        targets=turn.n_targets,
+        loss=mean_loss((turn,)),
+        accuracy=accuracy((turn,)),
+        bytes_up=link.get("up", 0),
+        bytes_down=link.get("down", 0),
+        backhaul_bytes_up=link.get("backhaul-up", 0),
+        backhaul_bytes_down=link.get("backhaul-down", 0),
+        adapter_bytes_up=link.get("adapters-up", 0),
+        adapter_bytes_down=link.get("adapters-down", 0),
+        compute_s=turn.compute_s,
+        link_s=turn.link_s,
+        wall_s=turn.wall_s,
+        peak_bytes=turn.peak_bytes,
     )
 
 

@@ -43,7 +43,7 @@ from fedsplit.schemes import Scheme, find_scheme
 from .aggregator import build_aggregator
 from .config import data_spec, job, link_settings, load_config, output_folder, plain, run_settings
 from .plan_report import round_row
-from .records import record_of, sent_bytes
+from .records import record_of, sent_bytes, turn_rows
 from .scenario import build_system, check_first_round
 
 app = ServerApp()
@@ -90,6 +90,7 @@ class Run(RunListener):
         self._system = build_system(config)
         self._scheme = build_scheme(config)
         self._line: Timeline | None = None
+        self._sites: dict[int, str] = {}
         self._seq_len = data_spec(config).seq_len
         self._aggregator = build_aggregator(plain(config.aggregator))
         resumed = config.resume is not None
@@ -127,6 +128,7 @@ class Run(RunListener):
                     evaluate_every=settings.evaluate_every,
                     quorum=settings.quorum,
                     max_update_norm=settings.max_update_norm,
+                    link=self._link,
                 ),
                 listener=self,
             )
@@ -146,6 +148,7 @@ class Run(RunListener):
 
     def on_nodes(self, roster: Roster) -> None:
         """Write down what the devices' data are."""
+        self._sites = {node.index: node.site for node in roster.nodes}
         counts = {node.index: node.counts for node in roster.nodes if node.counts is not None}
         lines = describe(counts, self._seq_len)
         self._report.add_data(lines, {str(i): held.flat() for i, held in counts.items()})
@@ -162,7 +165,7 @@ class Run(RunListener):
         if outcome.server_round > 0:
             record = replace(record, modelled=self._modelled(outcome))
         # In this order: a run goes on from the round of its checkpoint, whose record must be there.
-        self._report.add_round(record)
+        self._report.add_round(record, turn_rows(outcome, self._sites))
         if evaluated_nowhere(outcome):
             log(WARNING, "round %s: no device could evaluate it, no checkpoint", record.round)
         elif outcome.server_round > 0:

@@ -193,7 +193,13 @@ class _DeviceTurn:
                 if token is None:
                     raise FedsplitError("token: must be given on a route that leaves the device")
                 request = OpenRequest(
-                    token, self._route, 1, codec, self._seed, self._train, adapters is None
+                    token,
+                    self._route,
+                    1,
+                    codec=codec,
+                    seed=self._seed,
+                    train=self._train,
+                    adapters_on_link=adapters is None,
                 )
                 returning = None
                 if self._route.returns_home:

@@ -61,7 +61,8 @@ class SplitOptions:
     max_update_norm : float
         A turn is lost if its adapters move farther than this, in the norm over all of them.
     link : LinkSettings or None
-        Where nodes reach the server; None: a Unix socket, for nodes on this machine.
+        Where nodes reach the server, and the keys with which they log in; None: a Unix socket,
+        for nodes on this machine.
 
     Raises
     ------
@@ -212,14 +213,17 @@ class SplitStrategy(Strategy):
                 self._scene = make_system(self._job.model, fleet=fleet, work=work, seed=seed).scene
             # Nodes are given adapters; they need not have the folder that the run started from.
             job = replace(self._job, model=replace(self._job.model, adapter=None))
+            link = options.link or LinkSettings()
+            login_keys = link.login_keys(job.n_devices, options.n_edges)
             self._coordinator = Coordinator(
                 grid,
                 host,
                 job=job,
-                roster=discover(grid, job, options.n_edges),
+                roster=discover(grid, job, options.n_edges, login_keys),
                 places=options.places,
                 start_ahead=options.start_ahead,
                 max_update_norm=options.max_update_norm,
+                login_keys=login_keys,
                 listener=self._listener,
             )
             self._listener.on_nodes(self._coordinator.roster)

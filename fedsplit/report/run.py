@@ -1,4 +1,4 @@
-"""The folder of a run: results.json, metrics.csv, TensorBoard scalars, a plot, a table."""
+"""The folder of a run: results.json, metrics.csv, turns.csv, TensorBoard scalars, a plot."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from fedsplit.report.files import csv_text, json_text, write_atomically
 from fedsplit.report.plots import plot_loss
 from fedsplit.report.records import RoundRecord
 from fedsplit.report.tables import make_console, round_line, summary_table
+from fedsplit.report.turns import TurnRow, append_turns, cut_turns
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -97,6 +98,7 @@ class RunReport:
         require(reached == last_round, "last_round", last_round, f"at most {reached}")
         if config is not None:
             write_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+        cut_turns(folder, last_round)
         report = cls.__new__(cls)
         report._start(folder, n_rounds, console, kept)
         report._write(None)
@@ -107,8 +109,8 @@ class RunReport:
         """Every round so far."""
         return tuple(self._records)
 
-    def add_round(self, record: RoundRecord) -> None:
-        """Keep a round: update the files and print a line.
+    def add_round(self, record: RoundRecord, turns: Sequence[TurnRow] = ()) -> None:
+        """Keep a round, with what its turns did: update the files and print a line.
 
         Raises
         ------
@@ -118,6 +120,8 @@ class RunReport:
         if self._records:
             due = self._records[-1].round + 1
             require(record.round == due, "record.round", record.round, f"{due}, the round due")
+        # Turns first: of a round that is not in the results, a resumed run takes them away.
+        append_turns(self.folder, turns)
         self._records.append(record)
         self._failures = []
         self._write(None)

@@ -235,6 +235,8 @@ WRONG = [
         "link.certificate='/nope': must be a PEM file that can be read",
     ),
     ("run link.certificate=a", "link.certificate='"),
+    ("run link.bind=127.0.0.1:1 link.login={node}.pub", "must be null, simulated nodes log in"),
+    ("run link.bind=127.0.0.1:1 link.login=device-0.pub", "must be a path with {node} in it"),
     ("run link.bind=0.0.0.0:7", "link.advertise=None: must be given where bind='0.0.0.0:7' is ev"),
     ("run link.advertise=h:1", "link.advertise='h:1': must be given with bind"),
     ("run link.bind=127.0.0.1:99999999", "link.bind='127.0.0.1:99999999': must be host:port"),

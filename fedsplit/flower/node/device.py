@@ -30,6 +30,7 @@ from fedsplit.data import (
 from fedsplit.data.partition import LOCAL
 from fedsplit.errors import FedsplitError, SettingsError
 from fedsplit.execution import TurnResult, evaluate_turn, train_turn
+from fedsplit.execution.peak import forget_peak, peak_bytes
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import answer, read_arrays, read_task
 from fedsplit.flower.node.models import cached_model
@@ -78,7 +79,11 @@ class Device:
         return answer(
             message,
             {"index": index, "n-train": len(train), "n-test": len(test), **counts.flat()},
-            {"source": source_hash(), "role": "device"},
+            {
+                "source": source_hash(),
+                "role": "device",
+                "site": str(context.node_config.get("site", "")),
+            },
         )
 
     def train(self, message: Message, context: Context) -> Message:
@@ -91,6 +96,7 @@ class Device:
             rng = generator(job.seed, "batches", task.server_round, turn.device, *again)
             link, token = _dial(task, context, presence)
             started = time.perf_counter()
+            forget_peak()
             result = train_turn(
                 model,
                 turn.route,
@@ -115,6 +121,7 @@ class Device:
             _, data = self._data(job, context)
             link, token = _dial(task, context, presence)
             started = time.perf_counter()
+            forget_peak()
             result = evaluate_turn(
                 model,
                 turn.route,
@@ -296,4 +303,5 @@ def _metrics(result: TurnResult, wall_s: float) -> dict[str, float]:
         "compute-s": result.compute_s,
         "link-s": result.link_s,
         "wall-s": wall_s,
+        "peak-bytes": peak_bytes(),
     }
