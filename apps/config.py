@@ -216,7 +216,24 @@ def model_spec(config: DictConfig) -> "ModelSpec":
     values = plain(config.model)
     if values.get("source") == _PACKAGED:
         values["source"] = str(default_checkpoint())
+    if values.get("adapter") is not None:
+        values |= _started_from(values)
     return from_mapping(ModelSpec, values, "model")
+
+
+def _started_from(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the adapter that the ``model`` group names; others may not differ."""
+    from fedsplit.models import ModelSpec, adapter_settings
+
+    try:
+        found = adapter_settings(str(values["adapter"]))
+    except SettingsError as error:
+        raise SettingsError(f"model.{error.field}", error.value, error.allowed) from error
+    for name in ("r", "alpha", "dropout", "lora"):
+        given, default = values[name], getattr(ModelSpec(model_type="gpt2"), name)
+        allowed = f"{found[name]!r}, as model.adapter has it"
+        require(given in (default, found[name]), f"model.{name}", given, allowed)
+    return found
 
 
 def data_spec(config: DictConfig) -> "DataSpec":

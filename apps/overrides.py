@@ -27,6 +27,7 @@ PATHS = (
     "link.key",
     "link.login",
     "link.root",
+    "model.adapter",
     "output",
     "resume",
 )
@@ -41,6 +42,7 @@ OPEN = (
     "codec.uplink",
     "fleet.processors",
     "model.config",
+    "model.lora",
     "strategy.cut",
     "strategy.learning",
     "train.optimizer.options",

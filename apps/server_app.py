@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore import log
 from omegaconf import DictConfig
+from torch import Tensor
 
 from fedsplit.data import describe
 from fedsplit.errors import FedsplitError
@@ -133,7 +134,10 @@ class Run(RunListener):
             self._tracker = open_tracker(self._tracker_name, self._folder, self._config)
         with StageHost(job, self._link) as host:
             self._own = own = OwnTests(self._evaluation, job, host.model)
-            self._keeper = Keeper(self._folder, self._keep, self._evaluation.best_by, host.model)
+            initial = adapters = host.initial_adapters()
+            self._keeper = Keeper(
+                self._folder, self._keep, self._evaluation.best_by, host.model, initial
+            )
             strategy = SplitStrategy(
                 self._scheme,
                 self._aggregator,
@@ -152,14 +156,13 @@ class Run(RunListener):
                 ),
                 listener=self,
             )
-            adapters = host.initial_adapters()
             if self._checkpoint is not None:
                 adapters = self._checkpoint.adapters
                 restore_strategy(self._aggregator, self._checkpoint.strategy)
             result = strategy.start(
                 grid, to_record(adapters), num_rounds=settings.rounds, evaluate_fn=own.central
             )
-            self._finish(result.arrays, host.model)
+            self._finish(result.arrays, initial, host.model)
 
     def _scene(self, server_round: int, samples: Mapping[int, int]) -> Scene:
         return replace(self._system.scene(server_round, samples), spent_j=self._spent_j)
@@ -236,13 +239,16 @@ class Run(RunListener):
         energy_j = row["device_energy_j"] + row["server_energy_j"]
         return {"delay_s": row.pop("delay_s"), "energy_j": energy_j, **row}
 
-    def _finish(self, arrays: ArrayRecord, model: SplitModel) -> None:
+    def _finish(
+        self, arrays: ArrayRecord, initial: Mapping[str, Tensor], model: SplitModel
+    ) -> None:
         if self._line is not None:
             with spared(self._folder / TRACE):
                 write_chrome_trace(self._line, self._folder / TRACE)
         name = "adapter" if self._job.model.train == "lora" else "model"
+        trained = dict(arrays.to_torch_state_dict())
         with needed(self._folder):
-            save_trained(self._folder / name, dict(arrays.to_torch_state_dict()), model)
+            save_trained(self._folder / name, trained, model, initial)
             write_card(self._folder / name, self._config, self._report.records)
         (self._folder / PROGRESS).unlink(missing_ok=True)
         if self._tracker is not None:
