@@ -44,7 +44,9 @@ def check(config: DictConfig, folder: Path) -> None:
     quorum = settings.quorum
     require(quorum <= devices, "run.quorum", quorum, f"at most fleet.devices={devices}")
     require_accelerator(settings.accelerator, on_this_machine=config.link.bind is None)
-    require_link_files(link_settings(config))
+    link = link_settings(config)
+    require_link_files(link)
+    require(link.login is None, "link.login", link.login, "null, simulated nodes log in nowhere")
     require_codecs(config)
     require_folder(folder)
     require_enough_devices(build_aggregator(plain(config.aggregator)), devices)
@@ -138,7 +140,7 @@ def blaming_the_configuration(spec: ModelSpec) -> Iterator[None]:
     try:
         yield
     except FedsplitError as error:
-        named = re.match(r"(source|model_type)=", str(error))
+        named = re.match(r"(source|model_type|target_modules|adapter|lora[\w.]*)=", str(error))
         if named is None:
             raise
         raise FedsplitError(f"model.{error}") from error

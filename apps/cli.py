@@ -130,7 +130,12 @@ def _reproduce(options: argparse.Namespace, console: Console) -> int:
     from .reproduce.papers import reproduce
 
     return reproduce(
-        options.paper, options.overrides, options.json, options.train, console, options.seeds
+        options.paper,
+        options.overrides,
+        console,
+        as_json=options.json,
+        training=options.train,
+        seeds=options.seeds,
     )
 
 

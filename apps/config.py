@@ -38,11 +38,13 @@ from .overrides import (
 
 if TYPE_CHECKING:
     from fedsplit.data import DataSpec
+    from fedsplit.execution import OptimizerSpec
     from fedsplit.flower import Job, LinkSettings
     from fedsplit.models import ModelSpec
     from fedsplit.plan import CodecPlan
     from fedsplit.transport import ServerLimits
 
+_WORK = ("batch_size", "steps", "epochs")  # of the group train; the rest says how
 _PACKAGED = "package:default"
 _RUN_LIMITS = ("connect_s", "start_s", "deadline_s", "last_words_s")
 _LINK_LIMITS = ("reply_s", "backward_s", "ping_s")
@@ -214,7 +216,24 @@ def model_spec(config: DictConfig) -> "ModelSpec":
     values = plain(config.model)
     if values.get("source") == _PACKAGED:
         values["source"] = str(default_checkpoint())
+    if values.get("adapter") is not None:
+        values |= _started_from(values)
     return from_mapping(ModelSpec, values, "model")
+
+
+def _started_from(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the adapter that the ``model`` group names; others may not differ."""
+    from fedsplit.models import ModelSpec, adapter_settings
+
+    try:
+        found = adapter_settings(str(values["adapter"]))
+    except SettingsError as error:
+        raise SettingsError(f"model.{error.field}", error.value, error.allowed) from error
+    for name in ("r", "alpha", "dropout", "lora"):
+        given, default = values[name], getattr(ModelSpec(model_type="gpt2"), name)
+        allowed = f"{found[name]!r}, as model.adapter has it"
+        require(given in (default, found[name]), f"model.{name}", given, allowed)
+    return found
 
 
 def data_spec(config: DictConfig) -> "DataSpec":
@@ -251,7 +270,6 @@ def data_paths(config: DictConfig) -> tuple[str, ...] | None:
 
 def job(config: DictConfig, source: str = "") -> "Job":
     """Return what every node of the run has to know."""
-    from fedsplit.execution import OptimizerSpec
     from fedsplit.flower import Job
 
     link, evaluation = link_settings(config), evaluate_settings(config)
@@ -260,7 +278,7 @@ def job(config: DictConfig, source: str = "") -> "Job":
             model=model_spec(config),
             data=data_spec(config),
             data_paths=data_paths(config),
-            optimizer=from_mapping(OptimizerSpec, plain(config.train.optimizer), "train.optimizer"),
+            optimizer=optimizer_spec(config),
             n_devices=n_devices(config),
             batch_size=local_work(config).batch_size,
             seed=seed(config),
@@ -278,6 +296,20 @@ def job(config: DictConfig, source: str = "") -> "Job":
         raise SettingsError(
             places.get(error.field, error.field), error.value, error.allowed
         ) from error
+
+
+def optimizer_spec(config: DictConfig) -> "OptimizerSpec":
+    """Return how turns train: ``train.optimizer``, and what stands beside it in ``train``."""
+    from fedsplit.execution import OptimizerSpec
+
+    train = plain(config.train)
+    recipe = _without(train, ("optimizer", *_WORK))
+    try:
+        return from_mapping(OptimizerSpec, {**train["optimizer"], **recipe}, "train.optimizer")
+    except SettingsError as error:
+        name = error.field.removeprefix("train.optimizer.")
+        field = f"train.{name}" if name in recipe else error.field
+        raise SettingsError(field, error.value, error.allowed) from error
 
 
 def require_plain(config: DictConfig) -> None:
@@ -376,8 +408,7 @@ def link_settings(config: DictConfig) -> "LinkSettings":
 def local_work(config: DictConfig) -> LocalWork:
     """Return how much a device trains in a turn."""
     train = plain(config.train)
-    train.pop("optimizer")
-    return from_mapping(LocalWork, train, "train")
+    return from_mapping(LocalWork, {name: train[name] for name in _WORK if name in train}, "train")
 
 
 def codec_plan(config: DictConfig) -> "CodecPlan":

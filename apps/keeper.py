@@ -33,13 +33,23 @@ class Keeper:
         What the best round is judged by.
     model : SplitModel
         The whole model.
+    initial : mapping of str to Tensor
+        The adapters that the run began with.
     """
 
-    def __init__(self, folder: Path, settings: KeepSettings, by: str, model: SplitModel) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: KeepSettings,
+        by: str,
+        model: SplitModel,
+        initial: Mapping[str, Tensor],
+    ) -> None:
         self._folder = folder / KEPT
         self._settings = settings
         self._by = by
         self._model = model
+        self._initial = initial
 
     def keep(self, records: Sequence[RoundRecord], adapters: Mapping[str, Tensor]) -> None:
         """Keep the adapters of the last round, if they are due."""
@@ -61,7 +71,7 @@ class Keeper:
     def _write(self, name: str, adapters: Mapping[str, Tensor]) -> None:
         target, fresh = self._folder / name, self._folder / f".{name}.new"
         shutil.rmtree(fresh, ignore_errors=True)
-        save_trained(fresh, adapters, self._model)
+        save_trained(fresh, adapters, self._model, self._initial)
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
 

@@ -25,7 +25,9 @@ PATHS = (
     "evaluate.central",
     "link.certificate",
     "link.key",
+    "link.login",
     "link.root",
+    "model.adapter",
     "output",
     "resume",
 )
@@ -40,8 +42,10 @@ OPEN = (
     "codec.uplink",
     "fleet.processors",
     "model.config",
+    "model.lora",
     "strategy.cut",
     "strategy.learning",
+    "train.optimizer.options",
 )
 """Mappings whose keys whoever is built from them knows, not conf/."""
 

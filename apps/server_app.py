@@ -3,16 +3,19 @@
 import json
 import shlex
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from logging import ERROR, INFO, WARNING
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore import log
 from omegaconf import DictConfig
+from torch import Tensor
 
 from fedsplit.data import describe
 from fedsplit.errors import FedsplitError
@@ -36,9 +39,10 @@ from fedsplit.report import RoundRecord, RunReport
 from fedsplit.report.best import why_stop
 from fedsplit.report.card import write_card
 from fedsplit.report.export import save_trained
+from fedsplit.report.files import needed, spared
 from fedsplit.report.lock import locked
 from fedsplit.report.trackers import Tracker, open_tracker
-from fedsplit.schemes import Scheme, find_scheme
+from fedsplit.schemes import Scene, Scheme, find_scheme
 
 from .aggregator import build_aggregator
 from .config import data_spec, job, link_settings, load_config, output_folder, plain, run_settings
@@ -70,7 +74,8 @@ def run_job(grid: Grid, config: DictConfig, folder: Path) -> None:
     except Exception as error:
         # The command line shows this; Flower itself exits 0 when a ServerApp raises.
         cause = str(error) if isinstance(error, FedsplitError) else f"{error!r}"
-        (folder / ERROR_FILE).write_text(cause)
+        with suppress(OSError):
+            (folder / ERROR_FILE).write_text(cause)
         log(ERROR, "run failed: %s", cause)
         raise
 
@@ -94,6 +99,7 @@ class Run(RunListener):
         self._scheme = build_scheme(config)
         self._line: Timeline | None = None
         self._sites: dict[int, str] = {}
+        self._spent_j = np.zeros(self._system.fleet.n_devices)
         self._seq_len = data_spec(config).seq_len
         self._aggregator = build_aggregator(plain(config.aggregator))
         self._evaluation, self._keep = evaluate_settings(config), keep_settings(config)
@@ -105,6 +111,8 @@ class Run(RunListener):
         resumed = config.resume is not None
         self._checkpoint = load_checkpoint(folder) if resumed else None
         if self._checkpoint is not None:
+            if len(self._checkpoint.spent_j) == len(self._spent_j):
+                self._spent_j += self._checkpoint.spent_j
             self._report = RunReport.resume(
                 folder,
                 self._checkpoint.server_round,
@@ -126,12 +134,15 @@ class Run(RunListener):
             self._tracker = open_tracker(self._tracker_name, self._folder, self._config)
         with StageHost(job, self._link) as host:
             self._own = own = OwnTests(self._evaluation, job, host.model)
-            self._keeper = Keeper(self._folder, self._keep, self._evaluation.best_by, host.model)
+            initial = adapters = host.initial_adapters()
+            self._keeper = Keeper(
+                self._folder, self._keep, self._evaluation.best_by, host.model, initial
+            )
             strategy = SplitStrategy(
                 self._scheme,
                 self._aggregator,
                 job=job,
-                scene=self._system.scene,
+                scene=self._scene,
                 host=host,
                 options=SplitOptions(
                     n_edges=self._system.fleet.n_edges if settings.edge_nodes else 0,
@@ -141,17 +152,20 @@ class Run(RunListener):
                     evaluate_every=settings.evaluate_every,
                     quorum=settings.quorum,
                     max_update_norm=settings.max_update_norm,
+                    link=self._link,
                 ),
                 listener=self,
             )
-            adapters = host.initial_adapters()
             if self._checkpoint is not None:
                 adapters = self._checkpoint.adapters
                 restore_strategy(self._aggregator, self._checkpoint.strategy)
             result = strategy.start(
                 grid, to_record(adapters), num_rounds=settings.rounds, evaluate_fn=own.central
             )
-            self._finish(result.arrays, host.model)
+            self._finish(result.arrays, initial, host.model)
+
+    def _scene(self, server_round: int, samples: Mapping[int, int]) -> Scene:
+        return replace(self._system.scene(server_round, samples), spent_j=self._spent_j)
 
     def on_progress(self, phase: str, done: int, planned: int) -> None:
         """Say how far the round is."""
@@ -190,7 +204,8 @@ class Run(RunListener):
         elif outcome.server_round > 0:
             self._keeper.keep(self._report.records, adapters)
             state = strategy_state(self._aggregator)
-            save_checkpoint(self._folder, Checkpoint(number, adapters, state))
+            spent_j = tuple(self._spent_j.tolist())
+            save_checkpoint(self._folder, Checkpoint(number, adapters, state, spent_j))
             self._keeper.clear(self._report.records)
 
     def ends_run(self, server_round: int) -> bool:
@@ -218,17 +233,23 @@ class Run(RunListener):
         plan, system = outcome.plan, self._system
         line = system.timeline(plan, outcome.server_round, sent_bytes(outcome))
         self._line = line
+        self._spent_j = self._spent_j + line.cost.device_energy_j
         row = asdict(round_row(outcome.server_round, plan, line.cost, system.fleet))
         del row["round"]
         energy_j = row["device_energy_j"] + row["server_energy_j"]
         return {"delay_s": row.pop("delay_s"), "energy_j": energy_j, **row}
 
-    def _finish(self, arrays: ArrayRecord, model: SplitModel) -> None:
+    def _finish(
+        self, arrays: ArrayRecord, initial: Mapping[str, Tensor], model: SplitModel
+    ) -> None:
         if self._line is not None:
-            write_chrome_trace(self._line, self._folder / TRACE)
+            with spared(self._folder / TRACE):
+                write_chrome_trace(self._line, self._folder / TRACE)
         name = "adapter" if self._job.model.train == "lora" else "model"
-        save_trained(self._folder / name, dict(arrays.to_torch_state_dict()), model)
-        write_card(self._folder / name, self._config, self._report.records)
+        trained = dict(arrays.to_torch_state_dict())
+        with needed(self._folder):
+            save_trained(self._folder / name, trained, model, initial)
+            write_card(self._folder / name, self._config, self._report.records)
         (self._folder / PROGRESS).unlink(missing_ok=True)
         if self._tracker is not None:
             self._tracker.close()

@@ -3,16 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from rich.console import Console
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution.generation import Generation, generate
 from fedsplit.flower.server.checkpoint import load_checkpoint
-from fedsplit.models import ModelSpec, SplitModel, load, read_tokenizer
+from fedsplit.models import SplitModel, load, read_tokenizer
+from fedsplit.models.lora import adapter_settings
+from fedsplit.plan import DEVICE, Segment
 from fedsplit.report import RoundRecord, plain_text, read_records
 from fedsplit.report.card import write_card
 from fedsplit.report.export import save_model, save_trained
@@ -48,8 +47,10 @@ def export(folder: Path, which: str, output: Path | None, *, merge: bool, consol
     model, weights, reached = _trained(folder, which)
     require(not target.exists(), "--output", str(target), "a folder that is not there yet")
     require_folder(target, "--output")
-    write = save_model if merge else save_trained
-    write(target, weights, model)
+    if merge:
+        save_model(target, weights, model)
+    else:
+        save_trained(target, weights, model, model.adapters(_whole(model)))
     write_card(target, read_config(folder), _until(folder, reached))
     console.print(plain_text(f"round {reached} of {folder}: written to {target}"), soft_wrap=True)
     return 0
@@ -88,17 +89,13 @@ def _trained(folder: Path, which: str) -> tuple[SplitModel, dict[str, Tensor], i
     place = kept_folder(folder, which)
     number = int(place.name.partition("_")[2])
     if spec.train == "full":
-        model = load(_from(spec, place))
-        return model, {}, number
-    try:
-        return load(spec), load_file(place / SAFETENSORS_WEIGHTS_NAME), number
-    except (OSError, SafetensorError) as error:
-        raise FedsplitError(f"{place}: cannot be read ({error})") from error
+        return load(replace(spec, source=str(place), model_type=None, config={})), {}, number
+    model = load(replace(spec, **adapter_settings(str(place))))
+    return model, model.adapters(_whole(model)), number
 
 
-def _from(spec: ModelSpec, place: Path) -> ModelSpec:
-    """Return `spec` with the weights in the folder `place`."""
-    return replace(spec, source=str(place), model_type=None, config={})
+def _whole(model: SplitModel) -> Segment:
+    return Segment(DEVICE, 0, model.n_blocks)
 
 
 def _until(folder: Path, server_round: int) -> list[RoundRecord]:

@@ -145,7 +145,8 @@ class TurnTask:
 class EdgeTurn:
     """One turn that an edge is to serve.
 
-    Who may enter it, where it goes on, its mini-batches (in evaluation, at most), and its weight.
+    Who may enter it, where it goes on, what trains it, its mini-batches (in evaluation, at most),
+    and its weight.
     """
 
     token: str
@@ -153,6 +154,7 @@ class EdgeTurn:
     steps: int
     seed: int
     onward: Contact | None
+    optimizer: OptimizerSpec | None = None
     weight: float = 1.0
 
 

@@ -18,7 +18,7 @@ from transformers.utils.hub import cached_file
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.models import SplitModel, read_tokenizer
-from fedsplit.models.adapters import ADAPTER, lora_config
+from fedsplit.models.lora import ADAPTER, as_plain_lora, lora_config
 from fedsplit.models.private import quiet_bars
 
 _PREFIX = "base_model.model."
@@ -60,12 +60,20 @@ def save_adapter(
     _save(folder / SAFETENSORS_WEIGHTS_NAME, adapters)
 
 
-def save_trained(folder: Path, weights: Mapping[str, Tensor], model: SplitModel) -> None:
-    """Write what was trained of `model`: its adapter for PEFT, or all of it for transformers."""
+def save_trained(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    model: SplitModel,
+    initial: Mapping[str, Tensor],
+) -> None:
+    """Write what was trained of `model`: its adapter for PEFT, or all of it for transformers.
+
+    `initial` are the values that its adapters began with: some were taken out of the base weights.
+    """
     spec = model.spec
     if spec.train == "lora":
-        config = lora_config(spec, model.config.model_type)
-        save_adapter(folder, weights, config, spec.source or str(spec.model_type))
+        config, adapters = as_plain_lora(lora_config(spec, model.model), weights, initial)
+        save_adapter(folder, adapters, config, spec.source or str(spec.model_type))
     else:
         save_model(folder, weights, model)
 

@@ -105,6 +105,7 @@ class Device:
                 adapters=_adapters(task, message),
                 optimizer=job.optimizer,
                 seed=task.seed,
+                steps=turn.steps,
                 link=link,
                 token=token,
                 codec=turn.codec,

@@ -151,11 +151,11 @@ class StageHost:
                 token,
                 route,
                 position,
-                turn.codec,
-                seed,
-                optimizer is not None,
-                fetched,
-                self._job.bounds(steps),
+                codec=turn.codec,
+                seed=seed,
+                train=optimizer is not None,
+                adapters_on_link=fetched,
+                bounds=self._job.bounds(steps),
             )
             stage = self._stage(segment.tier)
             stage.open_turn(request, optimizer=optimizer, downstream=downstream)

@@ -42,6 +42,12 @@ class Work:
         """Whether it trains."""
         return self.optimizer is not None
 
+    def within(self, index: int, count: int) -> "Work":
+        """Return the work of the `index`-th of `count` waves."""
+        if self.optimizer is None:
+            return self
+        return replace(self, optimizer=self.optimizer.within(index, count))
+
     @property
     def phase(self) -> str:
         """Its name: "train" or "evaluate"."""
@@ -159,7 +165,7 @@ class TurnRunner:
     def _message(self, work: Work, run: TurnRun, presence: Contact, roster: Roster) -> Message:
         turn, adapters = run.turn, run.adapters
         task = TurnTask(
-            job=replace(self._job, optimizer=work.optimizer or self._job.optimizer),
+            job=replace(self._job, optimizer=run.optimizer or self._job.optimizer),
             presence=presence,
             server_round=work.server_round,
             turn=turn,
