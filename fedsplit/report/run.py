@@ -216,6 +216,19 @@ def is_finished(folder: Path) -> bool:
     return "summary" in _results(folder)
 
 
+def read_stopped(folder: Path) -> str | None:
+    """Return why the run in `folder` ended before its last round; None if it did not.
+
+    Raises
+    ------
+    FedsplitError
+        As for `read_records`.
+    """
+    summary = _results(folder).get("summary")
+    stopped = summary.get("stopped") if isinstance(summary, dict) else None
+    return None if stopped is None else str(stopped)
+
+
 def _results(folder: Path) -> dict[str, Any]:
     path = folder / RESULTS
     try:

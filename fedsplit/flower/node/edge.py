@@ -82,7 +82,7 @@ def _serve(task: EdgeTask, message: Message, context: Context, presence: Presenc
         for turn, request in zip(branch.turns, wanted, strict=True):
             stage.open_turn(
                 request,
-                optimizer=task.job.optimizer if task.train else None,
+                optimizer=turn.optimizer,
                 downstream=_onward(turn, settings, task.job),
             )
         stays.append(_Stay(stage, model, branch, wanted, adapters))

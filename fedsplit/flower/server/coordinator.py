@@ -204,14 +204,16 @@ class Coordinator:
         # Averaged at a server of this process, adapters still go over the devices' links.
         way = AdapterWay.MESSAGE if branch.way is AdapterWay.MESSAGE else AdapterWay.LINK
         try:
-            for wave, following in zip(branch.waves, (*branch.waves[1:], ()), strict=True):
+            waves = branch.waves
+            works = [work.within(number, len(waves)) for number in range(len(waves))]
+            for number, (wave, following) in enumerate(zip(waves, (*waves[1:], ()), strict=True)):
                 for run in ahead:
                     if run.result is None:
                         run.begin(adapters)
-                fresh = [] if ahead else self._start(work, wave, adapters, way)
+                fresh = [] if ahead else self._start(works[number], wave, adapters, way)
                 runs = ahead or fresh
                 ahead = [
-                    self._place(work, turn, AdapterWay.LINK)
+                    self._place(works[number + 1], turn, AdapterWay.LINK)
                     for turn in self._startable(wave, following)
                 ]
                 begun = [*fresh, *ahead]
