@@ -20,7 +20,8 @@ from fedsplit.report import plain_text
 from fedsplit.schemes import Scheme, planned
 
 from .check import blaming_the_configuration, require_fields, require_folder
-from .config import load_config, make_folder, model_spec, output_folder, require_plain
+from .config import load_config, model_spec, output_folder, require_plain
+from .outputs import make_folder
 from .overrides import expand_sweeps
 from .plan_report import RoundRow, comparison_table, round_row, write_results
 from .scenario import build_system, check_first_round

@@ -161,6 +161,6 @@ class Scene:
             self.fleet,
             states,
             self.work.batch_size,
-            self.codec_ratio,
-            sent,
+            codec_ratio=self.codec_ratio,
+            sent=sent,
         )

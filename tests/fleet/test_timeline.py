@@ -454,7 +454,7 @@ def test_codecs_shrink_boundaries_but_not_adapters(seed, up, down):
     codec = CodecPlan({"name": "a"}, {"name": "b"})
     plan = RoundPlan((Branch((turn(0, Route.two_tier(N_BLOCKS, 2), 4, codec=codec),)),))
     ratios = {"a": up, "b": down}
-    line = timeline(plan, profile, fleet, state, BATCH, lambda s: ratios[s["name"]])
+    line = timeline(plan, profile, fleet, state, BATCH, codec_ratio=lambda s: ratios[s["name"]])
     raw, adapters = 4 * papers.boundary(2) / 8, papers.adapters(0, 3) / 8
     assert line.cost.uplink_bytes[0] == close(up * raw + adapters)
     assert line.cost.downlink_bytes[0] == close(down * raw + adapters)

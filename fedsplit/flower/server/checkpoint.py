@@ -59,12 +59,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     target, fresh, old = folder / _FOLDER, folder / f"{_FOLDER}.new", folder / f"{_FOLDER}.old"
     try:
         _write(fresh, checkpoint)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        fresh.rename(target)
     except (OSError, SafetensorError) as error:
         raise FedsplitError(f"{fresh}: checkpoint cannot be written ({error})") from error
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
