@@ -22,10 +22,12 @@ from fedsplit.errors import FedsplitError, SettingsError, require, require_choic
 PATHS = (
     "channel.trace_file",
     "data.path",
+    "evaluate.central",
     "link.certificate",
     "link.key",
     "link.login",
     "link.root",
+    "model.adapter",
     "output",
     "resume",
 )
@@ -40,6 +42,7 @@ OPEN = (
     "codec.uplink",
     "fleet.processors",
     "model.config",
+    "model.lora",
     "strategy.cut",
     "strategy.learning",
     "train.optimizer.options",

@@ -1,28 +1,31 @@
 """From what came out of a round to what is kept of it."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from fedsplit.flower import RoundOutcome, TurnOutcome
 from fedsplit.flower.server.outcome import accuracy, mean_loss
 from fedsplit.plan import DEVICE, Route
 from fedsplit.report import RoundRecord, TurnRow
 
+from .outputs import METRICS
+
 # Which tier a link's bytes are counted to, by the name of the link.
 _TIERS = {"": "device", "backhaul-": "edge"}
 
 
-def record_of(outcome: RoundOutcome, task: str) -> RoundRecord:
+def record_of(outcome: RoundOutcome, task: str, metrics: Sequence[str] = METRICS) -> RoundRecord:
     """Return the record of a round; bytes are those of training and evaluation together."""
     eval_loss = mean_loss(outcome.evaluation)
-    language = task == "causal-lm" and eval_loss is not None
     turns = [*outcome.turns, *outcome.evaluation]
+    found = scores(eval_loss, accuracy(outcome.evaluation), task, metrics)
     return RoundRecord(
         round=outcome.server_round,
         train_loss=mean_loss(outcome.turns),
         eval_loss=eval_loss,
-        perplexity=_perplexity(eval_loss) if language else None,
-        accuracy=accuracy(outcome.evaluation),
+        perplexity=found.get("perplexity"),
+        accuracy=found.get("accuracy"),
+        token_accuracy=found.get("token_accuracy"),
         bytes_up=_bytes(turns, "up"),
         bytes_down=_bytes(turns, "down"),
         wall_s=outcome.wall_s,
@@ -31,6 +34,22 @@ def record_of(outcome: RoundOutcome, task: str) -> RoundRecord:
         participants=tuple(dict.fromkeys(turn.turn.device for turn in outcome.turns)),
         failures=outcome.failures,
     )
+
+
+def scores(
+    loss: float | None, right: float | None, task: str, metrics: Sequence[str]
+) -> dict[str, float]:
+    """Return what goes with an evaluation's loss, by name.
+
+    Of a language model those of `metrics`; of a classifier its accuracy. `right` is the share of
+    targets predicted right.
+    """
+    if task != "causal-lm":
+        return {} if right is None else {"accuracy": right}
+    found = {"perplexity": _perplexity(loss), "token_accuracy": right}
+    if loss is None:
+        return {}
+    return {name: value for name in metrics if (value := found[name]) is not None}
 
 
 def turn_rows(outcome: RoundOutcome, sites: Mapping[int, str]) -> list[TurnRow]:

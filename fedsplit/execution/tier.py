@@ -295,7 +295,8 @@ class Tier:
         loss = scalar.item()
         if not math.isfinite(loss):
             raise FedsplitError(f"loss={loss}: must be finite (step {self._step}, {segment})")
-        correct = _count_correct(output, inputs["labels"])
+        tokens = self._model.counts_tokens and not self._train
+        correct = _count_correct(output, inputs["labels"], tokens=tokens)
         return scalar, EvalReply(loss, output.n_targets, correct)
 
     def _collect(self, received: Boundary | None) -> Gradients:
@@ -324,11 +325,14 @@ def dropout_seed(seed: int, step: int, segment: Segment) -> int:
     return derive_seed(seed, "dropout", step, segment.start, *alone)
 
 
-def _count_correct(output: Output, labels: Tensor) -> int | None:
-    """Return how many images are classified right; None where `output` is not a classifier's."""
-    if output.logits is None or output.logits.dim() != 2:
+def _count_correct(output: Output, labels: Tensor, *, tokens: bool) -> int | None:
+    """Return how many images, or `tokens` if asked for, are predicted right; else None."""
+    if output.logits is None or (output.logits.dim() != 2 and not tokens):
         return None
-    return int((output.logits.argmax(-1) == labels.to(output.logits.device)).sum())
+    found, labels = output.logits.argmax(-1), labels.to(output.logits.device)
+    if output.logits.dim() == 3:
+        found, labels = found[:, :-1], labels[:, 1:]  # a label that is ignored is below any token
+    return int((found == labels).sum())
 
 
 def _smoothed(output: Output, labels: Tensor, smoothing: float) -> Tensor:

@@ -97,6 +97,10 @@ class RunListener(Listener):
     ) -> None:
         """Take what came out of a round and the global adapters; round 0 is the evaluation."""
 
+    def ends_run(self, server_round: int) -> bool:
+        """Return whether the run is to end after a round, before its last one."""
+        return False
+
 
 class SplitStrategy(Strategy):
     """A Flower strategy whose devices train only a part of a model, the servers the rest.
@@ -215,13 +219,15 @@ class SplitStrategy(Strategy):
                 work = LocalWork(batch_size=self._job.batch_size)
                 seed = self._job.seed
                 self._scene = make_system(self._job.model, fleet=fleet, work=work, seed=seed).scene
+            # Nodes are given adapters; they need not have the folder that the run started from.
+            job = replace(self._job, model=replace(self._job.model, adapter=None))
             link = options.link or LinkSettings()
-            login_keys = link.login_keys(self._job.n_devices, options.n_edges)
+            login_keys = link.login_keys(job.n_devices, options.n_edges)
             self._coordinator = Coordinator(
                 grid,
                 host,
-                job=self._job,
-                roster=discover(grid, self._job, options.n_edges, login_keys),
+                job=job,
+                roster=discover(grid, job, options.n_edges, login_keys),
                 places=options.places,
                 start_ahead=options.start_ahead,
                 max_update_norm=options.max_update_norm,
@@ -263,6 +269,8 @@ class SplitStrategy(Strategy):
                 )
             else:
                 self._listener.on_round(outcome, arrays, None)
+            if self._listener.ends_run(server_round):
+                break
         return result
 
     def _train(

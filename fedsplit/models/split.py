@@ -22,11 +22,12 @@ from fedsplit.models.crossing import (
     input_forms,
     probes,
 )
+from fedsplit.models.lora import read_adapter
 from fedsplit.models.private import BatchNorm, SharedStates
 from fedsplit.models.slots import find_slots
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import placeholder
-from fedsplit.models.weights import build, held_bytes, is_phantom
+from fedsplit.models.weights import build, held_bytes, is_phantom, move
 from fedsplit.plan import DEVICE, Route, Segment
 
 # Building on the meta device patches torch's modules for the whole process.
@@ -52,7 +53,13 @@ def load(
     FedsplitError
         If the model is unknown, cannot be cut, or its checkpoint cannot be read by segments.
     """
-    return assemble(spec, spec.load_config(), segments, torch.device(device))
+    model = assemble(spec, spec.load_config(), segments, torch.device(device))
+    if spec.adapter is not None:
+        held = model.trained()
+        model.install(
+            {name: nn.Parameter(v) for name, v in read_adapter(spec.adapter, held).items()}
+        )
+    return model
 
 
 def assemble(
@@ -69,9 +76,10 @@ def assemble(
     # Token ids are of use only together with the embeddings, which stay frozen there.
     read = owned | {EMBED} if spec.share_token_ids else owned
     with _BUILDING:
-        model = build(spec, config, lambda name: not read.isdisjoint(parts.positions[name]), device)
+        model = build(spec, config, lambda name: not read.isdisjoint(parts.positions[name]))
         if spec.train == "lora":
             add_adapters(model, spec, lambda name: not read.isdisjoint(parts.of_module(name)))
+        move(model, device)
     return SplitModel(spec, config, model, parts, owned)
 
 
@@ -129,8 +137,11 @@ class SplitModel:
     boundary instead of computing, and the forward is left after the segment's last block, so that
     masks, positions and rotary tables are those of the model's own code.
 
-    One thread at a time may call `run`.
+    One thread at a time may call `run`. `counts_tokens` says whether those who evaluate it count
+    the tokens predicted right, which takes a look at all logits.
     """
+
+    counts_tokens = False
 
     def __init__(
         self,
@@ -215,6 +226,10 @@ class SplitModel:
         return {
             name: self._slots[name].get().detach().clone() for name in self.adapter_names(segment)
         }
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return all that is trained on this tier, by name, the tensors themselves."""
+        return {name: slot.get() for name, slot in self._slots.items()}
 
     def trainable(self, segment: Segment) -> dict[str, nn.Parameter]:
         """Return fresh parameters with the values installed for `segment`: a branch's own."""

@@ -203,6 +203,28 @@ WRONG = [
     ),
     ("run model.target_modules=3", "model.target_modules=3: must be text or a list or null"),
     ("run model.target_modules=[1]", "model.target_modules=[1]: must be text or a list or null"),
+    ("run model.lora=3", "model.lora=3: must be a mapping"),
+    ("run model.lora.use_dorra=true", "model.lora.use_dorra=True: must be a known setting"),
+    ("run model.lora.use_dora=1", "model.lora.use_dora=1: must be true or false"),
+    ("run model.lora.r=4", "model.lora.r=4: must be given as model.r"),
+    ("run model.lora.bias=all", "model.lora.bias='all': must be absent: biases belong to"),
+    ("run model.lora.init_lora_weights=eva", "model.lora.init_lora_weights='eva': must be one of"),
+    ("run model.lora.rank_pattern={q_proj:0}", "model.lora.rank_pattern.q_proj=0: must be a fin"),
+    (
+        "run model.target_modules=[q_proj] model.lora.layers_to_transform=[0,9]",
+        "model.lora.layers_to_transform=9: must be the number of a block with an adapter",
+    ),
+    (
+        "run model.lora.layers_to_transform=[0]",
+        "model.lora={'layers_to_transform': [0]}: must be what PEFT can make adapters of (`layers",
+    ),
+    ("run model.lora.modules_to_save=[x]", "model.lora.modules_to_save='x': must be the name of"),
+    (
+        "run model.train=full model.lora.use_dora=true",
+        "model.lora={'use_dora': True}: must be abse",
+    ),
+    ("run model.train=ia3", "model.train='ia3': must be one of lora, full"),
+    ("run model.adapter=nowhere", "must be a folder with PEFT's adapter_config.json"),
     (
         "run model.share_token_ids=yes-please",
         "model.share_token_ids='yes-please': must be true or false",

@@ -23,6 +23,7 @@ from fedsplit.data import (
     Samples,
     batches,
     confine,
+    draw,
     load_data,
     load_device,
     training_batches,
@@ -123,7 +124,8 @@ class Device:
         task = _read(message, context)
         with at_work(task.presence, context, task.job) as presence:
             job, turn, model = task.job, task.turn, _load(task)
-            _, data = self._data(job, context)
+            _, held = self._data(job, context)
+            data = draw(held, job.max_eval_samples, generator(job.seed, "evaluate", turn.device))
             link, token = _dial(task, context, presence)
             started = time.perf_counter()
             forget_peak()

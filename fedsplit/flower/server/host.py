@@ -55,7 +55,9 @@ class StageHost:
         self._tls = self._link.server_tls(self._link.security)
 
         def read() -> SplitModel:
-            return load(job.model, None, torch_device(job.accelerator))
+            model = load(job.model, None, torch_device(job.accelerator))
+            model.counts_tokens = job.token_accuracy
+            return model
 
         # Loading draws from torch's global generator: it must not cut in on a running branch.
         self._load: Callable[[], SplitModel] = lambda: compute(read)

@@ -91,7 +91,8 @@ class TurnRunner:
         """Return the mini-batches that a turn has to have."""
         if work.train:
             return turn.steps
-        return math.ceil(roster.by_index(turn.device).n_test / self._job.batch_size)
+        held, most = roster.by_index(turn.device).n_test, self._job.max_eval_samples
+        return math.ceil((held if most is None else min(held, most)) / self._job.batch_size)
 
     def attempt(self, work: Work, run: TurnRun, roster: Roster) -> Turns:
         """Run one turn; `TurnRun.result` holds what came of it."""
