@@ -57,6 +57,8 @@ def check(config: DictConfig, folder: Path) -> None:
         system = build_system(config)
     edges = system.fleet.n_edges
     require(edges > 0 or not settings.edge_nodes, "run.edge_nodes", True, "false without edges")
+    forgetful = settings.edge_nodes and work.optimizer.keep_state
+    require(not forgetful, "train.keep_state", True, "false with run.edge_nodes, which forget")
     check_first_round(build_scheme(config), system)
     require_own_tests(config, work, data)
     if config.resume is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import compute
-from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.optim import OptimizerSpec, State
 from fedsplit.execution.tier import Tier
 from fedsplit.models import SplitModel
 from fedsplit.plan import DEVICE, CodecPlan, Route
@@ -46,6 +46,8 @@ class TurnResult:
         Bytes that the device's link carried.
     compute_s, link_s : float
         Wall seconds spent computing, and waiting for the rest of the route.
+    state : dict of str to State
+        What the device's optimizer keeps of each of its parameters, where it is to be kept.
     """
 
     adapters: dict[str, Tensor]
@@ -53,6 +55,7 @@ class TurnResult:
     stats: LinkStats = field(default_factory=LinkStats)
     compute_s: float = 0.0
     link_s: float = 0.0
+    state: dict[str, State] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -95,6 +98,7 @@ def train_turn(
     optimizer: OptimizerSpec,
     seed: int,
     steps: int | None = None,
+    kept: Mapping[str, State] | None = None,
     link: Link | None = None,
     token: str | None = None,
     codec: CodecPlan | None = None,
@@ -118,6 +122,8 @@ def train_turn(
         Seed of the turn, the same on every tier.
     steps : int or None
         How many `batches` there are; needed where the learning rate follows a schedule.
+    kept : mapping of str to State, optional
+        What the device's optimizer kept of its parameters (`TurnResult.state`), to go on with.
     link : Link or None
         Leads to the second segment; None on a device-only route.
     token : str or None
@@ -132,7 +138,7 @@ def train_turn(
     FedsplitError
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
-    turn = _DeviceTurn(model, route, optimizer, seed, link, steps)
+    turn = _DeviceTurn(model, route, optimizer, seed, link, steps, kept)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -165,6 +171,7 @@ class _DeviceTurn:
         seed: int,
         link: Link | None,
         steps: int | None = None,
+        kept: Mapping[str, State] | None = None,
     ) -> None:
         segments = route.on(DEVICE)
         if (len(route.segments) > 1) != (link is not None):
@@ -177,7 +184,8 @@ class _DeviceTurn:
         self._optimizer = optimizer
         self._seed = seed
         self._train = optimizer is not None
-        self._steps = steps
+        self._keeps = optimizer is not None and optimizer.keep_state
+        self._steps, self._kept = steps, kept
         self._link = link
         self._behind: float | None = 0.0  # norm of a step's gradients on the other tiers
         self._reports: list[StepReport] = []
@@ -215,7 +223,13 @@ class _DeviceTurn:
                 self._wait(lambda: link.open(request, returning))
             start = self._fetch() if adapters is None else adapters
             self._tier = Tier(
-                self._model, self._segments, start, self._optimizer, self._seed, self._steps
+                self._model,
+                self._segments,
+                start,
+                self._optimizer,
+                self._seed,
+                self._steps,
+                self._kept,
             )
             together = 1 if self._optimizer is None else self._optimizer.accumulate
             rest = iter(batches)
@@ -248,6 +262,7 @@ class _DeviceTurn:
             self._stats,
             self._total_s - self._link_s,
             self._link_s,
+            state=self._tier.state() if self._keeps else {},
         )
 
     def _run_step(self, group: "list[Batch]") -> None:

@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import compute
-from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.optim import OptimizerSpec, State, put_state, state_of
 from fedsplit.models import Boundary, Output, SplitModel
 from fedsplit.plan import Segment
 from fedsplit.seeds import derive_seed
@@ -40,6 +40,8 @@ class Tier:
         Seed of the turn.
     steps : int or None
         Mini-batches of the turn; needed where the learning rate follows a schedule.
+    kept : mapping of str to State, optional
+        What optimizers kept of parameters, to go on with.
 
     Raises
     ------
@@ -55,6 +57,7 @@ class Tier:
         optimizer: OptimizerSpec | None,
         seed: int,
         steps: int | None = None,
+        kept: Mapping[str, State] | None = None,
     ) -> None:
         self._model = model
         self._seed = seed
@@ -71,7 +74,10 @@ class Tier:
         for name, parameter in self._parameters.items():
             _fill(name, parameter, adapters)
         trained = [item for item in self._parameters.values() if item.requires_grad]
+        self._names = [name for name, item in self._parameters.items() if item.requires_grad]
         self._optimizer = optimizer.build(trained) if optimizer and trained else None
+        if self._optimizer is not None and kept:
+            put_state(self._optimizer, self._names, kept)
         self._train = optimizer is not None
         drawn = optimizer is not None and optimizer.proximal_mu > 0
         self._start = [item.detach().clone() for item in trained] if drawn else []
@@ -122,6 +128,11 @@ class Tier:
         return compute(
             lambda: {name: item.detach().clone() for name, item in self._parameters.items()}
         )
+
+    def state(self) -> dict[str, State]:
+        """Return copies of what the optimizer keeps of each parameter, by name."""
+        optimizer = self._optimizer
+        return {} if optimizer is None else compute(lambda: state_of(optimizer, self._names))
 
     def forward(
         self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None = None

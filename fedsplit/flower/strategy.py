@@ -143,6 +143,9 @@ class SplitStrategy(Strategy):
         options: SplitOptions | None = None,
         listener: RunListener | None = None,
     ) -> None:
+        optimizer, at_nodes = job.optimizer, options is not None and options.n_edges > 0
+        fits = not (optimizer.keep_state and at_nodes)
+        require(fits, "train.keep_state", True, "false where edge servers are nodes, which forget")
         self.scheme = scheme
         self.inner = inner if inner is not None else FedAvg()
         # Nodes say which source they run, and must run this one.

@@ -34,6 +34,7 @@ from fedsplit.execution import TurnResult, evaluate_turn, train_turn
 from fedsplit.execution.peak import forget_peak, peak_bytes
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import answer, read_arrays, read_task
+from fedsplit.flower.node.kept import read_state, write_state
 from fedsplit.flower.node.models import cached_model
 from fedsplit.flower.source import source_hash
 from fedsplit.flower.tasks import Contact, Job, TurnTask
@@ -106,12 +107,15 @@ class Device:
                 optimizer=job.optimizer,
                 seed=task.seed,
                 steps=turn.steps,
+                kept=read_state(context) if job.optimizer.keep_state else None,
                 link=link,
                 token=token,
                 codec=turn.codec,
             )
             wall_s = time.perf_counter() - started
             log(INFO, "device %s: %s steps, loss %.4f", turn.device, result.steps, result.loss)
+            if job.optimizer.keep_state:
+                write_state(context, result.state)
             trained = result.adapters if task.way is AdapterWay.MESSAGE else None
             return answer(message, _metrics(result, wall_s), arrays=trained)
 
