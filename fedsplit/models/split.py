@@ -156,6 +156,7 @@ class SplitModel:
                 norm.momentum = 0.0
         self._segment: Segment | None = None
         self._received: Any = None
+        self._installed: Mapping[str, nn.Parameter] | None = None
         self._crossings: dict[tuple[int, int | None], Crossing] = {}
         for index, name in enumerate(parts.blocks):
             block = model.get_submodule(name)
@@ -216,6 +217,8 @@ class SplitModel:
         FedsplitError
             If a name is unknown or a shape differs.
         """
+        if parameters is self._installed:
+            return
         for name, parameter in parameters.items():
             slot = self._slots.get(name)
             if slot is None:
@@ -227,6 +230,7 @@ class SplitModel:
                 )
         for name, parameter in parameters.items():
             self._slots[name].put(parameter)
+        self._installed = parameters
 
     def travelling(self, inputs: Mapping[str, Tensor], route: Route) -> dict[str, Tensor]:
         """Return what later tiers of `route` need of a batch, in small types.
