@@ -4,9 +4,8 @@ import itertools
 import pickle
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from logging import ERROR
 from multiprocessing.connection import Connection
@@ -184,17 +183,13 @@ class PoolGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Send messages; return the answers that come within `timeout` seconds."""
-        names = set(self.push_messages(messages))
-        deadline = None if timeout is None else time.monotonic() + timeout
+        names = list(self.push_messages(messages))
+        sent = {self._replies[name]: name for name in names}
         answers: list[Message] = []
-        while names:
-            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            futures = [self._replies[name] for name in names]
-            if not wait(futures, left, FIRST_COMPLETED).done:
-                break
-            come = list(self.pull_messages(list(names)))
-            names -= {answer.metadata.reply_to_message_id for answer in come}
-            answers += come
+        with suppress(TimeoutError):
+            for future in as_completed(sent, timeout):
+                del self._replies[sent[future]]
+                answers.append(future.result())
         return answers
 
     def _context(self, message: Message) -> Context:
