@@ -31,6 +31,7 @@ from fedsplit.flower.server.outcome import (
     mean_loss,
 )
 from fedsplit.flower.server.roster import DeviceGrid, discover
+from fedsplit.flower.server.spool import Spooled
 from fedsplit.flower.source import source_hash
 from fedsplit.flower.system import make_system
 from fedsplit.flower.tasks import Job
@@ -390,7 +391,10 @@ class SplitStrategy(Strategy):
         devices = dict.fromkeys(turn.turn.device for turn in outcome.turns)
         samples = [roster.by_index(device).n_train for device in devices]
         reply = _metrics_reply(outcome.turns, self.scheme.branch_weight(samples), message)
-        reply.content["arrays"] = to_record(outcome.adapters)
+        adapters = outcome.adapters
+        reply.content["arrays"] = (
+            adapters.record() if isinstance(adapters, Spooled) else to_record(adapters)
+        )
         return clipped(message, reply, self.inner) if clips else reply
 
     def _running(self) -> Coordinator:
