@@ -18,6 +18,7 @@ from fedsplit.errors import FedsplitError, SettingsError, require, require_known
 from fedsplit.flower import Job, LinkSettings
 from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import ModelSpec
+from fedsplit.privacy import PrivacySpec, epsilon
 from fedsplit.report import is_finished, read_records
 
 from .aggregator import build_aggregator, require_enough_devices
@@ -47,6 +48,7 @@ def check(config: DictConfig, folder: Path) -> None:
     require_folder(folder)
     require_enough_devices(build_aggregator(plain(config.aggregator)), devices)
     data = data_spec(config)
+    require_budget(work.privacy)
     require_model(work.model, data)
     require_data(work, data)
     with blaming_the_configuration(work.model):
@@ -59,6 +61,14 @@ def check(config: DictConfig, folder: Path) -> None:
         read_records(folder)
         least = reached + 1 if is_finished(folder) else reached
         require(config.rounds >= least, "rounds", config.rounds, f"above {reached}, already done")
+
+
+def require_budget(spec: PrivacySpec) -> None:
+    """Refuse a budget that a single use of a sample would overspend, and noise without account."""
+    if spec.noise_multiplier > 0:
+        least = epsilon(spec, 1)
+        enough = spec.budget is None or spec.budget >= least
+        require(enough, "privacy.budget", spec.budget, f"at least {least:.3g}, what one use spends")
 
 
 def require_accelerator(name: str, on_this_machine: bool) -> None:

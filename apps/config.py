@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fedsplit.flower import Job, LinkSettings
     from fedsplit.models import ModelSpec
     from fedsplit.plan import CodecPlan
+    from fedsplit.privacy import PrivacySpec
     from fedsplit.transport import ServerLimits
 
 _PACKAGED = "package:default"
@@ -286,6 +287,7 @@ def job(config: DictConfig, source: str = "") -> "Job":
             security=link.security,
             patience=patience(config),
             limits=server_limits(config),
+            privacy=privacy_spec(config),
         )
     except SettingsError as error:
         places = {"threads": "run.threads"}
@@ -391,6 +393,24 @@ def local_work(config: DictConfig) -> LocalWork:
     train = plain(config.train)
     train.pop("optimizer")
     return from_mapping(LocalWork, train, "train")
+
+
+def privacy_spec(config: DictConfig) -> "PrivacySpec":
+    """Return the ``privacy`` group: how devices defend what they send.
+
+    Raises
+    ------
+    FedsplitError
+        If it is wrong, or noise between machines came from a seed that the server knows.
+    """
+    from fedsplit.privacy import SYSTEM, PrivacySpec
+
+    spec = from_mapping(PrivacySpec, plain(config.privacy), "privacy")
+    noisy = spec.noise_multiplier > 0 or spec.gradient_noise_multiplier > 0
+    open_to_the_server = noisy and config.link.bind is not None and spec.randomness != SYSTEM
+    allowed = f"{SYSTEM!r} between machines: the server knows the seed, and could take noise off"
+    require(not open_to_the_server, "privacy.randomness", spec.randomness, allowed)
+    return spec
 
 
 def codec_plan(config: DictConfig) -> "CodecPlan":

@@ -32,7 +32,7 @@ from fedsplit.flower.source import source_hash
 from fedsplit.mapping import call
 from fedsplit.models import SplitModel
 from fedsplit.models.adapters import lora_config
-from fedsplit.plan import Failure
+from fedsplit.plan import Failure, RoundPlan
 from fedsplit.report import RunReport
 from fedsplit.report.export import save_adapter, save_model
 from fedsplit.report.lock import locked
@@ -43,6 +43,7 @@ from .config import data_spec, job, link_settings, load_config, output_folder, p
 from .plan_report import round_row
 from .records import record_of, sent_bytes
 from .scenario import build_system, check_first_round
+from .spending import Spending
 
 app = ServerApp()
 PROGRESS, ERROR_FILE, TRACE = "progress.json", "error.txt", "modelled_trace.json"
@@ -101,6 +102,9 @@ class Run(RunListener):
             )
         else:
             self._report = RunReport(folder, plain(config), self._settings.rounds)
+        last = self._report.records[-1:]
+        before = last[0].privacy if last else None
+        self._spending = Spending(self._job.privacy, self._job.batch_size, before)
 
     def execute(self, grid: Grid) -> None:
         """Run all rounds and write what came out."""
@@ -144,9 +148,15 @@ class Run(RunListener):
 
     def on_nodes(self, roster: Roster) -> None:
         """Write down what the devices' data are."""
+        by_index = sorted(roster.nodes, key=lambda node: node.index)
+        self._spending.know([node.n_train for node in by_index])
         counts = {node.index: node.counts for node in roster.nodes if node.counts is not None}
         lines = describe(counts, self._seq_len)
         self._report.add_data(lines, {str(i): held.flat() for i, held in counts.items()})
+
+    def on_plan(self, server_round: int, plan: RoundPlan) -> None:
+        """End the run before a round that would overspend its privacy budget."""
+        self._spending.plan(plan)
 
     def on_failure(self, failure: Failure) -> None:
         """Write it down at once."""
@@ -156,7 +166,9 @@ class Run(RunListener):
         self, outcome: RoundOutcome, arrays: ArrayRecord, metrics: MetricRecord | None
     ) -> None:
         """Write down what came of it, and a checkpoint."""
+        self._spending.evaluated(outcome)
         record = record_of(outcome, self._job.model.task)
+        record = replace(record, privacy=self._spending.record())
         if outcome.server_round > 0:
             record = replace(record, modelled=self._modelled(outcome))
         # In this order: a run goes on from the round of its checkpoint, whose record must be there.

@@ -87,6 +87,10 @@ class SplitOptions:
         require(norm > 0, "max_update_norm", norm, "above 0")
 
 
+class RunEnds(Exception):
+    """Ends a run in good order before the round that is planned; its text says why."""
+
+
 class RunListener(Listener):
     """Is told how a run goes on; override what is of interest."""
 
@@ -94,6 +98,9 @@ class RunListener(Listener):
         self, outcome: RoundOutcome, arrays: ArrayRecord, metrics: MetricRecord | None
     ) -> None:
         """Take what came out of a round and the global adapters; round 0 is the evaluation."""
+
+    def on_plan(self, server_round: int, plan: RoundPlan) -> None:
+        """Take the plan of a round before anything of it is sent; raise `RunEnds` to end there."""
 
 
 class SplitStrategy(Strategy):
@@ -242,7 +249,11 @@ class SplitStrategy(Strategy):
             self._evaluate(0, arrays, evaluate_config, grid, result, evaluate_fn)
         for server_round in range(first, num_rounds + 1):
             log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
-            outcome, arrays, metrics = self._train(server_round, arrays, train_config, grid)
+            try:
+                outcome, arrays, metrics = self._train(server_round, arrays, train_config, grid)
+            except RunEnds as reason:
+                log(INFO, "ends before round %s: %s", server_round, reason)
+                break
             result.arrays = arrays
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics
@@ -264,6 +275,7 @@ class SplitStrategy(Strategy):
         told = read_instructions(messages)
         optimizer = replace(self._job.optimizer, proximal_mu=told.proximal_mu)
         plan = planned(self.scheme, self._situation(server_round, messages))
+        self._listener.on_plan(server_round, plan)
         branches, failures = coordinator.train(
             server_round,
             plan.branches,

@@ -39,6 +39,10 @@ class RoundRecord:
     modelled : mapping or None
         What the round costs on the modelled system (``delay_s``, ``energy_j``, ...): never mixed
         with what was measured.
+    privacy : mapping or None
+        What the run has spent so far where devices add noise: ``epsilon`` and ``delta``, the
+        ``unit`` they are said of, and how often a sample was used at most (``evaluated``, and
+        ``trained`` by device).
     """
 
     round: int
@@ -54,6 +58,7 @@ class RoundRecord:
     participants: tuple[int, ...] = ()
     failures: tuple[Failure, ...] = ()
     modelled: Mapping[str, Any] | None = None
+    privacy: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values; a number that is not finite becomes null."""
