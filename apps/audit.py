@@ -22,7 +22,7 @@ from fedsplit.errors import require
 from fedsplit.flower import Job
 from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import SplitModel, load, read_tokenizer
-from fedsplit.plan import Turn
+from fedsplit.plan import DEVICE, Segment, Turn
 from fedsplit.privacy import (
     Observed,
     Reader,
@@ -38,7 +38,7 @@ from fedsplit.seeds import derive_seed, generator
 from .audit_report import Attack, Audit, write_audits
 from .check import require_budget, require_codecs, require_data, require_folder, require_model
 from .config import data_spec, job, load_config, make_folder, require_plain
-from .observe import Sender, device_adapters
+from .observe import Sender
 from .plan import build_scenario, scenarios
 
 SAME, OTHER = "same", "other"
@@ -109,7 +109,7 @@ def audit(
     server : Server
         Who attacks.
     output : Path or None
-        Where to write; a folder named by the time of day if it is not given.
+        Where to write; else as configured, or a folder named by the time of day.
 
     Raises
     ------
@@ -121,15 +121,16 @@ def audit(
     configs = {name: load_config(chosen) for name, chosen in named.items()}
     for config in configs.values():
         _check(config, server)
-    default = Path(f"outputs/audit_{time.strftime('%Y-%m-%d_%H-%M-%S')}")
-    require_folder(output or default, "--output")
+    given = next((config.output for config in configs.values() if config.output), None)
+    folder = output or Path(given or f"outputs/audit_{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    require_folder(folder)
     adapters = load_checkpoint(run).adapters if run else {}
     found: list[Audit] = []
     for name, config in configs.items():
         for item in audit_configuration(config, server, name=name, adapters=adapters):
             found.append(item)
             console.print(item.sentence(), highlight=False, soft_wrap=True)
-    write_audits(found, make_folder(output or default), console)
+    write_audits(found, make_folder(folder), console)
     return 0
 
 
@@ -150,10 +151,9 @@ def audit_configuration(
     }
     texts = _texts(work, data, server)
     model = load(work.model)
+    held = model.adapters(Segment(DEVICE, 0, model.n_blocks)) | dict(adapters)
     audits = []
     for turn in turns.values():
-        held = device_adapters(model, turn.route)
-        held |= {key: value for key, value in adapters.items() if key in held}
         sender = Sender(
             model=model, route=turn.route, codec=turn.codec, privacy=work.privacy, adapters=held
         )
@@ -216,7 +216,8 @@ def _attack(
     read = reader(private)
     alone = success(read, private.tokens, private.lengths)
     joined = success(torch.where(told >= 0, told, read), private.tokens, private.lengths)
-    return Attack(kind, domain, count, alone.tokens, alone.rouge_l, joined.tokens)
+    most = max(alone.tokens, joined.tokens)
+    return Attack(kind, domain, count, alone.tokens, alone.rouge_l, most)
 
 
 def _labels(sender: Sender, private: Sequence[Batch], work: Job) -> tuple[float, Tensor]:

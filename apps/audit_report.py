@@ -33,7 +33,7 @@ class Attack:
     rouge_l : float
         ROUGE-L (F1) of what it reads, mean over texts.
     joined : float
-        The share where it also knows the tokens that labels tell.
+        The share where it also takes the tokens that labels tell, if that helps.
     """
 
     attack: str

@@ -11,7 +11,7 @@ from fedsplit.data import Batch
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import OptimizerSpec, Stage, compute, evaluate_turn, train_turn
 from fedsplit.models import Arrival, Boundary, SplitModel
-from fedsplit.plan import DEVICE, CodecPlan, Route
+from fedsplit.plan import CodecPlan, Route
 from fedsplit.privacy import Observed, PrivacySpec
 from fedsplit.transport import (
     EvalReply,
@@ -40,7 +40,7 @@ class Sender:
     privacy : PrivacySpec
         What is done to them first.
     adapters : mapping of str to Tensor
-        Values of the device's adapters.
+        Values of the adapters in the device's segments, and for `returned` of all.
     """
 
     model: SplitModel
@@ -135,14 +135,6 @@ class Sender:
             return logits
 
         return scores
-
-
-def device_adapters(model: SplitModel, route: Route) -> dict[str, Tensor]:
-    """Return the initial values of the adapters in the device's segments."""
-    found: dict[str, Tensor] = {}
-    for segment in route.on(DEVICE):
-        found |= model.adapters(segment)
-    return found
 
 
 def _by_token(boundary: Boundary, mask: Tensor) -> Tensor:

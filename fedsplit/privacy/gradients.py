@@ -4,18 +4,20 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity, cross_entropy
 
 _STEP = 1e-2
+_CANDIDATES = 8
 
 
-@torch.no_grad()
 def labels_from_gradient(
     logits: Callable[[Tensor], Tensor], boundary: Tensor, gradient: Tensor
 ) -> Tensor:
     """Return the label behind each gradient that the device of a U-shaped route sends up.
 
-    A step against the gradient of the loss raises the label's own logit more than any other. The
-    server sent `boundary` itself, and knows the pretrained weights of what follows it.
+    A step against the gradient raises the label's own score more than nearly all others; of the few
+    that it raises most, the label is the one whose loss has the gradient that came. The server sent
+    `boundary` itself, and knows the pretrained weights of what follows it.
 
     Parameters
     ----------
@@ -34,8 +36,21 @@ def labels_from_gradient(
     """
     length = gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
     step = _STEP * boundary.norm(dim=-1, keepdim=True) * gradient / length
-    rise: Tensor = logits(boundary - step) - logits(boundary + step)
-    return rise.argmax(-1)
+    with torch.no_grad():
+        rise = logits(boundary - step) - logits(boundary + step)
+    candidates = rise.topk(min(_CANDIDATES, rise.shape[-1]), dim=-1).indices
+    leaf = boundary.detach().requires_grad_()
+    scores = logits(leaf)
+    alike = []
+    for labels in candidates.unbind(-1):
+        loss = cross_entropy(scores.flatten(0, -2), labels.flatten(), reduction="sum")
+        (caused,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+        alike.append(cosine_similarity(caused, gradient, dim=-1))
+    agreement = torch.stack(alike, -1)
+    while agreement.dim() > candidates.dim():  # one label for many positions: an image's
+        agreement = agreement.mean(1)
+    chosen = agreement.argmax(-1, keepdim=True)
+    return candidates.gather(-1, chosen).squeeze(-1)
 
 
 def tokens_from_embeddings(before: Tensor, after: Tensor) -> Tensor:

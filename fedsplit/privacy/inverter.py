@@ -24,11 +24,12 @@ _HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class Training:
-    """How the network learns: its size, and texts in a step."""
+    """How the network learns: its size, steps and texts in a step, and between looks how it does."""
 
     hidden: int = 192
-    epochs: int = 15
+    steps: int = 250
     texts: int = 8
+    every: int = 25
     lr: float = 2e-3
 
 
@@ -119,18 +120,18 @@ def _train(
     texts, tokens = _texts(learnt), learnt.tokens.split(list(learnt.lengths))
     optimizer = torch.optim.AdamW(network.parameters(), lr=how.lr, weight_decay=1e-2)
     best, kept = _accuracy(network, held_out, embedding), copy.deepcopy(network.state_dict())
-    for _ in range(how.epochs):
-        for chosen in torch.randperm(len(texts)).split(how.texts):
-            indices = chosen.tolist()
-            guessed = network([texts[i] for i in indices])
-            wanted = place[torch.cat([tokens[i] for i in indices])]
-            loss = cross_entropy(_SHARPNESS * normalize(guessed) @ unit, wanted)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        reached = _accuracy(network, held_out, embedding)
-        if reached > best:
-            best, kept = reached, copy.deepcopy(network.state_dict())
+    for step in range(1, how.steps + 1):
+        indices = torch.randperm(len(texts))[: how.texts].tolist()
+        guessed = network([texts[i] for i in indices])
+        wanted = place[torch.cat([tokens[i] for i in indices])]
+        loss = cross_entropy(_SHARPNESS * normalize(guessed) @ unit, wanted)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if step % how.every == 0 or step == how.steps:
+            reached = _accuracy(network, held_out, embedding)
+            if reached > best:
+                best, kept = reached, copy.deepcopy(network.state_dict())
     network.load_state_dict(kept)
 
 
