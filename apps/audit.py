@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from fedsplit.data import Batch, DataSpec, Samples, batches, load_data, load_device
+from fedsplit.data import Batch, DataSpec, Samples, load_data, load_device
 from fedsplit.data.partition import LOCAL
 from fedsplit.errors import require
 from fedsplit.flower import Job

@@ -110,15 +110,19 @@ class Audit:
     def sentence(self) -> str:
         """Return the result in words."""
         where = plain_text(f"{self.name} (cut {self.cut}, codec {self.codec}, {self.defence})")
-        how = "are sent to the server" if "device" not in self.route[6:] else (
-            "can be read from the gradients that come back"
+        how = (
+            "are sent to the server"
+            if "device" not in self.route[6:]
+            else ("can be read from the gradients that come back")
         )
         labels = f"{self.labels:.0%} of the labels {how}"
         best = self.best
         if best is None:
             return f"{where}: {labels}."
-        helped = "" if best.texts == 0 else (
-            f" with {best.texts} texts of its own, of {_DOMAINS[best.domain]},"
+        helped = (
+            ""
+            if best.texts == 0
+            else (f" with {best.texts} texts of its own, of {_DOMAINS[best.domain]},")
         )
         joined = max(item.joined for item in self.attacks)
         return (

@@ -21,7 +21,7 @@ from fedsplit.models import ModelSpec
 from fedsplit.privacy import PrivacySpec, epsilon
 from fedsplit.report import is_finished, read_records
 
-from .aggregator import build_aggregator, require_enough_devices
+from .aggregator import build_aggregator, require_enough_devices, require_enough_updates
 from .config import codec_plan, data_spec, job, link_settings, plain, run_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
@@ -46,7 +46,8 @@ def check(config: DictConfig, folder: Path) -> None:
     require_link_files(link_settings(config))
     require_codecs(config)
     require_folder(folder)
-    require_enough_devices(build_aggregator(plain(config.aggregator)), devices)
+    aggregator = build_aggregator(plain(config.aggregator))
+    require_enough_devices(aggregator, devices)
     data = data_spec(config)
     require_budget(work.privacy)
     require_model(work.model, data)
@@ -55,7 +56,7 @@ def check(config: DictConfig, folder: Path) -> None:
         system = build_system(config)
     edges = system.fleet.n_edges
     require(edges > 0 or not settings.edge_nodes, "run.edge_nodes", True, "false without edges")
-    check_first_round(build_scheme(config), system)
+    require_enough_updates(aggregator, check_first_round(build_scheme(config), system))
     if config.resume is not None:
         reached = load_checkpoint(folder).server_round
         read_records(folder)

@@ -197,7 +197,9 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("overrides", nargs="*", metavar="OVERRIDES | RUN")
     audit.add_argument("-m", "--multirun", action="store_true", help="try every combination")
     audit.add_argument("--texts", type=int, nargs="+", metavar="N", help="the server's own texts")
-    audit.add_argument("--private", type=int, metavar="N", help="texts of the devices that it reads")
+    audit.add_argument(
+        "--private", type=int, metavar="N", help="texts of the devices that it reads"
+    )
     audit.add_argument(
         "--other", nargs="+", metavar="KEY=VALUE", help="texts of another domain: data=... path=..."
     )

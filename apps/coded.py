@@ -42,7 +42,8 @@ def train_coded(
 ) -> int:
     """Train with boundaries through `up` and their gradients through `down`.
 
-    Boundaries pass the device's `defence` first, if it has one. At step `i` the optimizer's learning rate is multiplied by ``rate(i)``.
+    Boundaries pass the device's `defence` first, if it has one. At step `i` the optimizer's
+    learning rate is multiplied by ``rate(i)``.
 
     Returns
     -------

@@ -64,9 +64,7 @@ class Sender:
         first = self.route.segments[0].stop
         cut = Route.two_tier(self.model.n_blocks, first)
         kept: list[tuple[dict[str, Tensor], Boundary]] = []
-        request = OpenRequest(
-            new_token(), cut, 1, self.codec, seed, train=False, bounds=_BOUNDS
-        )
+        request = OpenRequest(new_token(), cut, 1, self.codec, seed, train=False, bounds=_BOUNDS)
         texts = list(batches)
         evaluate_turn(
             self.model,

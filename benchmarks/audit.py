@@ -93,9 +93,7 @@ class Observer:
         self._texts = texts(source, data)
         self._model: tuple[int, SplitModel] | None = None
 
-    def see(
-        self, cut: int, codec: dict[str, object], privacy: PrivacySpec
-    ) -> dict[str, Observed]:
+    def see(self, cut: int, codec: dict[str, object], privacy: PrivacySpec) -> dict[str, Observed]:
         """Return what crosses `cut`, by name of the texts."""
         key = json.dumps([self._source, cut, codec, str(privacy), TEXTS, PRIVATE, TOKENS])
         name = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
@@ -187,7 +185,9 @@ def main() -> None:
     del model
     cuts = options.cuts or ((1, 3, 15, 29) if options.model else (1, 2, 3))
 
-    table = Table("cut", "codec", "noise", *(f"{a} {d}" for d in (SAME, OTHER) for a in (RIDGE, INVERTER)))
+    table = Table(
+        "cut", "codec", "noise", *(f"{a} {d}" for d in (SAME, OTHER) for a in (RIDGE, INVERTER))
+    )
     results: list[dict[str, object]] = []
     missed: list[str] = []
     for cut in cuts:
@@ -208,10 +208,10 @@ def main() -> None:
                 where = f"cut {cut} {codec} noise {deviations:g} {domain}"
                 if inverter < ridge - WEAKER:
                     missed.append(f"{where}: the inverter reads {inverter}, the linear map {ridge}")
-                known = SMOLLM2.get((cut, domain)) if n_blocks == 30 else None
-                if known is not None and len(cases) and (codec, deviations) == cases[0]:
-                    if abs(ridge - known) > TOLERANCE:
-                        missed.append(f"{where}: the linear map reads {ridge}, not {known}")
+                plain = n_blocks == 30 and (codec, deviations) == cases[0]
+                known = SMOLLM2.get((cut, domain)) if plain else None
+                if known is not None and abs(ridge - known) > TOLERANCE:
+                    missed.append(f"{where}: the linear map reads {ridge}, not {known}")
     Console(width=110).print(table)
     summary: dict[str, object] = {"model": Path(source).name, "leakage": results}
     if not options.model:

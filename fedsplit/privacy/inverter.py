@@ -24,12 +24,25 @@ _HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class Training:
-    """How the network learns: its size, steps and texts in a step, and between looks how it does."""
+    """How the network learns.
+
+    Parameters
+    ----------
+    hidden : int
+        Width of its state, each way.
+    steps, texts : int
+        Steps at most, and texts in each.
+    every, patience : int
+        Steps between looks at how it reads held-out texts, and looks without gain until it ends.
+    lr : float
+        Learning rate.
+    """
 
     hidden: int = 192
     steps: int = 250
     texts: int = 8
     every: int = 25
+    patience: int = 3
     lr: float = 2e-3
 
 
@@ -120,6 +133,7 @@ def _train(
     texts, tokens = _texts(learnt), learnt.tokens.split(list(learnt.lengths))
     optimizer = torch.optim.AdamW(network.parameters(), lr=how.lr, weight_decay=1e-2)
     best, kept = _accuracy(network, held_out, embedding), copy.deepcopy(network.state_dict())
+    since = 0
     for step in range(1, how.steps + 1):
         indices = torch.randperm(len(texts))[: how.texts].tolist()
         guessed = network([texts[i] for i in indices])
@@ -129,9 +143,11 @@ def _train(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step % how.every == 0 or step == how.steps:
-            reached = _accuracy(network, held_out, embedding)
+            reached, since = _accuracy(network, held_out, embedding), since + 1
             if reached > best:
-                best, kept = reached, copy.deepcopy(network.state_dict())
+                best, kept, since = reached, copy.deepcopy(network.state_dict()), 0
+            if since == how.patience or best == 1:
+                break
     network.load_state_dict(kept)
 
 

@@ -73,7 +73,7 @@ class PrivacySpec:
         require_choice("privacy.unit", self.unit, (SAMPLE, TOKEN))
         require(0 < self.delta < 1, "privacy.delta", self.delta, "between 0 and 1")
         budget = self.budget
-        require(budget is None or 0 < budget, "privacy.budget", budget, "above 0, or null")
+        require(budget is None or budget > 0, "privacy.budget", budget, "above 0, or null")
         noisy = budget is None or self.noise_multiplier > 0
         require(noisy, "privacy.budget", budget, "null without privacy.noise_multiplier")
         require_choice("privacy.randomness", self.randomness, (SEED, SYSTEM))

@@ -69,14 +69,19 @@ def test_the_inverter_reads_what_no_linear_map_can() -> None:
 def test_the_inverter_is_not_weaker_than_the_linear_map(noise: float) -> None:
     own, private = seen(20, 1, noise), seen(20, 2, noise)
     linear = share(ridge_reader(own, embedding()), private)
-    assert share(inverter_reader(own, embedding(), seed=0, training=QUICK), private) >= linear - 0.02
+    assert (
+        share(inverter_reader(own, embedding(), seed=0, training=QUICK), private) >= linear - 0.02
+    )
 
 
 def test_nothing_is_read_of_noise_alone() -> None:
     own, private = seen(10, 1), seen(10, 2)
     own = Observed(torch.randn(own.vectors.shape), own.tokens, own.lengths)
     private = Observed(torch.randn(private.vectors.shape), private.tokens, private.lengths)
-    for reader in (ridge_reader(own, embedding()), inverter_reader(own, embedding(), seed=0, training=QUICK)):
+    for reader in (
+        ridge_reader(own, embedding()),
+        inverter_reader(own, embedding(), seed=0, training=QUICK),
+    ):
         assert share(reader, private) < 5 / WORDS
 
 

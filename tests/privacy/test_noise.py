@@ -1,11 +1,10 @@
 """Clipping and noise on the device: on the wire, and in the gradients."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
-from tests.tiny_split import OPTIMIZER, TOKENS, Cluster, batches, differing, gpt2, initial
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError, SettingsError
@@ -14,7 +13,8 @@ from fedsplit.models import Boundary, load
 from fedsplit.plan import DEVICE, Route
 from fedsplit.privacy import Defence, PrivacySpec
 from fedsplit.privacy.noise import clip_units
-from fedsplit.transport import InProcessLink, OpenRequest, StepReply, TurnBounds, new_token
+from fedsplit.transport import InProcessLink
+from tests.tiny_split import OPTIMIZER, TOKENS, Cluster, batches, differing, gpt2, initial
 
 OPEN, U = Route.two_tier(4, 2), Route.u_shaped(4, 1, 3)
 NOISE = PrivacySpec(clip=0.1, noise_multiplier=2.0, unit="token")
@@ -55,9 +55,7 @@ def turn(
 def plain_boundary(route: Route) -> bytes:
     """Return the bytes of the first mini-batch's boundary as the device computes it."""
     model = load(gpt2())
-    model.install(
-        {name: torch.nn.Parameter(value) for name, value in initial(gpt2()).items()}
-    )
+    model.install({name: torch.nn.Parameter(value) for name, value in initial(gpt2()).items()})
     with torch.no_grad():
         boundary = model.run(route.segments[0], batches(1)[0].inputs)
     assert isinstance(boundary, Boundary)
@@ -82,7 +80,9 @@ def test_gradients_that_go_up_are_noised_where_that_is_asked_for() -> None:
     hidden, _ = turn(None, U)
     noisy = PrivacySpec(gradient_clip=1e-3, gradient_noise_multiplier=1.0, unit="token")
     shown, _ = turn(noisy, U)
-    kinds = [index for index, (a, b) in enumerate(zip(hidden, shown, strict=True)) if a[40:] != b[40:]]
+    kinds = [
+        index for index, (a, b) in enumerate(zip(hidden, shown, strict=True)) if a[40:] != b[40:]
+    ]
     assert len(kinds) >= 2
     boundary = plain_boundary(U)
     assert any(boundary in frame for frame in shown)  # the boundary itself is as it was
