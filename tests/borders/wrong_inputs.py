@@ -3,6 +3,38 @@
 # ruff: noqa: E501 - a line for each
 
 WRONG = [
+    ("run privacy=nope", "privacy='nope': must be one of"),
+    ("run privacy.clip=0", "privacy.clip=0.0: must be above 0 and finite, or null"),
+    (
+        "run privacy.noise_multiplier=1",
+        "privacy.noise_multiplier=1.0: must be 0 without privacy.clip",
+    ),
+    ("run privacy=noise privacy.unit=text", "privacy.unit='text': must be one of sample, token"),
+    ("run privacy=noise privacy.delta=1", "privacy.delta=1.0: must be between 0 and 1"),
+    ("run privacy.budget=3", "privacy.budget=3.0: must be null without privacy.noise_multiplier"),
+    (
+        "run privacy=noise privacy.noise_multiplier=1 privacy.budget=1",
+        "privacy.budget=1.0: must be at least 9.8",
+    ),
+    (
+        "run privacy=noise link.bind=0.0.0.0:9000",
+        "privacy.randomness='seed': must be 'system' between machines: the server knows the seed",
+    ),
+    (
+        "run aggregator._target_=flwr.server.workflow.SecAggPlusWorkflow",
+        "must be a strategy; secure aggregation hides updates of which a server itself trains a par",
+    ),
+    (
+        "run strategy=vanilla aggregator._target_=flwr.serverapp.strategy.DifferentialPrivacyServerSideFixedClipping aggregator.noise_multiplier=1.0 aggregator.clipping_norm=1.0 aggregator.num_sampled_clients=4",
+        "aggregator.num_sampled_clients=4: must be at most 1, the updates of a round of this scheme",
+    ),
+    ("audit rounds", "RUN='rounds': must be KEY=VALUE, or the folder of a run"),
+    ("audit nowhere", "RUN='nowhere': must be KEY=VALUE, or the folder of a run"),
+    ("audit --texts 1", "--texts=[1]: must be numbers of at least 2"),
+    ("audit --private 0", "--private=0: must be at least 1"),
+    ("audit strategy.cut=1,2", "strategy.cut='1,2'"),
+    ("audit privacy.clip=-1", "privacy.clip=-1.0: must be above 0 and finite, or null"),
+    ("audit --other nope=3", "data.nope=3: must be a known setting"),
     ("", "fedsplit: the following arguments are required: COMMAND (see fedsplit --help)"),
     ("-x", "fedsplit: the following arguments are required: COMMAND (see fedsplit --help)"),
     (
