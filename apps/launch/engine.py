@@ -22,8 +22,8 @@ from .guard import Guard
 from .surroundings import environment, make_home, ray_environment
 
 EMBEDDED, FLOWER = ENGINES = "embedded", "flower"
-CAUSE = "cause.txt"
 _POLL_S = 0.1
+_MOST_WORDS = 1 << 15  # what a pipe holds on any system, with room to spare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,8 @@ class Order:
         Folder of the run.
     devices, places : int
         Simulated devices, and how many of them run at once.
-    home : str
-        Folder for what is to vanish with the run.
+    cause : int
+        Descriptor of a pipe for why the run failed: a full disk takes no files.
     """
 
     engine: str
@@ -49,11 +49,15 @@ class Order:
     output: str
     devices: int
     places: int
-    home: str
+    cause: int
 
     def to_json(self) -> str:
         """Return the order as one line."""
         return json.dumps(asdict(self))
+
+    def tell(self, cause: str) -> None:
+        """Say why the run failed."""
+        os.write(self.cause, cause.encode()[:_MOST_WORDS])
 
 
 def check_engine(engine: str, places: int) -> None:
@@ -102,14 +106,20 @@ def carry_out(
         Why the run failed; None if it did not.
     """
     home = make_home()
-    with Guard(home) as guard, log.open("ab") as file:
+    told, cause = os.pipe()
+    with (
+        Guard(home) as guard,
+        log.open("ab") as file,
+        os.fdopen(told, "rb") as words,
+        os.fdopen(cause, "wb") as tells,
+    ):
         order = Order(
             engine=engine,
             overrides=overrides,
             output=str(output),
             devices=devices,
             places=places,
-            home=str(home),
+            cause=cause,
         )
         root = subprocess.Popen(
             [sys.executable, "-m", "fedsplit.apps.launch.root"],
@@ -125,8 +135,9 @@ def carry_out(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=[keep_open],
+            pass_fds=[keep_open, cause],
         )
+        tells.close()
         # Its input stays open as long as this process lives, and not a moment longer.
         assert root.stdin is not None
         with suppress(BrokenPipeError):
@@ -136,14 +147,16 @@ def carry_out(
             watch()
             time.sleep(_POLL_S)
         watch()
-        return _cause(root.returncode, home / CAUSE)
+        os.set_blocking(told, False)  # somebody may hold the other end for a moment
+        said = words.read(_MOST_WORDS) or b""
+        return _cause(root.returncode, said.decode(errors="replace"))
 
 
-def _cause(code: int, file: Path) -> str | None:
+def _cause(code: int, said: str) -> str | None:
     if code == 0:
         return None
-    if file.exists():
-        return file.read_text(encoding="utf-8")
+    if said:
+        return said
     # A shell's way to say that a signal ended a process.
     number = -code if code < 0 else code - 128
     name = f" ({signal.Signals(number).name})" if number in set(signal.Signals) else ""
