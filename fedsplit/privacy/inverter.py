@@ -126,7 +126,58 @@ class Learner:
         tokens = place[self._parts[1].tokens]
         return float((most_alike(guessed, known) == tokens).double().mean())
 
-    def _texts(observed: Observed) -> list[Tensor]:
+    def _train(self, network: "_Inverter", start: float, how: Training) -> float:
+        """Train, leave the network as it read the held-out texts best, and return how well."""
+        learnt, held_out = self._parts
+        known, place = self._vocabulary
+        unit = normalize(known).T
+        texts, tokens = _texts(learnt), place[learnt.tokens].split(list(learnt.lengths))
+        optimizer = torch.optim.AdamW(network.parameters(), lr=how.lr, weight_decay=1e-2)
+        best, kept, since = start, copy.deepcopy(network.state_dict()), 0
+        for step in range(1, how.steps + 1):
+            indices = torch.randperm(len(texts))[: how.texts].tolist()
+            guessed = network([texts[i] for i in indices])
+            wanted = torch.cat([tokens[i] for i in indices])
+            loss = cross_entropy(_SHARPNESS * normalize(guessed) @ unit, wanted)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if step % how.every == 0 or step == how.steps:
+                with torch.no_grad():
+                    reached, since = self._score(network(_texts(held_out))), since + 1
+                if reached > best:
+                    best, kept, since = reached, copy.deepcopy(network.state_dict()), 0
+                if since == how.patience or best == 1:
+                    break
+        network.load_state_dict(kept)
+        return best
+
+
+class _Inverter(nn.Module):
+    """A linear map, and a recurrent network whose part is zero before it has learnt anything."""
+
+    def __init__(self, start: RidgeMap, hidden: int) -> None:
+        super().__init__()
+        width, out = start.weights.shape[0] - 1, start.weights.shape[1]
+        self._start = start
+        self._linear = nn.Parameter(start.weights.clone())
+        self._recurrent = nn.GRU(width, hidden, batch_first=True, bidirectional=True)
+        self._out = nn.Linear(2 * hidden, out)
+        nn.init.zeros_(self._out.weight)
+        nn.init.zeros_(self._out.bias)
+
+    def forward(self, texts: list[Tensor]) -> Tensor:
+        """Return the embeddings of all positions of `texts`, one text behind the other."""
+        rows = [self._start.standard(text) for text in texts]
+        states, _ = self._recurrent(pad_sequence(rows, batch_first=True))
+        read = torch.cat([state[: len(row)] for state, row in zip(states, rows, strict=True)])
+        joined = torch.cat(rows)
+        linear = joined @ self._linear[:-1] + self._linear[-1]
+        added: Tensor = linear + self._out(read)
+        return added
+
+
+def _texts(observed: Observed) -> list[Tensor]:
     return list(observed.vectors.split(list(observed.lengths)))
 
 
