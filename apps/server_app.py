@@ -198,7 +198,11 @@ class Run(RunListener):
 
     def on_plan(self, server_round: int, plan: RoundPlan) -> None:
         """End the run before a round that would overspend its privacy budget."""
-        self._spending.plan(plan)
+        try:
+            self._spending.plan(plan)
+        except RunEnds as reason:
+            self._why_stopped = str(reason)
+            raise
 
     def on_failure(self, failure: Failure) -> None:
         """Write it down at once."""

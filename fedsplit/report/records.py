@@ -119,7 +119,7 @@ class RoundRecord:
         return row
 
 
-_ASKED_FOR = ("token_accuracy", "central", "written")
+_ASKED_FOR = ("token_accuracy", "central", "written", "privacy")
 _NOTHING: tuple[Any, ...] = (None, [])
 
 

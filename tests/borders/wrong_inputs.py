@@ -14,10 +14,10 @@ WRONG = [
     ("run privacy.budget=3", "privacy.budget=3.0: must be null without privacy.noise_multiplier"),
     (
         "run privacy=noise privacy.noise_multiplier=1 privacy.budget=1",
-        "privacy.budget=1.0: must be at least 9.8",
+        "privacy.budget=1.0: must be at least 10, what one use spends",
     ),
     (
-        "run privacy=noise link.bind=0.0.0.0:9000",
+        "run privacy=noise link.bind=127.0.0.1:9000",
         "privacy.randomness='seed': must be 'system' between machines: the server knows the seed",
     ),
     (
