@@ -591,6 +591,7 @@ WRONG = [
     ("calibrate --grid list.yaml", "must be a YAML file with a list of codec settings"),
     ("calibrate --grid folder", "must be a YAML file with a list of codec settings"),
     ("deploy keys.yaml", "edgess"),
+    ("deploy sites.yaml", "sites=['a']: must be none, or one for each of devices=2"),
     ("deploy bad.yaml", "cannot be read"),
     ("deploy latin.txt", "latin.txt"),
     ("deploy job.yaml", "roundz=3: must be a known setting"),
