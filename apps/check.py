@@ -18,10 +18,11 @@ from fedsplit.errors import FedsplitError, SettingsError, require, require_known
 from fedsplit.flower import Job, LinkSettings
 from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import ModelSpec, read_tokenizer
+from fedsplit.privacy import PrivacySpec, epsilon
 from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
 
-from .aggregator import build_aggregator, require_enough_devices
+from .aggregator import build_aggregator, require_enough_devices, require_enough_updates
 from .config import codec_plan, data_spec, job, link_settings, plain, run_settings
 from .outputs import evaluate_settings, stop_settings
 from .scenario import build_system, check_first_round
@@ -49,8 +50,10 @@ def check(config: DictConfig, folder: Path) -> None:
     require(link.login is None, "link.login", link.login, "null, simulated nodes log in nowhere")
     require_codecs(config)
     require_folder(folder)
-    require_enough_devices(build_aggregator(plain(config.aggregator)), devices)
+    aggregator = build_aggregator(plain(config.aggregator))
+    require_enough_devices(aggregator, devices)
     data = data_spec(config)
+    require_budget(work.privacy)
     require_model(work.model, data)
     require_data(work, data)
     with blaming_the_configuration(work.model):
@@ -59,7 +62,7 @@ def check(config: DictConfig, folder: Path) -> None:
     require(edges > 0 or not settings.edge_nodes, "run.edge_nodes", True, "false without edges")
     forgetful = settings.edge_nodes and work.optimizer.keep_state
     require(not forgetful, "train.keep_state", True, "false with run.edge_nodes, which forget")
-    check_first_round(build_scheme(config), system)
+    require_enough_updates(aggregator, check_first_round(build_scheme(config), system))
     require_own_tests(config, work, data)
     if config.resume is not None:
         reached = load_checkpoint(folder).server_round
@@ -69,6 +72,14 @@ def check(config: DictConfig, folder: Path) -> None:
         require(why is None, "stop.patience", stop.patience, f"larger to go on: {why}")
         least = reached + 1 if is_finished(folder) else reached
         require(config.rounds >= least, "rounds", config.rounds, f"above {reached}, already done")
+
+
+def require_budget(spec: PrivacySpec) -> None:
+    """Refuse a budget that a single use of a sample would overspend, and noise without account."""
+    if spec.noise_multiplier > 0:
+        least = epsilon(spec, 1)
+        enough = spec.budget is None or spec.budget >= least
+        require(enough, "privacy.budget", spec.budget, f"at least {least:.3g}, what one use spends")
 
 
 def require_accelerator(name: str, on_this_machine: bool) -> None:

@@ -87,6 +87,23 @@ def _calibrate(options: argparse.Namespace, console: Console) -> int:
     )
 
 
+def _audit(options: argparse.Namespace, console: Console) -> int:
+    from .audit import COUNTS, PRIVATE, Server, audit
+
+    server = Server(
+        counts=tuple(options.texts or COUNTS),
+        private=PRIVATE if options.private is None else options.private,
+        other=tuple(options.other or ()),
+    )
+    return audit(
+        options.overrides,
+        multirun=options.multirun,
+        server=server,
+        console=console,
+        output=options.output,
+    )
+
+
 def _read_grid(file: Path) -> list[dict[str, Any]]:
     allowed = "a YAML file with a list of codec settings"
     try:
@@ -197,6 +214,24 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--seeds", type=int, default=1, help="runs of each setting")
     calibrate.add_argument("--grid", type=_path, metavar="YAML", help="a list of codec settings")
     calibrate.set_defaults(command=_calibrate)
+    audit = commands.add_parser(
+        "audit",
+        help="measure what a curious server reads of what devices send it",
+        description="Attacks the configuration that OVERRIDES describe, or the run in the folder "
+        "RUN, as an honest but curious server would, and reports how much the best attack reads. "
+        "With -m, OVERRIDES may sweep: strategy.cut=1,2,4 codec=identity,int8.",
+    )
+    audit.add_argument("overrides", nargs="*", metavar="OVERRIDES | RUN")
+    audit.add_argument("-m", "--multirun", action="store_true", help="try every combination")
+    audit.add_argument("--texts", type=int, nargs="+", metavar="N", help="the server's own texts")
+    audit.add_argument(
+        "--private", type=int, metavar="N", help="texts of the devices that it reads"
+    )
+    audit.add_argument(
+        "--other", nargs="+", metavar="KEY=VALUE", help="texts of another domain: data=... path=..."
+    )
+    audit.add_argument("--output", type=_path, metavar="FOLDER")
+    audit.set_defaults(command=_audit)
     deploy = commands.add_parser(
         "deploy",
         help="say which Flower commands run a topology of machines, or start them here",

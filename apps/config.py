@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from fedsplit.flower import Job, LinkSettings
     from fedsplit.models import ModelSpec
     from fedsplit.plan import CodecPlan
+    from fedsplit.privacy import PrivacySpec
     from fedsplit.transport import ServerLimits
 
 _WORK = ("batch_size", "steps", "epochs")  # of the group train; the rest says how
@@ -290,6 +291,7 @@ def job(config: DictConfig, source: str = "") -> "Job":
             limits=server_limits(config),
             max_eval_samples=evaluation.max_samples,
             token_accuracy="token_accuracy" in evaluation.metrics,
+            privacy=privacy_spec(config),
         )
     except SettingsError as error:
         places = {"threads": "run.threads"}
@@ -409,6 +411,24 @@ def local_work(config: DictConfig) -> LocalWork:
     """Return how much a device trains in a turn."""
     train = plain(config.train)
     return from_mapping(LocalWork, {name: train[name] for name in _WORK if name in train}, "train")
+
+
+def privacy_spec(config: DictConfig) -> "PrivacySpec":
+    """Return the ``privacy`` group: how devices defend what they send.
+
+    Raises
+    ------
+    FedsplitError
+        If it is wrong, or noise between machines came from a seed that the server knows.
+    """
+    from fedsplit.privacy import SYSTEM, PrivacySpec
+
+    spec = from_mapping(PrivacySpec, plain(config.privacy), "privacy")
+    noisy = spec.noise_multiplier > 0 or spec.gradient_noise_multiplier > 0
+    open_to_the_server = noisy and config.link.bind is not None and spec.randomness != SYSTEM
+    allowed = f"{SYSTEM!r} between machines: the server knows the seed, and could take noise off"
+    require(not open_to_the_server, "privacy.randomness", spec.randomness, allowed)
+    return spec
 
 
 def codec_plan(config: DictConfig) -> "CodecPlan":

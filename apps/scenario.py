@@ -10,6 +10,7 @@ from fedsplit.flower.system import System, make_system
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, check_model
 from fedsplit.models.profile import profile_model
+from fedsplit.plan import RoundPlan
 from fedsplit.profiles import ModelProfile
 from fedsplit.schemes import Scheme, planned, planned_evaluation
 from fedsplit.wireless import ChannelSpec
@@ -39,8 +40,8 @@ def build_system(config: DictConfig) -> System:
     )
 
 
-def check_first_round(scheme: Scheme, system: System) -> None:
-    """Refuse a scheme whose plan for the first round cannot be carried out.
+def check_first_round(scheme: Scheme, system: System) -> RoundPlan:
+    """Return a scheme's plan for the first round; refuse one that cannot be carried out.
 
     Raises
     ------
@@ -49,8 +50,9 @@ def check_first_round(scheme: Scheme, system: System) -> None:
     """
     everyone = dict(enumerate(system.fleet.samples.tolist()))
     scene = system.scene(1, everyone)
-    planned(scheme, scene)
+    plan = planned(scheme, scene)
     planned_evaluation(scheme, scene)
+    return plan
 
 
 @cache

@@ -12,8 +12,9 @@ from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import compute
 from fedsplit.execution.optim import OptimizerSpec, State
 from fedsplit.execution.tier import Tier
-from fedsplit.models import SplitModel
-from fedsplit.plan import DEVICE, CodecPlan, Route
+from fedsplit.models import Boundary, SplitModel
+from fedsplit.plan import DEVICE, CodecPlan, Route, Segment
+from fedsplit.privacy import Defence, PrivacySpec
 from fedsplit.transport import EvalReply, Link, LinkStats, OpenRequest
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def train_turn(
     link: Link | None = None,
     token: str | None = None,
     codec: CodecPlan | None = None,
+    privacy: PrivacySpec | None = None,
 ) -> TurnResult:
     """Train the device's segments of `route` on `batches`, the rest over `link`.
 
@@ -130,6 +132,8 @@ def train_turn(
         Opens the turn there.
     codec : CodecPlan or None
         How boundaries travel; None for as they are.
+    privacy : PrivacySpec or None
+        What is done to boundaries and gradients before they leave the device; None for nothing.
 
     Raises
     ------
@@ -138,7 +142,7 @@ def train_turn(
     FedsplitError
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
-    turn = _DeviceTurn(model, route, optimizer, seed, link, steps, kept)
+    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -153,9 +157,10 @@ def evaluate_turn(
     link: Link | None = None,
     token: str | None = None,
     codec: CodecPlan | None = None,
+    privacy: PrivacySpec | None = None,
 ) -> TurnResult:
     """Evaluate on `batches` without training; parameters and errors as in `train_turn`."""
-    turn = _DeviceTurn(model, route, None, seed, link)
+    turn = _DeviceTurn(model, route, None, seed, link, privacy)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -170,6 +175,7 @@ class _DeviceTurn:
         optimizer: OptimizerSpec | None,
         seed: int,
         link: Link | None,
+        privacy: PrivacySpec | None,
         steps: int | None = None,
         kept: Mapping[str, State] | None = None,
     ) -> None:
@@ -188,6 +194,7 @@ class _DeviceTurn:
         self._steps, self._kept = steps, kept
         self._link = link
         self._behind: float | None = 0.0  # norm of a step's gradients on the other tiers
+        self._defence = Defence(privacy or PrivacySpec(), seed)
         self._reports: list[StepReport] = []
         self._stats = LinkStats()
         self._total_s = self._link_s = 0.0
@@ -300,7 +307,7 @@ class _DeviceTurn:
     def _open_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
         (segment,) = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
-        boundary = self._tier.forward(segment, batch.inputs)
+        boundary = self._leaving(segment, batch)
         if not self._train:
             return _report(
                 self._wait(lambda: link.evaluate(onward, boundary, batch.samples)), batch
@@ -314,16 +321,22 @@ class _DeviceTurn:
         first, last = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
         at_home = {**onward, "labels": batch.inputs["labels"]}
-        boundary = self._tier.forward(first, batch.inputs)
+        boundary = self._leaving(first, batch)
         returned = self._wait(lambda: link.forward(onward, boundary, batch.samples, share))
         if not self._train:
             score = self._tier.evaluate(last, at_home, returned)
         else:
             score, gradients = self._tier.train_on(last, at_home, returned, share)
-            back = self._wait(lambda: link.backward(gradients))
+            leaving = compute(lambda: self._defence.gradients(gradients))
+            back = self._wait(lambda: link.backward(leaving))
             self._behind = back.norm
             self._tier.backward(boundary, back.gradients)
         return _report(score, batch)
+
+    def _leaving(self, segment: Segment, batch: "Batch") -> Boundary:
+        """Return the boundary of `batch` as it may leave the device."""
+        produced = self._tier.forward(segment, batch.inputs)
+        return compute(lambda: self._defence.boundary(produced))
 
     def _wait(self, call: Callable[[], T]) -> T:
         started = time.perf_counter()

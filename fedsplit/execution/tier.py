@@ -265,7 +265,8 @@ class Tier:
 
     def _enter(self) -> None:
         """Have the model be this turn's: others that share it may have run since."""
-        self._model.train(self._train)
+        if self._model.training != self._train:  # a walk through all modules
+            self._model.train(self._train)
         self._model.checkpointing = self._spec is not None and self._spec.checkpointing
         self._model.install(self._parameters)
 
@@ -280,7 +281,12 @@ class Tier:
         self._enter()
         gpus = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus), torch.set_grad_enabled(self._train):
-            torch.manual_seed(dropout_seed(self._seed, self._step, segment))
+            seed = dropout_seed(self._seed, self._step, segment)
+            # `torch.manual_seed` looks for every kind of device each time.
+            torch.default_generator.manual_seed(seed)
+            if gpus:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             return self._model.run(segment, inputs, received)
 
     def _score(
@@ -301,18 +307,15 @@ class Tier:
 
     def _collect(self, received: Boundary | None) -> Gradients:
         """Return the gradients of `received`; refuse any that is not finite."""
-        for name, parameter in self._parameters.items():
-            self._check_finite(name, parameter.grad)
-        if received is None:
-            return ()
-        collected = received.gradients()
-        for index, gradient in enumerate(collected):
-            self._check_finite(f"boundary tensor {index}", gradient)
+        collected = () if received is None else received.gradients()
+        found = {f"gradient of {name}": item.grad for name, item in self._parameters.items()}
+        found |= {f"gradient of boundary tensor {n}": item for n, item in enumerate(collected)}
+        present = {name: item for name, item in found.items() if item is not None}
+        # Infinite or not a number if any value is; one number to look at in place of many.
+        if present and not get_total_norm(present.values(), math.inf).isfinite():
+            wrong = next(name for name, item in present.items() if not item.isfinite().all())
+            raise FedsplitError(f"{wrong}: must be finite (step {self._step})")
         return collected
-
-    def _check_finite(self, name: str, gradient: Tensor | None) -> None:
-        if gradient is not None and not gradient.isfinite().all():
-            raise FedsplitError(f"gradient of {name}: must be finite (step {self._step})")
 
 
 def dropout_seed(seed: int, step: int, segment: Segment) -> int:

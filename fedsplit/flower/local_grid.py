@@ -1,10 +1,10 @@
 """A Flower grid whose nodes are at hand in this program: messages go in, futures come out."""
 
 import itertools
-import time
 from abc import abstractmethod
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future, as_completed
+from contextlib import suppress
 
 from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
@@ -83,15 +83,11 @@ class LocalGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Send messages; return the answers that come within `timeout` seconds."""
-        names = set(self.push_messages(messages))
-        deadline = None if timeout is None else time.monotonic() + timeout
+        names = list(self.push_messages(messages))
+        sent = {self._replies[name]: name for name in names}
         answers: list[Message] = []
-        while names:
-            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            futures = [self._replies[name] for name in names]
-            if not wait(futures, left, FIRST_COMPLETED).done:
-                break
-            come = list(self.pull_messages(list(names)))
-            names -= {answer.metadata.reply_to_message_id for answer in come}
-            answers += come
+        with suppress(TimeoutError):
+            for future in as_completed(sent, timeout):
+                del self._replies[sent[future]]
+                answers.append(future.result())
         return answers

@@ -169,6 +169,7 @@ class SplitModel:
                 norm.momentum = 0.0
         self._segment: Segment | None = None
         self._received: Any = None
+        self._installed: Mapping[str, nn.Parameter] | None = None
         self._crossings: dict[tuple[int, int | None], Crossing] = {}
         for index, name in enumerate(parts.blocks):
             block = model.get_submodule(name)
@@ -248,6 +249,8 @@ class SplitModel:
         FedsplitError
             If a name is unknown or a shape differs.
         """
+        if parameters is self._installed:
+            return
         for name, parameter in parameters.items():
             slot = self._slots.get(name)
             if slot is None:
@@ -259,6 +262,22 @@ class SplitModel:
                 )
         for name, parameter in parameters.items():
             self._slots[name].put(parameter)
+        self._installed = parameters
+
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Install copies of `values`, each to be trained or not as what was there before.
+
+        Raises
+        ------
+        FedsplitError
+            As `install`.
+        """
+        copies = {}
+        for name, value in values.items():
+            held = self._slots[name].get() if name in self._slots else value
+            copy = value.detach().to(held.device, copy=True)
+            copies[name] = nn.Parameter(copy, requires_grad=held.requires_grad)
+        self.install(copies)
 
     def travelling(self, inputs: Mapping[str, Tensor], route: Route) -> dict[str, Tensor]:
         """Return what later tiers of `route` need of a batch, in small types.

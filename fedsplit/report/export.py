@@ -12,7 +12,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import Parameter
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
@@ -99,7 +98,7 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], model: SplitModel) -
     FedsplitError
         If a weight is not the model's.
     """
-    model.install({name: Parameter(value, value.requires_grad) for name, value in weights.items()})
+    model.put(weights)
     inner, source = model.model, model.spec.source
     if model.spec.train == "lora":
         _merge(inner)

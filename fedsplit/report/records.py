@@ -54,6 +54,10 @@ class RoundRecord:
         the devices, ``perplexity``, ``accuracy``, ``token_accuracy``.
     written : tuple of Written
         What the model wrote after the configured prompts.
+    privacy : mapping or None
+        What the run has spent so far where devices add noise: ``epsilon`` and ``delta``, the
+        ``unit`` they are said of, and how often a sample was used at most (``evaluated``, and
+        ``trained`` by device).
     """
 
     round: int
@@ -72,6 +76,7 @@ class RoundRecord:
     token_accuracy: float | None = None
     central: Mapping[str, Any] | None = None
     written: tuple[Written, ...] = ()
+    privacy: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values; a number that is not finite becomes null.

@@ -50,6 +50,10 @@ def round_line(record: RoundRecord, n_rounds: int) -> str:
     if record.bytes_up or record.bytes_down:
         up, down = sum(record.bytes_up.values()), sum(record.bytes_down.values())
         parts.append(f"up {megabytes(up)} down {megabytes(down)}")
+    if record.privacy is not None:
+        spent = _number(record.privacy.get("epsilon"))
+        unit, delta = record.privacy.get("unit"), record.privacy.get("delta")
+        parts.append(f"epsilon {spent} per {unit} (delta {delta:g})")
     parts.append(f"{record.wall_s:.1f} s")
     if record.failures:
         failed = ", ".join(failure.who for failure in record.failures)

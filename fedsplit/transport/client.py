@@ -56,6 +56,10 @@ class FrameLink(ABC):
     def _hang_up(self) -> None:
         """Drop the connection; nothing if there is none."""
 
+    def _part(self) -> None:
+        """Let go of the connection in good order: the other end has closed the stream."""
+        self._hang_up()
+
     def open(self, request: OpenRequest, returning: Crossing | None = None) -> None:
         """See `Link.open`."""
         if self._request is not None:
@@ -144,7 +148,7 @@ class FrameLink(ABC):
     def close(self) -> LinkStats:
         """See `Link.close`."""
         self._ask(Kind.CLOSE, Kind.CLOSED, fields=self._told())
-        self._hang_up()
+        self._part()
         return self._stats
 
     def abort(self) -> None:

@@ -111,6 +111,7 @@ class Device:
                 link=link,
                 token=token,
                 codec=turn.codec,
+                privacy=job.privacy,
             )
             wall_s = time.perf_counter() - started
             log(INFO, "device %s: %s steps, loss %.4f", turn.device, result.steps, result.loss)
@@ -138,6 +139,7 @@ class Device:
                 link=link,
                 token=token,
                 codec=turn.codec,
+                privacy=job.privacy,
             )
             return answer(message, _metrics(result, time.perf_counter() - started))
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from logging import INFO, WARNING
 from typing import TypeAlias
 
@@ -85,9 +86,8 @@ class Roster:
         FedsplitError
             If no node is this device.
         """
-        for node in self.nodes:
-            if node.index == index:
-                return node
+        if index in self._by_index:
+            return self._by_index[index]
         known = ", ".join(str(node.index) for node in self.nodes)
         raise FedsplitError(f"device={index}: must be one of {known}")
 
@@ -99,7 +99,15 @@ class Roster:
 
     def by_node(self, node_id: int) -> DeviceNode:
         """Return the device that runs on Flower node `node_id`."""
-        return next(node for node in self.nodes if node.node_id == node_id)
+        return self._by_node[node_id]
+
+    @cached_property
+    def _by_index(self) -> dict[int, DeviceNode]:
+        return {node.index: node for node in self.nodes}
+
+    @cached_property
+    def _by_node(self) -> dict[int, DeviceNode]:
+        return {node.node_id: node for node in self.nodes}
 
 
 class DeviceGrid(Grid):
