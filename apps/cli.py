@@ -62,11 +62,26 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 def _plan(options: argparse.Namespace, console: Console) -> int:
     from .config import load_config
 
+    if options.check is not None:
+        from .plan_check import check_run
+
+        alone = not options.overrides and not options.multirun
+        require(alone, "--check", str(options.check), "the only thing that is asked for")
+        return check_run(options.check, console)
     if not options.multirun:
         load_config(options.overrides)
     from .plan import plan
 
     return plan(options.overrides, options.multirun, console)
+
+
+def _measure(options: argparse.Namespace, console: Console) -> int:
+    from .config import load_config, require_plain
+
+    require_plain(load_config(options.overrides))
+    from .measure import measure
+
+    return measure(options.overrides, options.output, options.repeats, console)
 
 
 def _calibrate(options: argparse.Namespace, console: Console) -> int:
@@ -200,7 +215,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("overrides", nargs="*", metavar="OVERRIDES")
     plan.add_argument("-m", "--multirun", action="store_true", help="try every combination")
+    plan.add_argument(
+        "--check", type=_path, metavar="RUN", help="say how far the model was from a run's turns"
+    )
     plan.set_defaults(command=_plan)
+    measure = commands.add_parser(
+        "measure",
+        help="time the model on this machine, for its node's configuration",
+        description="Times forward and backward passes of each block of the configured model and "
+        "writes them down, with the memory and, where the board tells, the power of this machine.",
+    )
+    measure.add_argument("overrides", nargs="*", metavar="OVERRIDES")
+    measure.add_argument("--output", type=_path, default=Path("machine.json"), metavar="JSON")
+    measure.add_argument("--repeats", type=int, default=5, help="steps that are timed")
+    measure.set_defaults(command=_measure)
     calibrate = commands.add_parser(
         "calibrate",
         help="measure what compression costs in loss, for strategy=sft",
