@@ -12,16 +12,18 @@ from omegaconf import DictConfig
 from transformers import AutoTokenizer, PretrainedConfig
 
 from fedsplit.codec import make_codec
-from fedsplit.data import DataSpec, load_data, load_device
+from fedsplit.data import DataSpec, load_data, load_device, load_test, prompt_tokens
 from fedsplit.data.partition import LOCAL
 from fedsplit.errors import FedsplitError, SettingsError, require, require_known
 from fedsplit.flower import Job, LinkSettings
 from fedsplit.flower.server.checkpoint import load_checkpoint
-from fedsplit.models import ModelSpec
+from fedsplit.models import ModelSpec, read_tokenizer
 from fedsplit.report import is_finished, read_records
+from fedsplit.report.best import why_stop
 
 from .aggregator import build_aggregator, require_enough_devices
 from .config import codec_plan, data_spec, job, link_settings, plain, run_settings
+from .outputs import evaluate_settings, stop_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
 
@@ -42,7 +44,9 @@ def check(config: DictConfig, folder: Path) -> None:
     quorum = settings.quorum
     require(quorum <= devices, "run.quorum", quorum, f"at most fleet.devices={devices}")
     require_accelerator(settings.accelerator, on_this_machine=config.link.bind is None)
-    require_link_files(link_settings(config))
+    link = link_settings(config)
+    require_link_files(link)
+    require(link.login is None, "link.login", link.login, "null, simulated nodes log in nowhere")
     require_codecs(config)
     require_folder(folder)
     require_enough_devices(build_aggregator(plain(config.aggregator)), devices)
@@ -54,9 +58,13 @@ def check(config: DictConfig, folder: Path) -> None:
     edges = system.fleet.n_edges
     require(edges > 0 or not settings.edge_nodes, "run.edge_nodes", True, "false without edges")
     check_first_round(build_scheme(config), system)
+    require_own_tests(config, work, data)
     if config.resume is not None:
         reached = load_checkpoint(folder).server_round
-        read_records(folder)
+        records = [record for record in read_records(folder) if record.round <= reached]
+        stop, by = stop_settings(config), evaluate_settings(config).best_by
+        why = why_stop(records, by, stop.patience, stop.min_delta)
+        require(why is None, "stop.patience", stop.patience, f"larger to go on: {why}")
         least = reached + 1 if is_finished(folder) else reached
         require(config.rounds >= least, "rounds", config.rounds, f"above {reached}, already done")
 
@@ -132,7 +140,7 @@ def blaming_the_configuration(spec: ModelSpec) -> Iterator[None]:
     try:
         yield
     except FedsplitError as error:
-        named = re.match(r"(source|model_type)=", str(error))
+        named = re.match(r"(source|model_type|target_modules|adapter|lora[\w.]*)=", str(error))
         if named is None:
             raise
         raise FedsplitError(f"model.{error}") from error
@@ -183,6 +191,28 @@ def require_data(work: Job, data: DataSpec) -> None:
         where = "data.path" if data.path is not None else "data.source"
         given = data.path or data.source
         raise SettingsError(where, given, f"data that can be read ({error})") from error
+
+
+def require_own_tests(config: DictConfig, work: Job, data: DataSpec) -> None:
+    """Refuse a test set of the server's that cannot be read, and what a model cannot write."""
+    settings, source = evaluate_settings(config), work.model.source
+    language = work.model.task == "causal-lm" and source is not None
+    given = list(settings.prompts)
+    require(language or not given, "evaluate.prompts", given, "[] but for a language model")
+    tokenizer = read_tokenizer(source) if language and source is not None else None
+    if tokenizer is not None:
+        for prompt in settings.prompts:
+            prompt_tokens(tokenizer, data, prompt)
+    if settings.central is None:
+        return
+    try:
+        load_test(data, tokenizer, settings.central)
+    except SettingsError as error:
+        field = "evaluate.central" if error.field == "data.path" else error.field
+        raise SettingsError(field, error.value, error.allowed) from error
+    except (OSError, UnicodeError, ImportError) as error:
+        allowed = f"a test set that can be read ({error})"
+        raise SettingsError("evaluate.central", settings.central, allowed) from error
 
 
 def require_own_data(work: Job, data: DataSpec, tokenizer: Any) -> None:

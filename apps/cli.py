@@ -147,11 +147,38 @@ def _deploy(options: argparse.Namespace, console: Console) -> int:
     return deploy(options.topology, options.start, console, options.output)
 
 
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from .trained import export
+
+    return export(options.run, options.round, options.output, merge=options.merge, console=console)
+
+
+def _generate(options: argparse.Namespace, console: Console) -> int:
+    from fedsplit.execution.generation import Generation
+
+    from .trained import write_text
+
+    how = Generation(
+        max_new_tokens=options.max_new_tokens,
+        sample=options.sample,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
+    return write_text(options.run, options.round, options.prompt, how, console)
+
+
 def _reproduce(options: argparse.Namespace, console: Console) -> int:
     from .reproduce.papers import reproduce
 
     return reproduce(
-        options.paper, options.overrides, options.json, options.train, console, options.seeds
+        options.paper,
+        options.overrides,
+        console,
+        as_json=options.json,
+        training=options.train,
+        seeds=options.seeds,
     )
 
 
@@ -262,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     deploy.add_argument("--start", action="store_true", help="start them all on this machine")
     deploy.add_argument("--output", type=_path, help="folder for the results, on the server")
     deploy.set_defaults(command=_deploy)
+    _add_trained(commands)
     reproduce = commands.add_parser(
         "reproduce",
         help="make the comparison that a paper claims, and print claim and result",
@@ -278,6 +306,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     reproduce.set_defaults(command=_reproduce)
     return parser
+
+
+def _add_trained(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """Add the commands that take the output folder of a run."""
+    export = commands.add_parser(
+        "export",
+        help="write what a run trained for other programs",
+        description="Writes the adapter that RUN trained in PEFT's format, or with --merge the "
+        "whole model with its tokenizer, and a model card.",
+    )
+    export.add_argument("--merge", action="store_true", help="merge the adapter into its model")
+    export.add_argument("--output", type=_path, help="a new folder; by default RUN/exported")
+    export.set_defaults(command=_export)
+    generate = commands.add_parser(
+        "generate",
+        help="have the model that a run trained write text",
+        description="Prints what the model goes on with after PROMPT; to a model trained on "
+        "conversations PROMPT is what the user says. Greedy unless --sample.",
+    )
+    generate.add_argument("--max-new-tokens", type=int, default=64, help="at most")
+    generate.add_argument("--sample", action="store_true", help="draw tokens")
+    generate.add_argument("--temperature", type=float, default=1.0, help="of --sample")
+    generate.add_argument("--top-k", type=int, help="of --sample: among so many tokens")
+    generate.add_argument("--top-p", type=float, default=1.0, help="of --sample: nucleus")
+    generate.add_argument("--seed", type=int, default=0, help="of --sample")
+    generate.set_defaults(command=_generate)
+    for command in (export, generate):
+        command.add_argument("run", type=_path, metavar="RUN", help="the output folder of a run")
+        command.add_argument(
+            "--round", default="last", help="last, best (keep.best), or a kept one (keep.every)"
+        )
+    generate.add_argument("prompt", metavar="PROMPT")
 
 
 if __name__ == "__main__":

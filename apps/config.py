@@ -24,6 +24,7 @@ from fedsplit.patience import Patience
 from fedsplit.schemes import LocalWork
 
 from .known import require_known
+from .outputs import evaluate_settings, keep_settings, stop_settings, tracker
 from .overrides import (
     OPEN,
     PATHS,
@@ -37,11 +38,13 @@ from .overrides import (
 
 if TYPE_CHECKING:
     from fedsplit.data import DataSpec
+    from fedsplit.execution import OptimizerSpec
     from fedsplit.flower import Job, LinkSettings
     from fedsplit.models import ModelSpec
     from fedsplit.plan import CodecPlan
     from fedsplit.transport import ServerLimits
 
+_WORK = ("batch_size", "steps", "epochs")  # of the group train; the rest says how
 _PACKAGED = "package:default"
 _RUN_LIMITS = ("connect_s", "start_s", "deadline_s", "last_words_s")
 _LINK_LIMITS = ("reply_s", "backward_s", "ping_s")
@@ -197,23 +200,6 @@ def output_folder(config: DictConfig, default: str = "") -> Path:
     return Path(os.path.abspath(folder))
 
 
-def make_folder(folder: Path) -> Path:
-    """Make `folder`, if there is none, and return it.
-
-    Raises
-    ------
-    FedsplitError
-        If it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
-    except OSError as error:
-        raise SettingsError("output", str(folder), f"a folder; {error.strerror}") from error
-    require(writable, "output", str(folder), "a folder that can be written to")
-    return folder
-
-
 def plain(config: Any) -> dict[str, Any]:
     """Return a part of the configuration as plain Python values."""
     value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -230,7 +216,24 @@ def model_spec(config: DictConfig) -> "ModelSpec":
     values = plain(config.model)
     if values.get("source") == _PACKAGED:
         values["source"] = str(default_checkpoint())
+    if values.get("adapter") is not None:
+        values |= _started_from(values)
     return from_mapping(ModelSpec, values, "model")
+
+
+def _started_from(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the adapter that the ``model`` group names; others may not differ."""
+    from fedsplit.models import ModelSpec, adapter_settings
+
+    try:
+        found = adapter_settings(str(values["adapter"]))
+    except SettingsError as error:
+        raise SettingsError(f"model.{error.field}", error.value, error.allowed) from error
+    for name in ("r", "alpha", "dropout", "lora"):
+        given, default = values[name], getattr(ModelSpec(model_type="gpt2"), name)
+        allowed = f"{found[name]!r}, as model.adapter has it"
+        require(given in (default, found[name]), f"model.{name}", given, allowed)
+    return found
 
 
 def data_spec(config: DictConfig) -> "DataSpec":
@@ -267,16 +270,15 @@ def data_paths(config: DictConfig) -> tuple[str, ...] | None:
 
 def job(config: DictConfig, source: str = "") -> "Job":
     """Return what every node of the run has to know."""
-    from fedsplit.execution import OptimizerSpec
     from fedsplit.flower import Job
 
-    link = link_settings(config)
+    link, evaluation = link_settings(config), evaluate_settings(config)
     try:
         return Job(
             model=model_spec(config),
             data=data_spec(config),
             data_paths=data_paths(config),
-            optimizer=from_mapping(OptimizerSpec, plain(config.train.optimizer), "train.optimizer"),
+            optimizer=optimizer_spec(config),
             n_devices=n_devices(config),
             batch_size=local_work(config).batch_size,
             seed=seed(config),
@@ -286,12 +288,28 @@ def job(config: DictConfig, source: str = "") -> "Job":
             security=link.security,
             patience=patience(config),
             limits=server_limits(config),
+            max_eval_samples=evaluation.max_samples,
+            token_accuracy="token_accuracy" in evaluation.metrics,
         )
     except SettingsError as error:
         places = {"threads": "run.threads"}
         raise SettingsError(
             places.get(error.field, error.field), error.value, error.allowed
         ) from error
+
+
+def optimizer_spec(config: DictConfig) -> "OptimizerSpec":
+    """Return how turns train: ``train.optimizer``, and what stands beside it in ``train``."""
+    from fedsplit.execution import OptimizerSpec
+
+    train = plain(config.train)
+    recipe = _without(train, ("optimizer", *_WORK))
+    try:
+        return from_mapping(OptimizerSpec, {**train["optimizer"], **recipe}, "train.optimizer")
+    except SettingsError as error:
+        name = error.field.removeprefix("train.optimizer.")
+        field = f"train.{name}" if name in recipe else error.field
+        raise SettingsError(field, error.value, error.allowed) from error
 
 
 def require_plain(config: DictConfig) -> None:
@@ -305,6 +323,7 @@ def require_plain(config: DictConfig) -> None:
     from fedsplit.wireless import ChannelSpec
 
     run_settings(config)
+    evaluate_settings(config), keep_settings(config), stop_settings(config), tracker(config)
     patience(config)
     seed(config)
     n_devices(config)
@@ -389,8 +408,7 @@ def link_settings(config: DictConfig) -> "LinkSettings":
 def local_work(config: DictConfig) -> LocalWork:
     """Return how much a device trains in a turn."""
     train = plain(config.train)
-    train.pop("optimizer")
-    return from_mapping(LocalWork, train, "train")
+    return from_mapping(LocalWork, {name: train[name] for name in _WORK if name in train}, "train")
 
 
 def codec_plan(config: DictConfig) -> "CodecPlan":

@@ -22,9 +22,12 @@ from fedsplit.errors import FedsplitError, SettingsError, require, require_choic
 PATHS = (
     "channel.trace_file",
     "data.path",
+    "evaluate.central",
     "link.certificate",
     "link.key",
+    "link.login",
     "link.root",
+    "model.adapter",
     "output",
     "resume",
 )
@@ -39,8 +42,10 @@ OPEN = (
     "codec.uplink",
     "fleet.processors",
     "model.config",
+    "model.lora",
     "strategy.cut",
     "strategy.learning",
+    "train.optimizer.options",
 )
 """Mappings whose keys whoever is built from them knows, not conf/."""
 

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from omegaconf import DictConfig
 from rich.console import Console
 
+from fedsplit.arrays import Array
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import Timeline, write_chrome_trace, write_gantt, write_json
 from fedsplit.flower import System
@@ -16,7 +18,8 @@ from fedsplit.report import plain_text
 from fedsplit.schemes import Scheme, planned
 
 from .check import blaming_the_configuration, require_fields, require_folder
-from .config import load_config, make_folder, model_spec, output_folder, require_plain
+from .config import load_config, model_spec, output_folder, require_plain
+from .outputs import make_folder
 from .plan_report import RoundRow, comparison_table, round_row, write_results
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
@@ -42,20 +45,25 @@ class Scenario:
     system: System
     scheme: Scheme
 
-    def plan_round(self, server_round: int) -> RoundPlan:
-        """Return the scheme's plan for a round, counted from 1."""
+    def plan_round(self, server_round: int, spent_j: Array | None = None) -> RoundPlan:
+        """Return the scheme's plan for a round, counted from 1, after so much was spent."""
         samples = dict(enumerate(self.system.fleet.samples.tolist()))
-        return planned(self.scheme, self.system.scene(server_round, samples))
+        scene = self.system.scene(server_round, samples)
+        return planned(self.scheme, replace(scene, spent_j=spent_j))
 
     def timeline(self, server_round: int) -> Timeline:
         """Return the timeline of a round."""
         return self.system.timeline(self.plan_round(server_round), server_round)
 
-    def row(self, server_round: int) -> RoundRow:
-        """Return what a round costs."""
-        plan = self.plan_round(server_round)
-        cost = self.system.timeline(plan, server_round).cost
-        return round_row(server_round, plan, cost, self.system.fleet)
+    def rows(self, rounds: int) -> list[RoundRow]:
+        """Return what each of so many rounds costs."""
+        rows, spent_j = [], np.zeros(self.system.fleet.n_devices)
+        for server_round in range(1, rounds + 1):
+            plan = self.plan_round(server_round, spent_j)
+            cost = self.system.timeline(plan, server_round).cost
+            spent_j = spent_j + cost.device_energy_j
+            rows.append(round_row(server_round, plan, cost, self.system.fleet))
+        return rows
 
 
 def build_scenario(config: DictConfig) -> Scenario:
@@ -107,7 +115,7 @@ def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
             with blaming_the_configuration(spec):
                 scenario = build_scenario(config)
             check_first_round(scenario.scheme, scenario.system)
-            results[name] = [scenario.row(r) for r in range(1, config.rounds + 1)]
+            results[name] = scenario.rows(config.rounds)
         except FedsplitError as error:
             if not multirun:
                 raise

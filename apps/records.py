@@ -1,28 +1,31 @@
 """From what came out of a round to what is kept of it."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from fedsplit.flower import RoundOutcome, TurnOutcome
 from fedsplit.flower.server.outcome import accuracy, mean_loss
-from fedsplit.plan import Route
-from fedsplit.report import RoundRecord
+from fedsplit.plan import DEVICE, Route
+from fedsplit.report import RoundRecord, TurnRow
+
+from .outputs import METRICS
 
 # Which tier a link's bytes are counted to, by the name of the link.
 _TIERS = {"": "device", "backhaul-": "edge"}
 
 
-def record_of(outcome: RoundOutcome, task: str) -> RoundRecord:
+def record_of(outcome: RoundOutcome, task: str, metrics: Sequence[str] = METRICS) -> RoundRecord:
     """Return the record of a round; bytes are those of training and evaluation together."""
     eval_loss = mean_loss(outcome.evaluation)
-    language = task == "causal-lm" and eval_loss is not None
     turns = [*outcome.turns, *outcome.evaluation]
+    found = scores(eval_loss, accuracy(outcome.evaluation), task, metrics)
     return RoundRecord(
         round=outcome.server_round,
         train_loss=mean_loss(outcome.turns),
         eval_loss=eval_loss,
-        perplexity=_perplexity(eval_loss) if language else None,
-        accuracy=accuracy(outcome.evaluation),
+        perplexity=found.get("perplexity"),
+        accuracy=found.get("accuracy"),
+        token_accuracy=found.get("token_accuracy"),
         bytes_up=_bytes(turns, "up"),
         bytes_down=_bytes(turns, "down"),
         wall_s=outcome.wall_s,
@@ -30,6 +33,69 @@ def record_of(outcome: RoundOutcome, task: str) -> RoundRecord:
         adapter_bytes_down=_bytes(turns, "adapters-down"),
         participants=tuple(dict.fromkeys(turn.turn.device for turn in outcome.turns)),
         failures=outcome.failures,
+    )
+
+
+def scores(
+    loss: float | None, right: float | None, task: str, metrics: Sequence[str]
+) -> dict[str, float]:
+    """Return what goes with an evaluation's loss, by name.
+
+    Of a language model those of `metrics`; of a classifier its accuracy. `right` is the share of
+    targets predicted right.
+    """
+    if task != "causal-lm":
+        return {} if right is None else {"accuracy": right}
+    found = {"perplexity": _perplexity(loss), "token_accuracy": right}
+    if loss is None:
+        return {}
+    return {name: value for name in metrics if (value := found[name]) is not None}
+
+
+def turn_rows(outcome: RoundOutcome, sites: Mapping[int, str]) -> list[TurnRow]:
+    """Return a row for each turn of a round, completed or lost; `sites` are devices' names."""
+    done = [("train", turn) for turn in outcome.turns]
+    done += [("evaluate", turn) for turn in outcome.evaluation]
+    rows = [
+        _turn_row(outcome.server_round, phase, turn, sites.get(turn.turn.device, ""))
+        for phase, turn in done
+    ]
+    return rows + [
+        TurnRow(
+            round=outcome.server_round,
+            phase=failure.phase,
+            device=failure.index,
+            site=sites.get(failure.index, ""),
+            failure=failure.reason,
+        )
+        for failure in outcome.failures
+        if failure.role == DEVICE
+    ]
+
+
+def _turn_row(server_round: int, phase: str, turn: TurnOutcome, site: str) -> TurnRow:
+    link = turn.link_bytes
+    return TurnRow(
+        round=server_round,
+        phase=phase,
+        device=turn.turn.device,
+        site=site,
+        route=str(turn.turn.route),
+        samples=turn.n_samples,
+        steps=turn.steps,
+        targets=turn.n_targets,
+        loss=mean_loss((turn,)),
+        accuracy=accuracy((turn,)),
+        bytes_up=link.get("up", 0),
+        bytes_down=link.get("down", 0),
+        backhaul_bytes_up=link.get("backhaul-up", 0),
+        backhaul_bytes_down=link.get("backhaul-down", 0),
+        adapter_bytes_up=link.get("adapters-up", 0),
+        adapter_bytes_down=link.get("adapters-down", 0),
+        compute_s=turn.compute_s,
+        link_s=turn.link_s,
+        wall_s=turn.wall_s,
+        peak_bytes=turn.peak_bytes,
     )
 
 

@@ -5,17 +5,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from fedsplit.errors import FedsplitError, SettingsError, require_choice
-from fedsplit.plan import RoundPlan
+from fedsplit.errors import SettingsError, require_choice
 from fedsplit.report import plain_text
 from fedsplit.report.studies.frame import Study
-from fedsplit.report.studies.groups import GROUP, grouped
-from fedsplit.report.studies.page import MAX_ROUTES, Setting, heading, scaled, write_page
+from fedsplit.report.studies.page import Setting, heading, scaled, write_page
 from fedsplit.report.studies.protocols import (
     BUDGET,
     PROTOCOLS,
@@ -27,7 +24,6 @@ from fedsplit.report.studies.protocols import (
 )
 
 from .config import load_config, plain
-from .plan import build_scenario
 
 PAGE = "report.html"
 _DEFAULT, _CHANGED = "default", "changed"
@@ -43,8 +39,7 @@ def report_page(folder: Path, output: Path | None, console: Console) -> int:
     """
     study = Study.open(folder)
     path = output or folder / PAGE
-    plans, notes = _plans(study)
-    write_page(study, path, plans=plans, settings=_settings(study), notes=notes)
+    write_page(study, path, settings=_settings(study))
     console.print(plain_text(path), highlight=False, soft_wrap=True)
     return 0
 
@@ -107,26 +102,11 @@ def _figure(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _plans(study: Study) -> tuple[dict[str, RoundPlan], list[str]]:
-    """Return the first round's plan of a run of each group: a pure function of its settings."""
-    plans: dict[str, RoundPlan] = {}
-    notes = []
-    named, _ = grouped(study)
-    firsts = named.drop_duplicates(GROUP).set_index("run")[GROUP].astype(str).to_dict()
-    members = [member for member in study.members if member.name in firsts]
-    for member in members[:MAX_ROUTES]:
-        try:
-            config = OmegaConf.create(study.config(member))
-            assert isinstance(config, DictConfig)
-            plans[firsts[member.name]] = build_scenario(config).plan_round(1)
-        except FedsplitError as error:
-            notes.append(f"the routes of {member.name} cannot be shown: {error}")
-    return plans, notes
-
-
 def _settings(study: Study) -> list[Setting]:
     """Return the settings that all runs share, and where each comes from."""
     configs = [_leaves(study.config(member)) for member in study.members if study.records(member)]
+    if not configs:
+        return []
     default = _leaves(plain(load_config([])))
     paper = configs[0].pop("paper.provenance", None)
     shared = {

@@ -12,7 +12,9 @@ from fedsplit.errors import FedsplitError, SettingsError, require
 from .config import absolute, change_values, chosen, load_config, plain
 from .overrides import Override
 
-MAY_CHANGE = ("aggregator", "evaluate", "link", "rounds", "run", "train")
+MAY_CHANGE = (
+    "aggregator", "evaluate", "keep", "link", "rounds", "run", "stop", "tracker", "train"
+)  # fmt: skip
 """Settings that a run may go on with in another way: how long, how fast, and where."""
 _MUST_STAY = ("aggregator._target_",)
 CONFIG, RESULTS = "config.yaml", "results.json"

@@ -3,16 +3,19 @@
 import json
 import shlex
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from logging import ERROR, INFO, WARNING
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore import log
 from omegaconf import DictConfig
+from torch import Tensor
 
 from fedsplit.data import describe
 from fedsplit.errors import FedsplitError
@@ -31,17 +34,23 @@ from fedsplit.flower.server.roster import Roster
 from fedsplit.flower.source import source_hash
 from fedsplit.mapping import call
 from fedsplit.models import SplitModel
-from fedsplit.models.adapters import lora_config
 from fedsplit.plan import Failure
-from fedsplit.report import RunReport
-from fedsplit.report.export import save_adapter, save_model
+from fedsplit.report import RoundRecord, RunReport
+from fedsplit.report.best import why_stop
+from fedsplit.report.card import write_card
+from fedsplit.report.export import save_trained
+from fedsplit.report.files import needed, spared
 from fedsplit.report.lock import locked
-from fedsplit.schemes import Scheme, find_scheme
+from fedsplit.report.trackers import Tracker, open_tracker
+from fedsplit.schemes import Scene, Scheme, find_scheme
 
 from .aggregator import build_aggregator
 from .config import data_spec, job, link_settings, load_config, output_folder, plain, run_settings
+from .keeper import Keeper
+from .outputs import evaluate_settings, keep_settings, stop_settings, tracker
+from .own_tests import OwnTests
 from .plan_report import round_row
-from .records import record_of, sent_bytes
+from .records import record_of, sent_bytes, turn_rows
 from .scenario import build_system, check_first_round
 
 app = ServerApp()
@@ -65,7 +74,8 @@ def run_job(grid: Grid, config: DictConfig, folder: Path) -> None:
     except Exception as error:
         # The command line shows this; Flower itself exits 0 when a ServerApp raises.
         cause = str(error) if isinstance(error, FedsplitError) else f"{error!r}"
-        (folder / ERROR_FILE).write_text(cause)
+        with suppress(OSError):
+            (folder / ERROR_FILE).write_text(cause)
         log(ERROR, "run failed: %s", cause)
         raise
 
@@ -88,11 +98,21 @@ class Run(RunListener):
         self._system = build_system(config)
         self._scheme = build_scheme(config)
         self._line: Timeline | None = None
+        self._sites: dict[int, str] = {}
+        self._spent_j = np.zeros(self._system.fleet.n_devices)
         self._seq_len = data_spec(config).seq_len
         self._aggregator = build_aggregator(plain(config.aggregator))
+        self._evaluation, self._keep = evaluate_settings(config), keep_settings(config)
+        self._stop, self._tracker_name = stop_settings(config), tracker(config)
+        self._config = plain(config)
+        self._tracker: Tracker | None = None
+        self._own: OwnTests | None = None
+        self._why_stopped: str | None = None
         resumed = config.resume is not None
         self._checkpoint = load_checkpoint(folder) if resumed else None
         if self._checkpoint is not None:
+            if len(self._checkpoint.spent_j) == len(self._spent_j):
+                self._spent_j += self._checkpoint.spent_j
             self._report = RunReport.resume(
                 folder,
                 self._checkpoint.server_round,
@@ -110,12 +130,19 @@ class Run(RunListener):
         between_machines = self._link.bind is not None
         ahead = settings.start_ahead
         done = self._checkpoint.server_round if self._checkpoint else 0
+        if self._tracker_name is not None:
+            self._tracker = open_tracker(self._tracker_name, self._folder, self._config)
         with StageHost(job, self._link) as host:
+            self._own = own = OwnTests(self._evaluation, job, host.model)
+            initial = adapters = host.initial_adapters()
+            self._keeper = Keeper(
+                self._folder, self._keep, self._evaluation.best_by, host.model, initial
+            )
             strategy = SplitStrategy(
                 self._scheme,
                 self._aggregator,
                 job=job,
-                scene=self._system.scene,
+                scene=self._scene,
                 host=host,
                 options=SplitOptions(
                     n_edges=self._system.fleet.n_edges if settings.edge_nodes else 0,
@@ -125,15 +152,20 @@ class Run(RunListener):
                     evaluate_every=settings.evaluate_every,
                     quorum=settings.quorum,
                     max_update_norm=settings.max_update_norm,
+                    link=self._link,
                 ),
                 listener=self,
             )
-            adapters = host.initial_adapters()
             if self._checkpoint is not None:
                 adapters = self._checkpoint.adapters
                 restore_strategy(self._aggregator, self._checkpoint.strategy)
-            result = strategy.start(grid, to_record(adapters), num_rounds=settings.rounds)
-            self._finish(result.arrays, host.model)
+            result = strategy.start(
+                grid, to_record(adapters), num_rounds=settings.rounds, evaluate_fn=own.central
+            )
+            self._finish(result.arrays, initial, host.model)
+
+    def _scene(self, server_round: int, samples: Mapping[int, int]) -> Scene:
+        return replace(self._system.scene(server_round, samples), spent_j=self._spent_j)
 
     def on_progress(self, phase: str, done: int, planned: int) -> None:
         """Say how far the round is."""
@@ -144,6 +176,7 @@ class Run(RunListener):
 
     def on_nodes(self, roster: Roster) -> None:
         """Write down what the devices' data are."""
+        self._sites = {node.index: node.site for node in roster.nodes}
         counts = {node.index: node.counts for node in roster.nodes if node.counts is not None}
         lines = describe(counts, self._seq_len)
         self._report.add_data(lines, {str(i): held.flat() for i, held in counts.items()})
@@ -156,44 +189,72 @@ class Run(RunListener):
         self, outcome: RoundOutcome, arrays: ArrayRecord, metrics: MetricRecord | None
     ) -> None:
         """Write down what came of it, and a checkpoint."""
-        record = record_of(outcome, self._job.model.task)
+        record = record_of(outcome, self._job.model.task, self._evaluation.metrics)
+        number, adapters, own = outcome.server_round, dict(arrays.to_torch_state_dict()), self._own
+        assert own is not None
+        central, written = own.measured.get(number), own.written(number, adapters)
+        record = replace(record, central=central, written=written)
         if outcome.server_round > 0:
             record = replace(record, modelled=self._modelled(outcome))
         # In this order: a run goes on from the round of its checkpoint, whose record must be there.
-        self._report.add_round(record)
+        self._report.add_round(record, turn_rows(outcome, self._sites))
+        self._tell(record)
         if evaluated_nowhere(outcome):
             log(WARNING, "round %s: no device could evaluate it, no checkpoint", record.round)
         elif outcome.server_round > 0:
+            self._keeper.keep(self._report.records, adapters)
             state = strategy_state(self._aggregator)
-            save_checkpoint(
-                self._folder,
-                Checkpoint(outcome.server_round, dict(arrays.to_torch_state_dict()), state),
-            )
+            spent_j = tuple(self._spent_j.tolist())
+            save_checkpoint(self._folder, Checkpoint(number, adapters, state, spent_j))
+            self._keeper.clear(self._report.records)
+
+    def ends_run(self, server_round: int) -> bool:
+        """Return whether the evaluation loss has not fallen for too long."""
+        stop, by = self._stop, self._evaluation.best_by
+        self._why_stopped = why_stop(self._report.records, by, stop.patience, stop.min_delta)
+        return self._why_stopped is not None
+
+    def _tell(self, record: RoundRecord) -> None:
+        """Tell the tracker; that it cannot be reached must not end a run."""
+        if self._tracker is None:
+            return
+        numbers = {
+            name: float(value)
+            for name, value in record.flat().items()
+            if name != "round" and isinstance(value, int | float)
+        }
+        try:
+            self._tracker.log(numbers, record.round)
+        except Exception as error:  # whatever the tracker's library raises
+            log(WARNING, "round %s: %s was not told (%s)", record.round, self._tracker_name, error)
 
     def _modelled(self, outcome: RoundOutcome) -> dict[str, float]:
         """Return what the round costs on the modelled system, with the bytes really sent."""
         plan, system = outcome.plan, self._system
         line = system.timeline(plan, outcome.server_round, sent_bytes(outcome))
         self._line = line
+        self._spent_j = self._spent_j + line.cost.device_energy_j
         row = asdict(round_row(outcome.server_round, plan, line.cost, system.fleet))
         del row["round"]
         energy_j = row["device_energy_j"] + row["server_energy_j"]
         return {"delay_s": row.pop("delay_s"), "energy_j": energy_j, **row}
 
-    def _finish(self, arrays: ArrayRecord, model: SplitModel) -> None:
+    def _finish(
+        self, arrays: ArrayRecord, initial: Mapping[str, Tensor], model: SplitModel
+    ) -> None:
         if self._line is not None:
-            write_chrome_trace(self._line, self._folder / TRACE)
-        adapters = dict(arrays.to_torch_state_dict())
-        if self._job.model.train == "lora":
-            name = self._job.model.source or str(self._job.model.model_type)
-            save_adapter(
-                self._folder / "adapter",
-                adapters,
-                lora_config(self._job.model, model.config.model_type),
-                name,
-            )
-        else:
-            save_model(self._folder / "model", adapters, model)
+            with spared(self._folder / TRACE):
+                write_chrome_trace(self._line, self._folder / TRACE)
+        name = "adapter" if self._job.model.train == "lora" else "model"
+        trained = dict(arrays.to_torch_state_dict())
+        with needed(self._folder):
+            save_trained(self._folder / name, trained, model, initial)
+            write_card(self._folder / name, self._config, self._report.records)
         (self._folder / PROGRESS).unlink(missing_ok=True)
-        self._report.finish()
+        if self._tracker is not None:
+            self._tracker.close()
+        stopped = self._why_stopped
+        if stopped is not None:
+            log(INFO, "ends before its last round: %s", stopped)
+        self._report.finish(None if stopped is None else {"stopped": stopped})
         log(INFO, "results in %s", self._folder)

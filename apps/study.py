@@ -22,9 +22,10 @@ from fedsplit.report.studies.members import (
     write_members,
 )
 
-from .config import load_config, make_folder, output_folder, require_plain
+from .config import load_config, output_folder, require_plain
 from .launch.engine import FLOWER, Engine
 from .launch.run import LOG, train
+from .outputs import make_folder
 from .overrides import quoted
 from .resume import is_done
 from .server_app import ERROR_FILE

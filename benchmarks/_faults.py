@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -15,10 +16,9 @@ from typing import Any
 import psutil
 import torch
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedsplit.flower.local_grid import LocalGrid
 from fedsplit.flower.messages import TRAIN
 
 DEVICES, EDGES = 4, 2
@@ -106,7 +106,7 @@ class Relay:
                     end.shutdown(socket.SHUT_RDWR)
 
 
-class ProcessGrid(Grid):
+class ProcessGrid(LocalGrid):
     """A Flower grid whose every message is worked on by a process of its own.
 
     By default a process is forked from one that has imported everything; with `cold` it is a fresh
@@ -120,85 +120,62 @@ class ProcessGrid(Grid):
         fault: Fault | None,
         cold: bool = False,
     ) -> None:
-        # Flower's processes get these when they start; messages cannot be made without.
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+        super().__init__()
         self._binds = binds
         self._relays = relays  # the cloud's, then the edges'
         self._fault = fault
         self._context: Any = multiprocessing.get_context("spawn" if cold else "forkserver")
         if not cold:
             self._context.set_forkserver_preload(["benchmarks._faults", "fedsplit.apps.client_app"])
-        self._work: dict[str, tuple[Any, Connection]] = {}
-        self._deaf: set[str] = set()
+        self._processes: list[tuple[Any, Connection]] = []
+        self._heard: list[tuple[Any, Connection, Future[Message]]] = []
         self.struck_unix_s: float | None = None
-
-    @property
-    def run(self) -> Run:
-        """Flower's run: there is none."""
-        raise NotImplementedError
-
-    def set_run(self, run: Run) -> None:
-        """Flower's run: there is none."""
-        raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
         """Return all nodes: devices, then edges."""
         return range(1, DEVICES + EDGES + 1)
 
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Not used."""
-        raise NotImplementedError
-
-    def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
-        """Not used."""
-        raise NotImplementedError
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Start a process for each message."""
-        names = []
-        for message in messages:
-            node = message.metadata.dst_node_id - 1
-            name = f"message-{len(self._work) + 1}"
-            message.metadata.__dict__["_message_id"] = name
-            struck = self._fault if self._fault is not None and self._fault.node == node else None
-            if struck is not None and self.struck_unix_s is not None:
-                struck = None
-            here, there = self._context.Pipe()
-            process = self._context.Process(
-                target=_work, args=(message, self._node_config(node), struck, there), daemon=True
-            )
-            process.start()
-            there.close()
-            self._work[name] = process, here
-            names.append(name)
-        return names
+    def submit(self, message: Message) -> Future[Message]:
+        """Start a process for a message."""
+        node = message.metadata.dst_node_id - 1
+        struck = self._fault if self._fault is not None and self._fault.node == node else None
+        if struck is not None and self.struck_unix_s is not None:
+            struck = None
+        here, there = self._context.Pipe()
+        process = self._context.Process(
+            target=_work, args=(message, self._node_config(node), struck, there), daemon=True
+        )
+        process.start()
+        there.close()
+        answer: Future[Message] = Future()
+        self._processes.append((process, here))
+        self._heard.append((process, here, answer))
+        return answer
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the answers that came; a process that died never answers."""
-        replies = []
-        for name in message_ids:
-            process, pipe = self._work[name]
+        for listened in list(self._heard):
+            process, pipe, answer = listened
             with suppress(EOFError, OSError):
-                while name not in self._deaf and pipe.poll():
+                if pipe.poll():
                     received = pipe.recv()
+                    self._heard.remove(listened)
                     if isinstance(received, Message):
-                        self._deaf.add(name)
-                        replies.append(received)
+                        answer.set_result(received)
                     else:
-                        self._struck(name, process.pid, received, pipe)
-        return replies
+                        self._struck(process.pid, received, pipe)
+        return super().pull_messages(message_ids)
 
     def close(self) -> None:
         """End every process."""
-        for process, pipe in self._work.values():
+        for process, pipe in self._processes:
             process.kill()
             process.join()
             pipe.close()
 
-    def _struck(self, name: str, pid: int, unix_s: float, pipe: Connection) -> None:
+    def _struck(self, pid: int, unix_s: float, pipe: Connection) -> None:
         assert self._fault is not None
         self.struck_unix_s = unix_s
-        self._deaf.add(name)
         if self._fault.kind == "cut":
             for relay in self._relays:
                 relay.cut(pid)

@@ -1,6 +1,6 @@
 """Train every causal language model that transformers knows, split and unsplit, and compare.
 
-    python -m benchmarks.conformance [--only gpt2 llama ...] [--jobs 2]
+    python -m benchmarks.conformance [--only gpt2 ...] [--jobs 2] [--lora '{"use_dora":true}']
 
 For each architecture of transformers' causal-LM mapping a tiny model is built, once as plain
 transformers + PEFT and once per route by fedsplit, with equal weights. Both make one step in
@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -36,8 +37,9 @@ from transformers.utils import logging
 
 from fedsplit.errors import FedsplitError
 from fedsplit.models import ModelSpec
-from fedsplit.models.adapters import DEFAULT_TARGETS, lora_config, peft_key
+from fedsplit.models.adapters import peft_key
 from fedsplit.models.anatomy import anatomy, build_twin
+from fedsplit.models.lora import DEFAULT_TARGETS, lora_config
 from fedsplit.models.routes import compare, gradients
 from fedsplit.models.spec import model_class, usable_config
 from fedsplit.models.split import assemble
@@ -98,7 +100,7 @@ def plain_gradients(
         trained = {name: value for name, value in plain.named_parameters() if value.requires_grad}
         plain.train()(**inputs).loss.backward()
         return {name: value.grad for name, value in trained.items()}
-    adapted = get_peft_model(plain, lora_config(spec, config.model_type))
+    adapted = get_peft_model(plain, lora_config(spec, plain))
     adapted.load_state_dict(
         {f"base_model.model.{name}": value for name, value in ours.state_dict().items()}
     )
@@ -131,7 +133,7 @@ def own_linears(config: PretrainedConfig) -> tuple[str, ...]:
     )
 
 
-def examine(model_type: str) -> Verdict:
+def examine(model_type: str, lora: Mapping[str, Any]) -> Verdict:
     """Try one architecture, with ever fewer adapters and then with shared token ids."""
     try:
         config = usable_config(tiny_config(model_type, BLOCKS), "causal-lm")
@@ -152,6 +154,7 @@ def examine(model_type: str) -> Verdict:
                 model_type=config.model_type,
                 target_modules=targets or own_linears(config),
                 share_token_ids=shares,
+                lora=lora,
             )
             place = "own linear layers" if targets is None else str(targets)
             found = replace(_compare_routes(spec, config), targets=place)
@@ -185,16 +188,16 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _work(model_type: str, answer: Connection) -> None:
+def _work(model_type: str, lora: Mapping[str, Any], answer: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    answer.send(examine(model_type))
+    answer.send(examine(model_type, lora))
 
 
-def guarded(model_type: str) -> Verdict:
+def guarded(model_type: str, lora: Mapping[str, Any]) -> Verdict:
     """Try one architecture in a process of its own, with limits on time and memory."""
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(model_type, sending))
+    process = context.Process(target=_work, args=(model_type, lora, sending))
     process.start()
     sending.close()
     try:
@@ -209,10 +212,12 @@ def guarded(model_type: str) -> Verdict:
         process.join()
 
 
-def _all(model_types: Iterable[str], jobs: int) -> Iterator[tuple[str, Verdict]]:
+def _all(
+    model_types: Iterable[str], jobs: int, lora: Mapping[str, Any]
+) -> Iterator[tuple[str, Verdict]]:
     names = list(model_types)
     with ThreadPoolExecutor(jobs) as pool:
-        yield from zip(names, pool.map(guarded, names), strict=True)
+        yield from zip(names, pool.map(guarded, names, repeat(lora)), strict=True)
 
 
 def main() -> int:
@@ -220,6 +225,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=None, help="architectures to try")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--lora", type=json.loads, default={}, help="fields of LoraConfig, JSON")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()
@@ -228,7 +234,7 @@ def main() -> int:
     start = time.monotonic()
     verdicts = {}
     for name, verdict in _all(
-        options.only or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), options.jobs
+        options.only or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), options.jobs, options.lora
     ):
         verdicts[name] = verdict
         state = "not built" if not verdict.built else "INEXACT" if verdict.problem else "exact"

@@ -236,7 +236,7 @@ def card_planner(rounds: int, gaps: dict[str, float]) -> dict[str, float]:
         members, server = devices_of(fleet, STEPS), server_of(fleet)
 
         def run(rates=(up, down), members=members, server=server):
-            return plan_card(costs, members, *rates, server, 0.8)
+            return plan_card(costs, members, *rates, server, delay_weight=0.8)
 
         contestants[f"CARD, {devices:,} devices"] = run
     plan = run()

@@ -21,7 +21,7 @@ MEGABYTE = 1e6
 SEQUENTIAL = "cividis"
 """Colour map of a quantity: the same order in grey and to the colour-blind."""
 
-_LOOK: Mapping[str, Any] = {
+_LOOK: Any = {
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,
@@ -131,7 +131,7 @@ def figure(
     from matplotlib.figure import Figure as Made
 
     # A figure of its own, without pyplot: no display is needed and nothing is shared.
-    with rc_context(dict(_LOOK)):
+    with rc_context(_LOOK):
         made = Made(figsize=(width_in, height_in), layout="constrained")
         FigureCanvasAgg(made)
         yield made, made.subplots(*panels, **sharing)

@@ -54,7 +54,7 @@ class Card(Scheme):
             uplink_bps(channel, channel.uplink_hz, devices),
             downlink_bps(channel, channel.downlink_hz, devices),
             server_of(scene.fleet),
-            self.delay_weight,
+            delay_weight=self.delay_weight,
             min_cut=self.min_cut,
             jointly=self.jointly,
         )

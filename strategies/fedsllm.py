@@ -58,6 +58,7 @@ class FedsLlm(Scheme):
     def __init__(
         self,
         cut: Cut = 2,
+        *,
         accuracy: float | None = None,
         equal_bandwidth: bool = False,
         learning: Mapping[str, float] | None = None,

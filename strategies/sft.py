@@ -65,6 +65,7 @@ class Sft(Scheme):
     def __init__(
         self,
         cut: int | None = None,
+        *,
         codec_table: str | None = SHIPPED,
         max_loss_increase: float = 0.05,
         compress_gradients: bool = False,

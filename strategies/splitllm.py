@@ -59,6 +59,7 @@ class SplitLlm(Scheme):
         device_cut: int = 1,
         edge_cut: int | None = 3,
         tail: int | None = None,
+        *,
         selection: str = "round_robin",
         association: str = "home",
         edge_rounds: int = 0,

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.flower import LinkSettings
+from fedsplit.flower.link_settings import NODE
 from fedsplit.mapping import from_mapping
 
 from ..config import link_settings, load_config, run_settings
@@ -45,7 +46,8 @@ class Certificates:
         Of each node. The server's serve Flower's SuperLink as well.
     login : str or None
         Private key with which a SuperNode logs in at the SuperLink, its public key beside it with
-        ``.pub``; None turns Flower's node authentication off.
+        ``.pub``: a node is who its key says (``link.login``). None turns Flower's node
+        authentication off.
     mutual : bool
         Whether devices and edges prove themselves on the link too.
     """
@@ -108,7 +110,7 @@ class Topology:
     def file(self, field_name: str, node: str) -> str:
         """Return the absolute path of a file of `certificates` for `node`."""
         pattern: str = getattr(self.certificates, field_name)
-        return str(Path(pattern.replace("{node}", node)).resolve())
+        return str(Path(pattern.replace(NODE, node)).resolve())
 
 
 def read_topology(file: Path) -> Topology:
@@ -202,6 +204,8 @@ def overrides(topology: Topology) -> list[str]:
     if topology.certificates is not None:
         fields = ("certificate", "key", *(["root"] if topology.certificates.mutual else []))
         chosen += [f"link.{name}={topology.file(name, 'server')}" for name in fields]
+        if topology.certificates.login is not None:
+            chosen.append(f"link.login={topology.file('login', NODE)}.pub")
     return chosen
 
 

@@ -24,9 +24,9 @@ from .guard import Guard
 from .surroundings import environment, make_home, ray_environment
 
 EMBEDDED, FLOWER = ENGINES = "embedded", "flower"
-CAUSE = "cause.txt"
 _POLL_S = 0.1
 _BEGINS = b"o"
+_MOST_WORDS = 1 << 15  # what a pipe holds on any system, with room to spare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class Order:
         Folder of the run.
     devices, places : int
         Simulated devices, and how many of them run at once.
-    home : str
-        Folder for what is to vanish with the root.
+    cause : int
+        Descriptor of a pipe for why the run failed: a full disk takes no files.
     """
 
     engine: str
@@ -52,11 +52,15 @@ class Order:
     output: str
     devices: int
     places: int
-    home: str
+    cause: int
 
     def to_json(self) -> str:
         """Return the order as one line."""
         return json.dumps(asdict(self))
+
+    def tell(self, cause: str) -> None:
+        """Say why the run failed."""
+        os.write(self.cause, cause.encode()[:_MOST_WORDS])
 
 
 def check_engine(engine: str, places: int) -> None:
@@ -122,33 +126,40 @@ class Engine:
             Why the run failed; None if it did not.
         """
         with log.open("ab") as file:
-            root = self._started(file.fileno())
-            cause = self._home / CAUSE
-            cause.unlink(missing_ok=True)
-            order = Order(
-                engine=engine,
-                overrides=overrides,
-                output=str(output),
-                devices=devices,
-                places=places,
-                home=str(self._home),
-            )
-            with suppress(BrokenPipeError):
-                socket.send_fds(self._line, [_BEGINS], [keep_open, file.fileno()])
-                self._line.sendall(order.to_json().encode() + b"\n")
+            told, cause = os.pipe()
+            with os.fdopen(told, "rb") as words:
+                with os.fdopen(cause, "wb"):
+                    root = self._started(file.fileno())
+                    order = Order(
+                        engine=engine,
+                        overrides=overrides,
+                        output=str(output),
+                        devices=devices,
+                        places=places,
+                        cause=cause,
+                    )
+                    with suppress(BrokenPipeError):
+                        socket.send_fds(self._line, [_BEGINS], [keep_open, cause, file.fileno()])
+                        self._line.sendall(order.to_json().encode() + b"\n")
+                code = self._watched(root, watch)
+                os.set_blocking(told, False)  # somebody may hold the other end for a moment
+                said = words.read(_MOST_WORDS) or b""
+        return _cause(code, said.decode(errors="replace"))
+
+    def _watched(self, root: "subprocess.Popen[bytes]", watch: Callable[[], None]) -> int:
+        """Return the exit code of the run under way, once it has ended."""
         while root.poll() is None and not select.select([self._line], [], [], _POLL_S)[0]:
             watch()
         watch()
         answer = _read_line(self._line)
-        code = int(answer) if answer else root.wait()
-        return _cause(code, cause)
+        return int(answer) if answer else root.wait()
 
     def _started(self, log: int) -> "subprocess.Popen[bytes]":
         """Return the root; one that has ended is replaced."""
         if self._root is not None and self._root.poll() is None:
             return self._root
         self._end()
-        home = self._home = make_home()
+        home = make_home()
         guard = self._stack.enter_context(Guard(home))
         # Ours stays open as long as this process lives, and not a moment longer.
         self._line, roots = socket.socketpair()
@@ -180,8 +191,11 @@ class Engine:
 
 def receive_order(command: socket.socket) -> tuple[Order, list[int]] | None:
     """Return an order and the descriptors that come with it, the log's last; None at the end."""
-    begun, descriptors, _, _ = socket.recv_fds(command, len(_BEGINS), 2)
-    return (Order(**json.loads(_read_line(command))), descriptors) if begun else None
+    begun, descriptors, _, _ = socket.recv_fds(command, len(_BEGINS), 3)
+    if not begun:
+        return None
+    # The descriptor of the pipe is another one here.
+    return Order(**{**json.loads(_read_line(command)), "cause": descriptors[1]}), descriptors
 
 
 def _read_line(line: socket.socket) -> bytes:
@@ -193,11 +207,11 @@ def _read_line(line: socket.socket) -> bytes:
     return text
 
 
-def _cause(code: int, file: Path) -> str | None:
+def _cause(code: int, said: str) -> str | None:
     if code == 0:
         return None
-    if file.exists():
-        return file.read_text(encoding="utf-8")
+    if said:
+        return said
     # A shell's way to say that a signal ended a process.
     number = -code if code < 0 else code - 128
     name = f" ({signal.Signals(number).name})" if number in set(signal.Signals) else ""

@@ -1,28 +1,22 @@
 """Simulated nodes on forked workers: a Flower grid without a network, and without polling."""
 
-import itertools
 import pickle
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from logging import ERROR
 from multiprocessing.connection import Connection
 from types import TracebackType
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid
+from flwr.common.constant import ErrorCode
 from flwr.supercore import log
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedsplit.errors import FedsplitError
+from fedsplit.flower.local_grid import RUN_ID, LocalGrid
 
-_RUN_ID = 1
 _FIRST_NODE = 1000
 App = Callable[[Message, Context], Message]
 
@@ -116,7 +110,7 @@ def _answer(app: App, message: Message, context: Context) -> Message:
         )
 
 
-class PoolGrid(Grid):
+class PoolGrid(LocalGrid):
     """Flower's grid over the workers of a pool: node i is device i, as of a SuperNode.
 
     Parameters
@@ -128,79 +122,22 @@ class PoolGrid(Grid):
     """
 
     def __init__(self, pool: Pool, n_nodes: int) -> None:
+        super().__init__()
         self._pool = pool
         self._n_nodes = n_nodes
-        self._run = Run.create_empty(_RUN_ID)
-        self._numbers = itertools.count(1)
-        self._replies: dict[str, Future[Message]] = {}
-        # Flower's processes get these when they start; no message can be made without.
-        TaskIdentity.run_id = TaskIdentity.task_id = _RUN_ID
-        TaskIdentity.node_id = SUPERLINK_NODE_ID
-
-    def set_run(self, run: Run) -> None:
-        """Set the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run; of this engine, it has nothing but a number."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message."""
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the node ids, in the order of the devices."""
         return range(_FIRST_NODE, _FIRST_NODE + self._n_nodes)
 
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """Return the nodes, in the order of the devices."""
-        return [NodeInfo(node_id=number, status="online") for number in self.get_node_ids()]
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; return their numbers."""
-        names = []
-        for message in messages:
-            name = f"message-{next(self._numbers)}"
-            message.metadata.__dict__["_message_id"] = name
-            self._replies[name] = self._pool.submit(message, self._context(message))
-            names.append(name)
-        return names
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the answers that are there of the messages with these numbers."""
-        there = [name for name in message_ids if name in self._replies]
-        return [self._replies.pop(name).result() for name in there if self._replies[name].done()]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send messages; return the answers that come within `timeout` seconds."""
-        names = set(self.push_messages(messages))
-        deadline = None if timeout is None else time.monotonic() + timeout
-        answers: list[Message] = []
-        while names:
-            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            futures = [self._replies[name] for name in names]
-            if not wait(futures, left, FIRST_COMPLETED).done:
-                break
-            come = list(self.pull_messages(list(names)))
-            names -= {answer.metadata.reply_to_message_id for answer in come}
-            answers += come
-        return answers
+    def submit(self, message: Message) -> Future[Message]:
+        """Have a worker answer."""
+        return self._pool.submit(message, self._context(message))
 
     def _context(self, message: Message) -> Context:
         node = message.metadata.dst_node_id
         return Context(
-            run_id=_RUN_ID,
+            run_id=RUN_ID,
             node_id=node,
             node_config={"partition-id": node - _FIRST_NODE, "num-partitions": self._n_nodes},
             state=RecordDict(),

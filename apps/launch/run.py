@@ -20,6 +20,7 @@ from fedsplit.report import (
     plain_text,
     read_data_lines,
     read_records,
+    read_stopped,
     round_line,
     summary_table,
 )
@@ -52,6 +53,9 @@ def run(overrides: Sequence[str], console: Console) -> int:
     if cause is not None:
         return 1
     console.print(summary_table(read_records(folder), folder))
+    stopped = read_stopped(folder)
+    if stopped is not None:
+        console.print(plain_text(f"ended before its last round: {stopped}"), highlight=False)
     return 0
 
 
@@ -144,7 +148,8 @@ def _is_complete(folder: Path, rounds: int) -> bool:
     if not (folder / RESULTS).exists() or not is_finished(folder):
         return False
     records = read_records(folder)
-    return bool(records) and records[-1].round == rounds
+    whole = bool(records) and records[-1].round == rounds
+    return whole or read_stopped(folder) is not None
 
 
 def _show_how_to_go_on(folder: Path, console: Console) -> None:

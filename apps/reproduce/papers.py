@@ -38,9 +38,10 @@ _MISSED = 1
 def reproduce(
     paper: str,
     overrides: Sequence[str],
+    console: Console,
+    *,
     as_json: bool,
     training: bool,
-    console: Console,
     seeds: int = SEEDS,
 ) -> int:
     """Make a paper's comparison, or all; print it and leave tables and plots in a folder.

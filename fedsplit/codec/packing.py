@@ -100,7 +100,7 @@ def pack(kept: Quantised, n_rows: int, width: int, by_column: bool) -> bytes:
 
 
 def unpack(
-    payload: memoryview, n_rows: int, width: int, bits: int, scaled: bool, by_column: bool
+    payload: memoryview, n_rows: int, width: int, *, bits: int, scaled: bool, by_column: bool
 ) -> Quantised:
     """Undo `pack`, taking no more memory than the tensor does.
 

@@ -101,7 +101,14 @@ class TopK(Codec):
         samples: Sequence[int] | None,
     ) -> torch.Tensor:
         n_rows, width = row_shape(shape)
-        kept = unpack(payload, n_rows, width, self._bits, self._scaled, self._by_column)
+        kept = unpack(
+            payload,
+            n_rows,
+            width,
+            bits=self._bits,
+            scaled=self._scaled,
+            by_column=self._by_column,
+        )
         symbols = torch.from_numpy(kept.symbols)
         values = kept.grid.magnitudes(symbols >> 1)
         values.mul_(1 - 2 * (symbols & 1))

@@ -94,6 +94,7 @@ def train_turn(
     adapters: Mapping[str, Tensor] | None,
     optimizer: OptimizerSpec,
     seed: int,
+    steps: int | None = None,
     link: Link | None = None,
     token: str | None = None,
     codec: CodecPlan | None = None,
@@ -115,6 +116,8 @@ def train_turn(
         Fresh for this turn.
     seed : int
         Seed of the turn, the same on every tier.
+    steps : int or None
+        How many `batches` there are; needed where the learning rate follows a schedule.
     link : Link or None
         Leads to the second segment; None on a device-only route.
     token : str or None
@@ -129,7 +132,7 @@ def train_turn(
     FedsplitError
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
-    turn = _DeviceTurn(model, route, optimizer, seed, link)
+    turn = _DeviceTurn(model, route, optimizer, seed, link, steps)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -161,6 +164,7 @@ class _DeviceTurn:
         optimizer: OptimizerSpec | None,
         seed: int,
         link: Link | None,
+        steps: int | None = None,
     ) -> None:
         segments = route.on(DEVICE)
         if (len(route.segments) > 1) != (link is not None):
@@ -173,7 +177,9 @@ class _DeviceTurn:
         self._optimizer = optimizer
         self._seed = seed
         self._train = optimizer is not None
+        self._steps = steps
         self._link = link
+        self._behind: float | None = 0.0  # norm of a step's gradients on the other tiers
         self._reports: list[StepReport] = []
         self._stats = LinkStats()
         self._total_s = self._link_s = 0.0
@@ -193,7 +199,13 @@ class _DeviceTurn:
                 if token is None:
                     raise FedsplitError("token: must be given on a route that leaves the device")
                 request = OpenRequest(
-                    token, self._route, 1, codec, self._seed, self._train, adapters is None
+                    token,
+                    self._route,
+                    1,
+                    codec=codec,
+                    seed=self._seed,
+                    train=self._train,
+                    adapters_on_link=adapters is None,
                 )
                 returning = None
                 if self._route.returns_home:
@@ -202,9 +214,13 @@ class _DeviceTurn:
                     returning = compute(lambda: self._model.crossing(cut, pixels))
                 self._wait(lambda: link.open(request, returning))
             start = self._fetch() if adapters is None else adapters
-            self._tier = Tier(self._model, self._segments, start, self._optimizer, self._seed)
-            for batch in batches:
-                self._reports.append(self._step(batch))
+            self._tier = Tier(
+                self._model, self._segments, start, self._optimizer, self._seed, self._steps
+            )
+            together = 1 if self._optimizer is None else self._optimizer.accumulate
+            rest = iter(batches)
+            while group := list(islice(rest, together)):
+                self._run_step(group)
             if link is not None:
                 if adapters is None and self._train:
                     self._wait(lambda: link.hand_up(self._tier.adapters()))
@@ -234,25 +250,39 @@ class _DeviceTurn:
             self._link_s,
         )
 
-    def _step(self, batch: "Batch") -> StepReport:
-        if self._link is None:
-            step = self._local_step(batch)
-        elif self._route.returns_home:
-            step = self._u_step(batch, self._link)
-        else:
-            step = self._open_step(batch, self._link)
-        self._tier.update()
-        return step
+    def _run_step(self, group: "list[Batch]") -> None:
+        """Go through the mini-batches that one update is made of, each weighted by its targets."""
+        counts = [self._model.n_targets(batch.inputs) for batch in group]
+        targets = sum(counts)
+        for batch, count in zip(group, counts, strict=True):
+            share = 1.0 if len(group) == 1 else count / max(targets, 1)
+            if self._train:
+                self._tier.take(share)
+            self._reports.append(self._step(batch, share))
+            self._tier.end()
+        if self._optimizer is not None:
+            norm = None
+            if self._optimizer.clip is not None:
+                norm = self._tier.norm(self._behind)
+                if self._link is not None:
+                    self._link.update(norm)
+            self._tier.update(norm)
 
-    def _local_step(self, batch: "Batch") -> StepReport:
+    def _step(self, batch: "Batch", share: float) -> StepReport:
+        if self._link is None:
+            return self._local_step(batch, share)
+        step = self._u_step if self._route.returns_home else self._open_step
+        return step(batch, share, self._link)
+
+    def _local_step(self, batch: "Batch", share: float) -> StepReport:
         (segment,) = self._segments
         if self._train:
-            score, _ = self._tier.train_on(segment, batch.inputs)
+            score, _ = self._tier.train_on(segment, batch.inputs, share=share)
         else:
             score = self._tier.evaluate(segment, batch.inputs)
         return _report(score, batch)
 
-    def _open_step(self, batch: "Batch", link: Link) -> StepReport:
+    def _open_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
         (segment,) = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
         boundary = self._tier.forward(segment, batch.inputs)
@@ -260,22 +290,24 @@ class _DeviceTurn:
             return _report(
                 self._wait(lambda: link.evaluate(onward, boundary, batch.samples)), batch
             )
-        reply = self._wait(lambda: link.step(onward, boundary, batch.samples))
+        reply = self._wait(lambda: link.step(onward, boundary, batch.samples, share))
+        self._behind = reply.norm
         self._tier.backward(boundary, reply.gradients)
         return StepReport(reply.loss, reply.n_targets, len(batch.samples))
 
-    def _u_step(self, batch: "Batch", link: Link) -> StepReport:
+    def _u_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
         first, last = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
         at_home = {**onward, "labels": batch.inputs["labels"]}
         boundary = self._tier.forward(first, batch.inputs)
-        returned = self._wait(lambda: link.forward(onward, boundary, batch.samples))
+        returned = self._wait(lambda: link.forward(onward, boundary, batch.samples, share))
         if not self._train:
             score = self._tier.evaluate(last, at_home, returned)
         else:
-            score, gradients = self._tier.train_on(last, at_home, returned)
+            score, gradients = self._tier.train_on(last, at_home, returned, share)
             back = self._wait(lambda: link.backward(gradients))
-            self._tier.backward(boundary, back)
+            self._behind = back.norm
+            self._tier.backward(boundary, back.gradients)
         return _report(score, batch)
 
     def _wait(self, call: Callable[[], T]) -> T:

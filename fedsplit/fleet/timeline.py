@@ -155,6 +155,7 @@ def timeline(
     fleet: Fleet,
     channel: ChannelState | Sequence[ChannelState],
     batch_size: int,
+    *,
     codec_ratio: CodecRatio | None = None,
     sent: SentBytes | None = None,
     measured: Mapping[str, MeasuredProfile] | None = None,

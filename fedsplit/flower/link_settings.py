@@ -2,12 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
-from fedsplit.errors import FedsplitError, require
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_ssh_public_key,
+)
+
+from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.transport import Tls
 
 SECURITIES = PLAIN, ENCRYPTED, MUTUAL = "plain", "tls", "mutual"
+NODE = "{node}"
 _EVERY_INTERFACE = ("", "0.0.0.0", "[::]")
 _UNIX = "unix:"
 
@@ -28,6 +37,11 @@ class LinkSettings:
         Prove this end. A server that has them speaks TLS.
     root : str or None
         Checks the other end. A server that has it asks for certificates (mutual TLS).
+    login : str or None
+        Of the server: public keys with which nodes log in at Flower's SuperLink, where that
+        authenticates them; ``{node}`` in the path stands for ``device-0``, ``edge-0``, ... A node
+        is then the device or edge whose key it has, whatever it says; None: it is taken at its
+        word, while nobody else is in that place.
 
     Raises
     ------
@@ -40,6 +54,7 @@ class LinkSettings:
     certificate: str | None = None
     key: str | None = None
     root: str | None = None
+    login: str | None = None
 
     def __post_init__(self) -> None:
         if self.bind is not None and not self.bind.startswith(_UNIX):
@@ -61,6 +76,9 @@ class LinkSettings:
             )
         paired = (self.certificate is None) == (self.key is None)
         require(paired, "link.certificate", self.certificate, "given together with its key")
+        if self.login is not None:
+            require(NODE in self.login, "link.login", self.login, f"a path with {NODE} in it")
+            require(self.bind is not None, "link.login", self.login, "given with bind")
 
     @classmethod
     def of_node(cls, node_config: Mapping[str, object]) -> "LinkSettings":
@@ -118,6 +136,30 @@ class LinkSettings:
         if security == ENCRYPTED:
             return Tls(root)
         return Tls(root, self._read("certificate"), self._read("key"))
+
+    def login_keys(self, n_devices: int, n_edges: int) -> dict[tuple[str, int], bytes] | None:
+        """Return the login key of each role and index, as Flower tells those of its nodes.
+
+        Raises
+        ------
+        FedsplitError
+            If one cannot be read, or two places have the same.
+        """
+        if self.login is None:
+            return None
+        keys: dict[tuple[str, int], bytes] = {}
+        places = [*product(["device"], range(n_devices)), *product(["edge"], range(n_edges))]
+        for role, index in places:
+            path = self.login.replace(NODE, f"{role}-{index}")
+            try:
+                key = load_ssh_public_key(Path(path).read_bytes())
+            except (OSError, ValueError, UnsupportedAlgorithm) as error:
+                allowed = f"a public key in OpenSSH's form that can be read ({error})"
+                raise SettingsError("link.login", path, allowed) from None
+            pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+            require(pem not in keys.values(), "link.login", path, "a key of this node alone")
+            keys[role, index] = pem
+        return keys
 
     def _read(self, field: str) -> bytes:
         path = getattr(self, field)

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from flwr.supercore import log
 
 from fedsplit.errors import FedsplitError, require
+from fedsplit.execution import OptimizerSpec
 from fedsplit.fleet import FleetSpec
 from fedsplit.flower.instructions import clipped, read_instructions
 from fedsplit.flower.link_settings import LinkSettings
@@ -61,7 +62,8 @@ class SplitOptions:
     max_update_norm : float
         A turn is lost if its adapters move farther than this, in the norm over all of them.
     link : LinkSettings or None
-        Where nodes reach the server; None: a Unix socket, for nodes on this machine.
+        Where nodes reach the server, and the keys with which they log in; None: a Unix socket,
+        for nodes on this machine.
 
     Raises
     ------
@@ -94,6 +96,10 @@ class RunListener(Listener):
         self, outcome: RoundOutcome, arrays: ArrayRecord, metrics: MetricRecord | None
     ) -> None:
         """Take what came out of a round and the global adapters; round 0 is the evaluation."""
+
+    def ends_run(self, server_round: int) -> bool:
+        """Return whether the run is to end after a round, before its last one."""
+        return False
 
 
 class SplitStrategy(Strategy):
@@ -210,14 +216,19 @@ class SplitStrategy(Strategy):
                 work = LocalWork(batch_size=self._job.batch_size)
                 seed = self._job.seed
                 self._scene = make_system(self._job.model, fleet=fleet, work=work, seed=seed).scene
+            # Nodes are given adapters; they need not have the folder that the run started from.
+            job = replace(self._job, model=replace(self._job.model, adapter=None))
+            link = options.link or LinkSettings()
+            login_keys = link.login_keys(job.n_devices, options.n_edges)
             self._coordinator = Coordinator(
                 grid,
                 host,
-                job=self._job,
-                roster=discover(grid, self._job, options.n_edges),
+                job=job,
+                roster=discover(grid, job, options.n_edges, login_keys),
                 places=options.places,
                 start_ahead=options.start_ahead,
                 max_update_norm=options.max_update_norm,
+                login_keys=login_keys,
                 listener=self._listener,
             )
             self._listener.on_nodes(self._coordinator.roster)
@@ -242,7 +253,10 @@ class SplitStrategy(Strategy):
             self._evaluate(0, arrays, evaluate_config, grid, result, evaluate_fn)
         for server_round in range(first, num_rounds + 1):
             log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
-            outcome, arrays, metrics = self._train(server_round, arrays, train_config, grid)
+            optimizer = self._job.optimizer.within(server_round - 1, num_rounds)
+            outcome, arrays, metrics = self._train(
+                server_round, arrays, train_config, grid, optimizer
+            )
             result.arrays = arrays
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics
@@ -252,23 +266,31 @@ class SplitStrategy(Strategy):
                 )
             else:
                 self._listener.on_round(outcome, arrays, None)
+            if self._listener.ends_run(server_round):
+                break
         return result
 
     def _train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+        optimizer: OptimizerSpec,
     ) -> tuple[RoundOutcome, ArrayRecord, MetricRecord | None]:
         coordinator, started = self._running(), time.monotonic()
         coordinator.welcome_back()
         devices = DeviceGrid(grid, coordinator.roster)
         messages = list(self.configure_train(server_round, arrays, config, devices))
         told = read_instructions(messages)
-        optimizer = replace(self._job.optimizer, proximal_mu=told.proximal_mu)
+        if told.proximal_mu:
+            optimizer = replace(optimizer, proximal_mu=told.proximal_mu)
         plan = planned(self.scheme, self._situation(server_round, messages))
         branches, failures = coordinator.train(
             server_round,
             plan.branches,
             dict(arrays.to_torch_state_dict()),
-            optimizer if told.proximal_mu else None,
+            optimizer,
         )
         by_node = {message.metadata.dst_node_id: message for message in messages}
         replies = [self._reply(outcome, by_node, clips=told.clips) for outcome in branches]

@@ -50,6 +50,10 @@ class Job:
         What servers take from their peers; its time limits are those of `patience`.
     max_tokens : int
         Tokens of a sample at most, where devices have loaders of their own.
+    max_eval_samples : int or None
+        Test samples of a device at most, drawn once for the run; None: all.
+    token_accuracy : bool
+        Whether an evaluation of a language model counts the tokens predicted right.
 
     Raises
     ------
@@ -71,11 +75,15 @@ class Job:
     patience: Patience = field(default_factory=Patience)
     limits: ServerLimits = field(default_factory=ServerLimits)
     max_tokens: int = 2048
+    max_eval_samples: int | None = None
+    token_accuracy: bool = False
 
     def __post_init__(self) -> None:
         require_choice("security", self.security, SECURITIES)
         for name in ("n_devices", "batch_size", "threads", "max_tokens"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        most = self.max_eval_samples
+        require(most is None or most >= 1, "max_eval_samples", most, "at least 1, or null for all")
         in_force = replace(
             self.limits,
             backward_timeout_s=self.patience.backward_s,
@@ -137,7 +145,8 @@ class TurnTask:
 class EdgeTurn:
     """One turn that an edge is to serve.
 
-    Who may enter it, where it goes on, its mini-batches (in evaluation, at most), and its weight.
+    Who may enter it, where it goes on, what trains it, its mini-batches (in evaluation, at most),
+    and its weight.
     """
 
     token: str
@@ -145,6 +154,7 @@ class EdgeTurn:
     steps: int
     seed: int
     onward: Contact | None
+    optimizer: OptimizerSpec | None = None
     weight: float = 1.0
 
 

@@ -3,6 +3,7 @@
 from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.check import check_model, read_tokenizer
 from fedsplit.models.crossing import Arrival, Crossing
+from fedsplit.models.lora import adapter_settings
 from fedsplit.models.routes import check_route, possible_cuts
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.split import SplitModel, load
@@ -14,6 +15,7 @@ __all__ = [
     "ModelSpec",
     "Output",
     "SplitModel",
+    "adapter_settings",
     "check_model",
     "check_route",
     "load",

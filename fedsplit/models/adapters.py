@@ -1,45 +1,23 @@
 """Adapters: what is trained, under the names that the unsplit PEFT model gives it."""
 
 import warnings
+from copy import copy
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULT_TARGETS
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
 from fedsplit.errors import FedsplitError
 from fedsplit.models.checkpoint import Owns
+from fedsplit.models.lora import ADAPTER, check_matches, initialise_layer, lora_config
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.weights import phantom
 from fedsplit.seeds import derive_seed
 
-ADAPTER = "default"
 PEFT_PREFIX = "base_model.model."
-
-
-def lora_config(spec: ModelSpec, model_type: str | None = None) -> LoraConfig:
-    """Return PEFT's configuration for the adapters of `spec`.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        What is trained.
-    model_type : str or None
-        Architecture to take PEFT's default target modules of, where the spec names none.
-    """
-    targets = spec.target_modules or DEFAULT_TARGETS.get(model_type or "")
-    return LoraConfig(
-        r=spec.r,
-        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT takes any number
-        lora_dropout=spec.dropout,
-        target_modules=targets if targets is None or isinstance(targets, str) else list(targets),
-        modules_to_save=["classifier"] if spec.task == "image-classification" else None,
-        task_type="CAUSAL_LM" if spec.task == "causal-lm" else None,
-        base_model_name_or_path=spec.source,
-    )
 
 
 def add_adapters(model: PreTrainedModel, spec: ModelSpec, owns: Owns) -> None:
@@ -52,28 +30,36 @@ def add_adapters(model: PreTrainedModel, spec: ModelSpec, owns: Owns) -> None:
     FedsplitError
         If PEFT has no default target modules for the architecture, or none matches.
     """
-    config = lora_config(spec, model.config.model_type)
+    config = lora_config(spec, model)
+    structure = copy(config)
+    structure.init_lora_weights = True  # a tier may not have the weights that others begin with
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
-            inject_adapter_in_model(config, model, ADAPTER, low_cpu_mem_usage=True)
-    except ValueError as error:
+            inject_adapter_in_model(structure, model, ADAPTER, low_cpu_mem_usage=True)
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise FedsplitError(
             f"target_modules={spec.target_modules!r}: PEFT cannot place adapters in "
             f"{model.config.model_type!r}; name modules, or use 'all-linear' ({error})"
         ) from error
+    adapted: list[str] = []
+    whole: list[str] = []
     for path, module in model.named_modules():
         name = _base_path(path)
         if isinstance(module, LoraLayer):
             assert isinstance(module, nn.Module)
+            adapted.append(name)
             _materialise(module, owns(name))
             if owns(name):
                 with torch.random.fork_rng(devices=[]):
                     torch.default_generator.manual_seed(derive_seed(spec.seed, "adapter", path))
-                    module.reset_lora_parameters(ADAPTER, True)  # type: ignore[no-untyped-call]
-        elif isinstance(module, ModulesToSaveWrapper) and not owns(name):
-            _materialise(module, False)
+                    initialise_layer(module, config)
+        elif isinstance(module, ModulesToSaveWrapper):
+            whole.append(name)
+            if not owns(name):
+                _materialise(module, False)
+    check_matches(spec, adapted, whole, model.config.model_type)
 
 
 def _materialise(layer: nn.Module, own: bool) -> None:
@@ -93,6 +79,8 @@ def _materialise(layer: nn.Module, own: bool) -> None:
 def peft_key(name: str) -> str:
     """Return the key that PEFT's saved adapter has for the model's parameter `name`."""
     parts = [part for part in name.split(".") if part not in (ADAPTER, "modules_to_save")]
+    if "lora_magnitude_vector" in parts:
+        parts.remove("weight")
     return PEFT_PREFIX + ".".join(parts)
 
 

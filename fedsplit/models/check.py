@@ -8,13 +8,15 @@ from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig
 
 from fedsplit.errors import FedsplitError, require
+from fedsplit.models.adapters import add_adapters, is_adapter, peft_key
 from fedsplit.models.anatomy import build_twin
 from fedsplit.models.checkpoint import check_fit
 from fedsplit.models.files import is_lfs_pointer, one_line, wrong
+from fedsplit.models.lora import check_adapter
 from fedsplit.models.private import meta_model
 from fedsplit.models.spec import ModelSpec, model_class
 from fedsplit.models.tiny import example_inputs
-from fedsplit.models.weights import weights_dtype
+from fedsplit.models.weights import build, weights_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,12 +57,29 @@ def check_model(spec: ModelSpec, seq_len: int | None = None) -> None:
     if spec.source is not None:
         dtype = weights_dtype(spec, config)
         check_fit(meta_model(model_class(config, spec.task), config, dtype), spec, dtype)
+    if spec.lora or spec.adapter is not None:
+        check_adapters(spec, config)
     if spec.task == "causal-lm":
         check_sight(config)
         if seq_len is not None:
             check_positions(config, seq_len)
         if spec.source is not None:
             check_tokenizer(read_tokenizer(spec.source), spec.source, config)
+
+
+def check_adapters(spec: ModelSpec, config: PretrainedConfig) -> None:
+    """Refuse settings of LoRA that no module of the model answers to, and another's adapter.
+
+    Raises
+    ------
+    FedsplitError
+        Naming the setting, or the adapter's folder.
+    """
+    model = build(spec, config, lambda _: False)
+    add_adapters(model, spec, lambda _: False)
+    if spec.adapter is not None:
+        named = model.named_parameters()
+        check_adapter(spec, {peft_key(name): value for name, value in named if is_adapter(name)})
 
 
 def read_tokenizer(source: str) -> "PreTrainedTokenizerBase":

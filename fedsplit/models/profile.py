@@ -118,7 +118,7 @@ def profile_module(
 
 def planned_model(spec: ModelSpec) -> PreTrainedModel:
     """Return the model of `spec` in training mode, its weights taking no memory."""
-    model = build(spec, spec.load_config(), lambda _: False, torch.device("cpu"))
+    model = build(spec, spec.load_config(), lambda _: False)
     if spec.train == "lora":
         add_adapters(model, spec, lambda _: False)
     for name, parameter in model.named_parameters():

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from fedsplit.errors import FedsplitError, require
 from fedsplit.models.anatomy import anatomy
 from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.known import recall, remember
+from fedsplit.models.lora_fields import changes_base
 from fedsplit.models.spec import ModelSpec, usable_config
 from fedsplit.models.split import SplitModel, assemble
 from fedsplit.models.tiny import example_inputs, narrow
@@ -166,8 +168,16 @@ def _trained(spec: ModelSpec, config: PretrainedConfig) -> ModelSpec:
         config={},
         dtype="float32",
         dropout=0.0,
+        lora=_without_draws(spec.lora),
+        adapter=None,
         seed=0,
     )
+
+
+def _without_draws(lora: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of LoRA that a twin, narrower than the rank maybe, can begin with."""
+    init = lora.get("init_lora_weights", True)
+    return {**lora, "init_lora_weights": "pissa"} if changes_base(init) else dict(lora)
 
 
 def _model_key(spec: ModelSpec, config: PretrainedConfig) -> str:

@@ -11,17 +11,21 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
 
 from fedsplit.errors import FedsplitError, require, require_choice
 from fedsplit.models.files import PLAIN, is_lfs_pointer, one_line
+from fedsplit.models.lora_fields import check_lora
 
 TASKS = {
     "causal-lm": AutoModelForCausalLM,
     "image-classification": AutoModelForImageClassification,
+    "sequence-classification": AutoModelForSequenceClassification,
 }
+CLASSIFIERS = ("image-classification", "sequence-classification")
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRAIN = ("lora", "full")
@@ -41,19 +45,25 @@ class ModelSpec:
     config : mapping
         Fields of the model's configuration to override, e.g. ``{"num_hidden_layers": 4}``.
     task : str
-        "causal-lm" or "image-classification".
+        "causal-lm", "sequence-classification" or "image-classification".
     dtype : str
         Type of the frozen weights: "float32", "bfloat16", "float16", or "auto", the checkpoint's
         own as `transformers` understands it: what its configuration says, else what is stored.
         What is trained stays in float32 with "auto", so ``train: full`` is in float32.
     train : str
-        "lora" trains low-rank adapters (and, for image classification, the classifier), "full"
-        trains every parameter.
+        "lora" trains low-rank adapters (and, for classification, the head), "full" trains every
+        parameter.
     r, alpha, dropout
         Rank, scale numerator and dropout of LoRA.
     target_modules : str, tuple of str or None
         Modules that get an adapter; None takes PEFT's own choice for the architecture,
         "all-linear" every linear layer.
+    lora : mapping
+        More fields of PEFT's `LoraConfig`, such as ``{"use_rslora": True}``; those that can be
+        split (`fedsplit.models.lora_fields`).
+    adapter : str or None
+        Folder of an adapter that PEFT saved, to start from. Its settings are to stand in `r`,
+        `alpha`, `dropout`, `target_modules` and `lora`: see `fedsplit.models.adapter_settings`.
     seed : int
         Seed of random weights and of the adapters' initial values; each value depends on the seed
         and on its parameter's name alone.
@@ -71,6 +81,8 @@ class ModelSpec:
     alpha: float = 16.0
     dropout: float = 0.0
     target_modules: str | tuple[str, ...] | None = None
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    adapter: str | None = None
     seed: int = 0
     share_token_ids: bool = False
 
@@ -87,6 +99,10 @@ class ModelSpec:
         require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         if self.target_modules is not None and not isinstance(self.target_modules, str):
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        object.__setattr__(self, "lora", check_lora(self.lora))
+        for name in ("lora", "adapter"):
+            given = getattr(self, name)
+            require(not given or self.train == "lora", name, given, "absent with train=full")
 
     def load_config(self) -> PretrainedConfig:
         """Return the model's configuration with the overrides applied, fit for training.

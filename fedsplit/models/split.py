@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.errors import FedsplitError
@@ -21,11 +22,12 @@ from fedsplit.models.crossing import (
     input_forms,
     probes,
 )
+from fedsplit.models.lora import read_adapter
 from fedsplit.models.private import BatchNorm, SharedStates
 from fedsplit.models.slots import find_slots
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import placeholder
-from fedsplit.models.weights import build, held_bytes, is_phantom
+from fedsplit.models.weights import build, held_bytes, is_phantom, move
 from fedsplit.plan import DEVICE, Route, Segment
 
 # Building on the meta device patches torch's modules for the whole process.
@@ -51,7 +53,13 @@ def load(
     FedsplitError
         If the model is unknown, cannot be cut, or its checkpoint cannot be read by segments.
     """
-    return assemble(spec, spec.load_config(), segments, torch.device(device))
+    model = assemble(spec, spec.load_config(), segments, torch.device(device))
+    if spec.adapter is not None:
+        held = model.trained()
+        model.install(
+            {name: nn.Parameter(v) for name, v in read_adapter(spec.adapter, held).items()}
+        )
+    return model
 
 
 def assemble(
@@ -68,9 +76,10 @@ def assemble(
     # Token ids are of use only together with the embeddings, which stay frozen there.
     read = owned | {EMBED} if spec.share_token_ids else owned
     with _BUILDING:
-        model = build(spec, config, lambda name: not read.isdisjoint(parts.positions[name]), device)
+        model = build(spec, config, lambda name: not read.isdisjoint(parts.positions[name]))
         if spec.train == "lora":
             add_adapters(model, spec, lambda name: not read.isdisjoint(parts.of_module(name)))
+        move(model, device)
     return SplitModel(spec, config, model, parts, owned)
 
 
@@ -128,8 +137,11 @@ class SplitModel:
     boundary instead of computing, and the forward is left after the segment's last block, so that
     masks, positions and rotary tables are those of the model's own code.
 
-    One thread at a time may call `run`.
+    One thread at a time may call `run`. `counts_tokens` says whether those who evaluate it count
+    the tokens predicted right, which takes a look at all logits.
     """
+
+    counts_tokens = False
 
     def __init__(
         self,
@@ -143,6 +155,7 @@ class SplitModel:
         self.config = config
         self.model = model
         self.n_blocks = parts.n_blocks
+        self._checkpointing = False
         self._parts = parts
         self._owned = owned
         self._norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
@@ -180,6 +193,21 @@ class SplitModel:
         return self.train(False)
 
     @property
+    def checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass; its dropout is then the same.
+
+        Whoever calls backward has to have the parameters of the forward pass in place.
+        """
+        return self._checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, wanted: bool) -> None:
+        if wanted and self._norms and self.spec.train == "full":
+            # They would count every mini-batch twice in their running statistics.
+            raise FedsplitError("train.checkpointing: must be false, this model has batch norms")
+        self._checkpointing = wanted
+
+    @property
     def held_bytes(self) -> int:
         """Bytes of memory that the weights take on this tier."""
         return held_bytes(self.model)
@@ -198,6 +226,10 @@ class SplitModel:
         return {
             name: self._slots[name].get().detach().clone() for name in self.adapter_names(segment)
         }
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return all that is trained on this tier, by name, the tensors themselves."""
+        return {name: slot.get() for name, slot in self._slots.items()}
 
     def trainable(self, segment: Segment) -> dict[str, nn.Parameter]:
         """Return fresh parameters with the values installed for `segment`: a branch's own."""
@@ -313,9 +345,13 @@ class SplitModel:
                 result = self.model(**arguments)
             except _Reached as reached:
                 return Boundary.pack(reached.values)
-        labels = arguments["labels"]
+        return Output(result.loss, self.n_targets(arguments), result.logits)
+
+    def n_targets(self, inputs: Mapping[str, Tensor]) -> int:
+        """Return how many labels of a batch the mean of its loss is over."""
+        labels = inputs["labels"]
         targets = labels[..., 1:] if self.spec.task == "causal-lm" else labels
-        return Output(result.loss, int((targets != IGNORED_LABEL).sum()), result.logits)
+        return int((targets != IGNORED_LABEL).sum())
 
     def _require_owned(self, segment: Segment) -> frozenset[int]:
         positions = _positions(segment, self.n_blocks)
@@ -365,7 +401,10 @@ class SplitModel:
                     args = (received["output"], *args[1:])
                 else:
                     kwargs["hidden_states"] = received["output"]
-            output = forward(*args, **kwargs)
+            if self._checkpointing and torch.is_grad_enabled():
+                output = checkpoint(forward, *args, use_reentrant=False, **kwargs)
+            else:
+                output = forward(*args, **kwargs)
             if index == segment.stop - 1 and segment.stop < self.n_blocks:
                 raise _Reached(self._parts.prune(output), kwargs)
             return output

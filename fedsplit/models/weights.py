@@ -15,9 +15,7 @@ from fedsplit.models.spec import AUTO, DTYPES, ModelSpec, model_class
 from fedsplit.seeds import derive_seed
 
 
-def build(
-    spec: ModelSpec, config: PretrainedConfig, owns: Owns, device: torch.device
-) -> PreTrainedModel:
+def build(spec: ModelSpec, config: PretrainedConfig, owns: Owns) -> PreTrainedModel:
     """Return the model of `spec` with real weights where ``owns(name)``, phantoms elsewhere.
 
     Random weights (all of them for a spec without source, else a new classifier)
@@ -35,18 +33,20 @@ def build(
     absent = None
     if spec.source is not None:
         absent = read_weights(model, spec, owns, dtype)
-    _fill_in(model, owns, device)
+    _fill_in(model, owns)
     _initialise(model, spec.seed)
     # Tied to whichever of them the checkpoint has, and not at all if it has both and they differ.
     model.tie_weights(absent, recompute_mapping=absent is None)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(spec.train == "full" and name in trained)
-        if not is_phantom(parameter):
-            parameter.data = parameter.data.to(device)
-    for buffer in model.buffers():
-        if not is_phantom(buffer):
-            buffer.data = buffer.data.to(device)
     return model
+
+
+def move(model: nn.Module, device: torch.device) -> None:
+    """Bring all weights of `model` to `device`; phantoms stay without memory."""
+    for value in (*model.parameters(), *model.buffers()):
+        if value.device != device:
+            value.data = phantom(value, device) if is_phantom(value) else value.data.to(device)
 
 
 def weights_dtype(spec: ModelSpec, config: PretrainedConfig) -> torch.dtype:
@@ -104,7 +104,7 @@ def held_bytes(model: nn.Module) -> int:
     return sum(storages.values())
 
 
-def _fill_in(model: PreTrainedModel, owns: Owns, device: torch.device) -> None:
+def _fill_in(model: PreTrainedModel, owns: Owns) -> None:
     """Replace what is still on the meta device: phantoms for others' weights, memory for own."""
     stored = set(model.state_dict())
     for prefix, module in model.named_modules():
@@ -115,7 +115,7 @@ def _fill_in(model: PreTrainedModel, owns: Owns, device: torch.device) -> None:
                     continue
                 name = f"{prefix}.{short}" if prefix else short
                 own = name not in stored or owns(name)
-                value = torch.zeros_like(tensor, device="cpu") if own else phantom(tensor, device)
+                value = torch.zeros_like(tensor, device="cpu") if own else phantom(tensor)
                 if isinstance(tensor, nn.Parameter):
                     value = nn.Parameter(value, requires_grad=False)
                 value._is_hf_initialized = not own  # type: ignore[attr-defined]

@@ -79,8 +79,8 @@ def plan_card(
     uplink_bps: ArrayLike,
     downlink_bps: ArrayLike,
     server: ServerClock,
-    delay_weight: float,
     *,
+    delay_weight: float,
     min_cut: int = 1,
     jointly: bool = False,
 ) -> CardPlan:

@@ -84,6 +84,7 @@ def test_the_run_configures_the_server_end_of_the_link(tmp_path: Path) -> None:
     assert run_settings(config).edge_nodes
     assert link_settings(config).security == "mutual"
     assert link_settings(config).advertise == "cloud.example.org:7000"
+    assert link_settings(config).login == "/certs/{node}.login.pub"
 
 
 def test_without_certificates_everything_says_so(tmp_path: Path) -> None:

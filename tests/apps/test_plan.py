@@ -58,13 +58,13 @@ def test_a_single_scenario_leaves_its_timeline(tmp_path):
 def test_rounds_are_planned_independently_of_each_other():
     config = load_config(["fleet=heterogeneous", "channel=umi", "channel.mobility.enabled=true"])
     late_first, in_order = build_scenario(config), build_scenario(config)
-    seventh = late_first.row(7)
-    assert [in_order.row(r) for r in range(1, 8)][-1] == seventh
+    seventh = late_first.plan_round(7)
+    assert [in_order.plan_round(r) for r in range(1, 8)][-1] == seventh
 
 
 def test_a_smaller_codec_sends_less():
     plain, small = (
-        build_scenario(load_config([f"codec={name}"])).row(1) for name in ("identity", "int8")
+        build_scenario(load_config([f"codec={name}"])).rows(1)[0] for name in ("identity", "int8")
     )
     assert 3 < plain.uplink_bytes / small.uplink_bytes < 4.5
 
@@ -72,7 +72,7 @@ def test_a_smaller_codec_sends_less():
 def test_a_machine_that_is_too_small_is_counted(tmp_path):
     tiny = "{flops_per_cycle: 512, min_hz: 1e8, max_hz: 1e9, memory_bytes: 1e6, power_w: 5}"
     overrides = [f"+fleet.processors.tiny={tiny}".replace(": ", ":"), "fleet.types=[tiny]"]
-    assert build_scenario(load_config(overrides)).row(1).devices_over_memory == 4
+    assert build_scenario(load_config(overrides)).rows(1)[0].devices_over_memory == 4
     assert "more than the machine has" in printed([f"output={tmp_path}", *overrides])
 
 

@@ -220,7 +220,7 @@ def test_json_and_exit_code(tmp_path, capsys):
 def test_a_missed_claim_is_printed_and_fails(tmp_path):
     console = Console(file=StringIO(), width=200)
     changes = [f"output={tmp_path}", "fleet.edges=10"]
-    assert reproduce("splitllm", changes, False, False, console, 1) == 1
+    assert reproduce("splitllm", changes, console, as_json=False, training=False, seeds=1) == 1
     text = console.file.getvalue()
     assert "MISSED" in text
     assert "CHANGED by you: fleet.edges=10" in " ".join(text.replace("│", " ").split())
@@ -236,7 +236,7 @@ def test_seeds_count_from_the_configured_one():
 @pytest.mark.parametrize("paper", ["splitlm", ""])
 def test_unknown_paper_names_the_known_ones(paper):
     with pytest.raises(FedsplitError, match="paper=.*must be one of all, splitllm, sft"):
-        reproduce(paper, [], False, False, Console(file=StringIO()))
+        reproduce(paper, [], Console(file=StringIO()), as_json=False, training=False)
 
 
 def test_settings_of_a_paper_also_plan_and_run():

@@ -60,6 +60,15 @@ def test_adapter_gradients_equal_plain_peft(model_type: str) -> None:
     assert_equal_to_plain(spec, config, ROUTES)
 
 
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_adapter_gradients_equal_plain_peft_with_dora_at_the_rank_s_root(model_type: str) -> None:
+    config = usable_config(tiny_config(model_type, BLOCKS), "causal-lm")
+    both = {"use_dora": True, "use_rslora": True}
+    targets = TARGETS.get(model_type)
+    spec = ModelSpec(model_type=model_type, target_modules=targets, lora=both)
+    assert_equal_to_plain(spec, config, ROUTES[1:])
+
+
 @pytest.mark.parametrize(
     "route",
     ["device[0:0] -> server[0:3]", "device[0:1] -> edge[1:1] -> cloud[1:3]"],

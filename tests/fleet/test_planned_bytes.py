@@ -73,7 +73,9 @@ def planned_bytes(spec, route, codec):
     fleet = random_fleet(0, 1, edges=1 if route.on("edge") else 0)
     plan = RoundPlan.parallel([Turn(0, route, STEPS, codec)])
     state = random_state(0, fleet)
-    cost = timeline(plan, profile, fleet, state, BATCH, gaussian_ratio(profile, BATCH)).cost
+    cost = timeline(
+        plan, profile, fleet, state, BATCH, codec_ratio=gaussian_ratio(profile, BATCH)
+    ).cost
     # Adapters are not the link's: they go with Flower's messages, over the same radio and wire.
     kept = {tier: profile_part(profile, route, tier) for tier in ("device", "edge")}
     backhaul = float(cost.backhaul_bytes.sum()) - 2 * sum(kept.values()) * bool(route.on("edge"))

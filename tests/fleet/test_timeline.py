@@ -305,6 +305,29 @@ def test_server_clock_trades_delay_for_energy_as_in_card(seed, cut, fraction):
     assert cost.server_compute_j[0] == close(xi * clock**2 * cycles)
 
 
+@few
+@given(seed=seeds, clock=st.floats(0.1, 1), power=st.floats(0.01, 1))
+def test_a_device_s_clock_and_power_trade_delay_for_energy(seed, clock, power):
+    profile, fleet, state, _ = scene(seed, 1)
+    plain = turn(0, Route.two_tier(N_BLOCKS, 2), 3)
+    slower = replace(
+        plain,
+        device_hz=clock * fleet.devices.clock_hz[0],
+        uplink_w=power * state.power_up_w[0],
+    )
+    fast, slow = (
+        timeline(RoundPlan((Branch((one,)),)), profile, fleet, state, BATCH).cost
+        for one in (plain, slower)
+    )
+    assert slow.device_compute_s == close(fast.device_compute_s / clock)
+    assert slow.device_compute_j == close(fast.device_compute_j * clock**2)
+    weaker = replace(state, power_up_w=power * state.power_up_w)
+    same = timeline(RoundPlan((Branch((plain,)),)), profile, fleet, weaker, BATCH).cost
+    assert slow.uplink_s == close(same.uplink_s)
+    assert slow.device_transmit_j == close(same.device_transmit_j)
+    assert slow.downlink_s == close(fast.downlink_s)
+
+
 @settings(max_examples=120, deadline=None)
 @given(scenario=rounds())
 def test_time_energy_and_bytes_are_conserved(scenario):
@@ -431,7 +454,7 @@ def test_codecs_shrink_boundaries_but_not_adapters(seed, up, down):
     codec = CodecPlan({"name": "a"}, {"name": "b"})
     plan = RoundPlan((Branch((turn(0, Route.two_tier(N_BLOCKS, 2), 4, codec=codec),)),))
     ratios = {"a": up, "b": down}
-    line = timeline(plan, profile, fleet, state, BATCH, lambda s: ratios[s["name"]])
+    line = timeline(plan, profile, fleet, state, BATCH, codec_ratio=lambda s: ratios[s["name"]])
     raw, adapters = 4 * papers.boundary(2) / 8, papers.adapters(0, 3) / 8
     assert line.cost.uplink_bytes[0] == close(up * raw + adapters)
     assert line.cost.downlink_bytes[0] == close(down * raw + adapters)
@@ -467,6 +490,8 @@ def test_bytes_of_a_real_run_replace_the_estimate():
         ({"uplink_hz": 1e9}, "sum of turn.uplink_hz=1000000000.0: must be at most 2e\\+07"),
         ({"server_hz": 1e12}, "turn.server_hz=1000000000000.0: must be above 0 and at most"),
         ({"server_hz": float("nan")}, "turn.server_hz=nan"),
+        ({"device_hz": 1e12}, "turn.device_hz=1000000000000.0: must be above 0 and at most"),
+        ({"uplink_w": 0.0}, "turn.uplink_w=0.0: must be above 0"),
         ({"route": Route.two_tier(3, 1)}, "route=.*must be of 5 blocks"),
         ({"route": Route.three_tier(5, 1, 2)}, "fleet.edges=0: must be at least 1"),
     ],

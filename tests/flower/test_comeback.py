@@ -1,5 +1,7 @@
 """Who failed takes part again; and a run stops when too few are left."""
 
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,11 +9,12 @@ import pytest
 from fedsplit.apps.client_app import app as client_app
 from fedsplit.strategies.splitfed import SplitFed
 from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import FedsplitError
 from fedsplit.flower.server.roster import Joiners, discover
-from fedsplit.testing.grid import N_EDGES, ThreadGrid
+from fedsplit.testing.grid import FIRST_NODE, N_EDGES, ThreadGrid
 from tests.flower.conftest import N_DEVICES, Federation
 
 
@@ -45,7 +48,7 @@ def test_a_node_that_was_started_again_gets_its_old_place(
         nodes=tuple(replace(node, node_id=1) if node == device else node for node in before.nodes),
         edges=tuple(replace(node, node_id=2) if node == edge else node for node in before.edges),
     )
-    joiners = Joiners(grid, federation.job)
+    joiners = Joiners(grid, federation.job, N_EDGES)
     back = lost
     while (back.nodes, back.edges) != (before.nodes, before.edges):
         joiners.tick(back)
@@ -71,6 +74,57 @@ def test_nobody_takes_the_place_of_a_node_that_is_still_there(federation: Federa
         back = joiners.seat(back, gone={2})
     assert back.by_index(0).node_id == 1
     assert back.by_index(1).node_id == second.node_id
+
+
+def test_a_second_node_of_one_index_is_left_out_and_stops_nobody(federation: Federation) -> None:
+    """Without login keys, who came first has the place."""
+    grid = ThreadGrid(client_app, N_DEVICES + 1)
+    job = replace(federation.job, n_devices=N_DEVICES + 1)
+    grid._node_config = lambda node: {"partition-id": min(node, N_DEVICES - 1)}  # type: ignore
+    with pytest.raises(FedsplitError, match=r"device 4 is missing \(left out: device 3 is another"):
+        discover(grid, job)
+    roster = discover(grid, federation.job)
+    assert [node.index for node in roster.nodes] == list(range(N_DEVICES))
+
+
+def _logged_in(grid: ThreadGrid, keys: dict[int, bytes], absent: set[int]) -> None:
+    """Have nodes show these keys, as Flower tells them; `absent` are not connected."""
+    named = [FIRST_NODE + node for node in keys]
+    grid.get_node_ids = lambda: [n for n in named if n - FIRST_NODE not in absent]  # type: ignore
+    grid.get_nodes = lambda: [  # type: ignore
+        NodeInfo(node_id=number, public_key=keys[number - FIRST_NODE])
+        for number in grid.get_node_ids()
+    ]
+
+
+def test_an_index_belongs_to_the_node_with_its_login_key(federation: Federation) -> None:
+    """Node 4, with a key of its own, says that it is device 1: before that comes, and after."""
+    keys = {node: f"key {node}".encode() for node in range(N_DEVICES + 1)}
+    grid = ThreadGrid(client_app, N_DEVICES + 1)
+    grid._node_config = lambda node: {"partition-id": node if node < N_DEVICES else 1}  # type: ignore
+    absent = {1}
+    _logged_in(grid, keys, absent)
+    owners = {("device", index): keys[index] for index in range(N_DEVICES)}
+
+    def come() -> None:
+        absent.clear()
+
+    threading.Timer(0.5, come).start()
+    roster = discover(grid, federation.job, 0, owners)
+    assert roster.by_index(1).node_id == FIRST_NODE + 1
+    assert roster.refused == {FIRST_NODE + N_DEVICES}
+
+    # Its rightful node is lost with its task and not connected any more; the place is kept free.
+    absent.add(1)
+    joiners = Joiners(grid, federation.job, 0, owners)
+    unknown = replace(roster, refused=frozenset())
+    deadline = time.monotonic() + 30
+    while not (seated := joiners.seat(unknown, gone={FIRST_NODE + 1})).refused:
+        assert time.monotonic() < deadline
+        joiners.tick(unknown)
+        time.sleep(0.01)
+    assert seated.by_index(1).node_id == FIRST_NODE + 1
+    assert joiners.left_out == ["device 1 has another login key"]
 
 
 @pytest.mark.parametrize("quorum", [2, 3])

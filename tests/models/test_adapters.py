@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.conformance import plain_gradients
 from fedsplit.errors import FedsplitError
 from fedsplit.models import ModelSpec, load
-from fedsplit.models.adapters import lora_config
+from fedsplit.models.lora import lora_config
 from fedsplit.models.routes import compare, gradients
 from fedsplit.models.spec import usable_config
 from fedsplit.models.tiny import example_inputs, tiny_config

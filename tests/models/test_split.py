@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from fedsplit.errors import FedsplitError
 from fedsplit.models import Boundary, ModelSpec, Output, SplitModel, load
-from fedsplit.models.adapters import lora_config
+from fedsplit.models.lora import lora_config
 from fedsplit.models.routes import step_through
 from fedsplit.models.tiny import example_inputs, tiny_config
 from fedsplit.plan import Route, Segment
@@ -108,7 +108,8 @@ def test_every_tier_is_in_the_mode_it_was_set_to() -> None:
 def test_names_are_those_that_peft_saves(model_type: str) -> None:
     spec = spec_of(model_type)
     config = spec.load_config()
-    plain = get_peft_model(AutoModelForCausalLM.from_config(config), lora_config(spec, model_type))
+    plain = AutoModelForCausalLM.from_config(config)
+    plain = get_peft_model(plain, lora_config(spec, plain))
     expected = get_peft_model_state_dict(plain)
     assert set(load(spec).adapter_names(WHOLE)) == set(expected)
     route = Route.u_shaped(BLOCKS, 1, 3)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from fedsplit.errors import FedsplitError
 from fedsplit.models import ModelSpec, SplitModel, load
-from fedsplit.models.adapters import lora_config
+from fedsplit.models.lora import lora_config
 from fedsplit.models.tiny import example_inputs, tiny_config
 from fedsplit.models.weights import is_phantom
 from fedsplit.plan import Route, Segment
@@ -137,9 +137,9 @@ def test_a_joined_adapter_loads_in_plain_peft(tmp_path: Path) -> None:
     draw = torch.Generator().manual_seed(0)
     joined = {name: torch.randn(value.shape, generator=draw) for name, value in joined.items()}
     folder = tmp_path / "adapter"
-    lora_config(spec, "gpt2").save_pretrained(str(folder))
-    save_file(joined, folder / "adapter_model.safetensors")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    lora_config(spec, base).save_pretrained(str(folder))
+    save_file(joined, folder / "adapter_model.safetensors")
     plain = PeftModel.from_pretrained(base, str(folder))
     saved = {
         name.replace(".default", ""): v for name, v in plain.state_dict().items() if "lora" in name

@@ -58,7 +58,7 @@ def _grid(scenario, device: int, cuts, n_clocks: int):
 @given(st.integers(0, 2**32), st.floats(0.02, 0.98), st.integers(0, 2))
 def test_each_device_gets_the_best_of_a_fine_grid(seed: int, weight: float, min_cut: int) -> None:
     scenario = _scenario(seed, 3, 6)
-    plan = plan_card(*scenario, SERVER, weight, min_cut=min_cut)
+    plan = plan_card(*scenario, SERVER, delay_weight=weight, min_cut=min_cut)
     for device in range(3):
         delay, energy, d, e = _grid(scenario, device, range(min_cut, 7), 4001)
         grid = weight * (delay - d[0]) / (d[1] - d[0]) + (1 - weight) * (energy - e[0]) / (
@@ -75,7 +75,7 @@ def test_each_device_gets_the_best_of_a_fine_grid(seed: int, weight: float, min_
 
 def test_jointly_is_the_best_of_all_cuts_and_clocks_for_the_fleet() -> None:
     scenario = _scenario(7, 2, 3)
-    plan = plan_card(*scenario, SERVER, 0.8, min_cut=0, jointly=True)
+    plan = plan_card(*scenario, SERVER, delay_weight=0.8, min_cut=0, jointly=True)
     tables = [_grid(scenario, device, range(4), 400) for device in range(2)]
     d_low, d_high = (sum(table[2][i] for table in tables) for i in range(2))
     e_low, e_high = (sum(table[3][i] for table in tables) for i in range(2))
@@ -92,30 +92,32 @@ def test_jointly_is_the_best_of_all_cuts_and_clocks_for_the_fleet() -> None:
 @settings(max_examples=60)
 @given(st.integers(0, 2**32), st.floats(0.05, 0.95), st.integers(0, 3))
 def test_equal_blocks_are_cut_at_an_end(seed: int, weight: float, min_cut: int) -> None:
-    plan = plan_card(*_scenario(seed, 4, 16, equal=True), SERVER, weight, min_cut=min_cut)
+    plan = plan_card(
+        *_scenario(seed, 4, 16, equal=True), SERVER, delay_weight=weight, min_cut=min_cut
+    )
     assert set(plan.cut.tolist()) <= {min_cut, 16}
 
 
 def test_a_memory_cap_makes_an_inner_cut() -> None:
     costs, devices, up, down = _scenario(1, 4, 16, equal=True)
     small = Devices(devices.flops_per_s * 100, 1e9 + 5e8 * 5.5, steps=50)
-    assert plan_card(costs, small, up, down, SERVER, 0.1).cut.tolist() == [5] * 4
+    assert plan_card(costs, small, up, down, SERVER, delay_weight=0.1).cut.tolist() == [5] * 4
 
 
 @pytest.mark.parametrize(("weight", "clock_hz"), [(0.0, SERVER.min_hz), (1.0, SERVER.max_hz)])
 def test_one_goal_alone_takes_an_end_of_the_clock_range(weight: float, clock_hz: float) -> None:
-    assert (plan_card(*_scenario(2, 5, 4), SERVER, weight).server_hz == clock_hz).all()
+    assert (plan_card(*_scenario(2, 5, 4), SERVER, delay_weight=weight).server_hz == clock_hz).all()
 
 
 def test_infeasible_and_bad_input_is_refused() -> None:
     costs, devices, up, down = _scenario(1, 2, 4)
     with pytest.raises(InfeasibleError, match="memory of device 0"):
-        plan_card(costs, Devices(devices.flops_per_s, 1e3), up, down, SERVER, 0.5)
+        plan_card(costs, Devices(devices.flops_per_s, 1e3), up, down, SERVER, delay_weight=0.5)
     with pytest.raises(FedsplitError, match="delay_weight"):
-        plan_card(costs, devices, up, down, SERVER, np.nan)
+        plan_card(costs, devices, up, down, SERVER, delay_weight=np.nan)
     with pytest.raises(InfeasibleError, match=r"uplink_bps\[1\]=0.* has 0 bit"):
-        plan_card(costs, devices, [1.0, 0.0], down, SERVER, 0.5)
+        plan_card(costs, devices, [1.0, 0.0], down, SERVER, delay_weight=0.5)
     with pytest.raises(FedsplitError, match=r"downlink_bps\[0\]=nan"):
-        plan_card(costs, devices, up, np.nan, SERVER, 0.5)
+        plan_card(costs, devices, up, np.nan, SERVER, delay_weight=0.5)
     with pytest.raises(FedsplitError, match="min_hz"):
         ServerClock(1.0, 2.0, 1.0, 1.0)

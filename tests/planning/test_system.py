@@ -74,7 +74,9 @@ def _charged_s(fleet, state, cut, ratio, up_hz, down_hz, server_hz) -> float:
         )
         for device in range(N_DEVICES)
     )
-    found = timeline(plan, PROFILE, fleet, state, BATCH, lambda codec: codec.get("ratio", 1.0))
+    found = timeline(
+        plan, PROFILE, fleet, state, BATCH, codec_ratio=lambda codec: codec.get("ratio", 1.0)
+    )
     return found.cost.delay_s - found.aggregation_s
 
 
@@ -106,7 +108,7 @@ def test_card_predicts_the_timeline_and_the_servers_energy(fleet, state) -> None
         uplink_bps(state, state.uplink_hz),
         downlink_rate(state, state.downlink_hz),
         server_of(fleet),
-        0.5,
+        delay_weight=0.5,
     )
     turns = [
         Turn(

@@ -19,7 +19,7 @@ from transformers import (
 from fedsplit.assets import default_checkpoint
 from fedsplit.errors import FedsplitError
 from fedsplit.models import ModelSpec, check_model, load
-from fedsplit.models.adapters import lora_config
+from fedsplit.models.lora import lora_config
 from fedsplit.models.tiny import tiny_config
 from fedsplit.plan import Segment
 from fedsplit.report.export import save_adapter, save_model

@@ -102,6 +102,8 @@ WRONG: dict[str, tuple[Change, str]] = {
     "fewer steps than planned": (metric("steps", 0), "steps=0 must be 2"),
     "more steps than planned": (metric("steps", 300), "steps=300 must be 2"),
     "bytes beyond counting": (metric("bytes-up", 1e300), "bytes-up"),
+    "seconds that are none": (metric("compute-s", -1.0), "compute-s=-1.0 must be at least 0"),
+    "half a byte of memory": (metric("peak-bytes", 0.5), "peak-bytes=0.5 must be a whole number"),
     "no adapters": (without("arrays"), "0 came back|came back of"),
     "another name": (renamed, "adapter|came back"),
     "one adapter more": (one_more, "came back of"),

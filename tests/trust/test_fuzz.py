@@ -79,7 +79,7 @@ def _of_device(besieged: Besieged, route: Route) -> dict[str, torch.Tensor]:
 
 def _request(talk_of: tuple[Route, CodecPlan, bool, bool], token: str) -> OpenRequest:
     route, codec, train, on_link = talk_of
-    return OpenRequest(token, route, 1, codec, 0, train, on_link)
+    return OpenRequest(token, route, 1, codec, train=train, adapters_on_link=on_link)
 
 
 def _converse(besieged: Besieged, link: InProcessLink, *talk_of: Any) -> None:

@@ -23,6 +23,7 @@ from fedsplit.data import (
     Samples,
     batches,
     confine,
+    draw,
     load_data,
     load_device,
     training_batches,
@@ -30,6 +31,7 @@ from fedsplit.data import (
 from fedsplit.data.partition import LOCAL
 from fedsplit.errors import FedsplitError, SettingsError
 from fedsplit.execution import TurnResult, evaluate_turn, train_turn
+from fedsplit.execution.peak import forget_peak, peak_bytes
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import answer, read_arrays, read_task
 from fedsplit.flower.node.models import cached_model
@@ -78,7 +80,11 @@ class Device:
         return answer(
             message,
             {"index": index, "n-train": len(train), "n-test": len(test), **counts.flat()},
-            {"source": source_hash(), "role": "device"},
+            {
+                "source": source_hash(),
+                "role": "device",
+                "site": str(context.node_config.get("site", "")),
+            },
         )
 
     def train(self, message: Message, context: Context) -> Message:
@@ -91,6 +97,7 @@ class Device:
             rng = generator(job.seed, "batches", task.server_round, turn.device, *again)
             link, token = _dial(task, context, presence)
             started = time.perf_counter()
+            forget_peak()
             result = train_turn(
                 model,
                 turn.route,
@@ -98,6 +105,7 @@ class Device:
                 adapters=_adapters(task, message),
                 optimizer=job.optimizer,
                 seed=task.seed,
+                steps=turn.steps,
                 link=link,
                 token=token,
                 codec=turn.codec,
@@ -112,9 +120,11 @@ class Device:
         task = _read(message, context)
         with at_work(task.presence, context, task.job) as presence:
             job, turn, model = task.job, task.turn, _load(task)
-            _, data = self._data(job, context)
+            _, held = self._data(job, context)
+            data = draw(held, job.max_eval_samples, generator(job.seed, "evaluate", turn.device))
             link, token = _dial(task, context, presence)
             started = time.perf_counter()
+            forget_peak()
             result = evaluate_turn(
                 model,
                 turn.route,
@@ -296,4 +306,5 @@ def _metrics(result: TurnResult, wall_s: float) -> dict[str, float]:
         "compute-s": result.compute_s,
         "link-s": result.link_s,
         "wall-s": wall_s,
+        "peak-bytes": peak_bytes(),
     }

@@ -82,7 +82,7 @@ def _serve(task: EdgeTask, message: Message, context: Context, presence: Presenc
         for turn, request in zip(branch.turns, wanted, strict=True):
             stage.open_turn(
                 request,
-                optimizer=task.job.optimizer if task.train else None,
+                optimizer=turn.optimizer,
                 downstream=_onward(turn, settings, task.job),
             )
         stays.append(_Stay(stage, model, branch, wanted, adapters))
@@ -103,7 +103,14 @@ def _request(task: EdgeTask, turn: EdgeTurn, stays: bool) -> OpenRequest:
     position = next(i for i, segment in enumerate(route.segments) if segment.tier == EDGE)
     bounds = task.job.bounds(turn.steps)
     return OpenRequest(
-        turn.token, route, position, turn.turn.codec, turn.seed, task.train, stays, bounds
+        turn.token,
+        route,
+        position,
+        codec=turn.turn.codec,
+        seed=turn.seed,
+        train=task.train,
+        adapters_on_link=stays,
+        bounds=bounds,
     )
 
 

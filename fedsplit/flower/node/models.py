@@ -14,7 +14,9 @@ from fedsplit.plan import Segment
 def cached_model(job: Job, segments: tuple[Segment, ...]) -> SplitModel:
     """Return the job's model with `segments`; a process that plays several nodes loads it once."""
     spec = json.dumps(to_mapping(job.model), sort_keys=True)
-    return _load(spec, segments, job.accelerator)
+    model = _load(spec, segments, job.accelerator)
+    model.counts_tokens = job.token_accuracy
+    return model
 
 
 @lru_cache(maxsize=1)

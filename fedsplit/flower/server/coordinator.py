@@ -24,7 +24,7 @@ from fedsplit.flower.server.outcome import (
     check_update,
 )
 from fedsplit.flower.server.placement import Placement
-from fedsplit.flower.server.roster import Joiners, Roster
+from fedsplit.flower.server.roster import Joiners, LoginKeys, Roster
 from fedsplit.flower.server.turn_run import TurnRun
 from fedsplit.flower.server.turns import TurnRunner, Work
 from fedsplit.flower.tasks import Job
@@ -50,6 +50,8 @@ class Coordinator:
         Whether the next devices of a branch are started while the present ones train.
     max_update_norm : float
         The longest update that a turn may bring.
+    login_keys : mapping, optional
+        Where Flower authenticates nodes, whose place is whose.
     listener : Listener, optional
         Is told what happens meanwhile.
     """
@@ -64,6 +66,7 @@ class Coordinator:
         places: int | None = None,
         start_ahead: bool = False,
         max_update_norm: float = ABSURD_NORM,
+        login_keys: LoginKeys | None = None,
         listener: Listener | None = None,
     ) -> None:
         self.job = job
@@ -85,7 +88,7 @@ class Coordinator:
                 clock=self._clock,
                 on_failure=self._fail,
             )
-        self._joiners = Joiners(grid, job)
+        self._joiners = Joiners(grid, job, len(roster.edges), login_keys)
         self._runner = TurnRunner(
             host,
             job=job,
@@ -201,14 +204,16 @@ class Coordinator:
         # Averaged at a server of this process, adapters still go over the devices' links.
         way = AdapterWay.MESSAGE if branch.way is AdapterWay.MESSAGE else AdapterWay.LINK
         try:
-            for wave, following in zip(branch.waves, (*branch.waves[1:], ()), strict=True):
+            waves = branch.waves
+            works = [work.within(number, len(waves)) for number in range(len(waves))]
+            for number, (wave, following) in enumerate(zip(waves, (*waves[1:], ()), strict=True)):
                 for run in ahead:
                     if run.result is None:
                         run.begin(adapters)
-                fresh = [] if ahead else self._start(work, wave, adapters, way)
+                fresh = [] if ahead else self._start(works[number], wave, adapters, way)
                 runs = ahead or fresh
                 ahead = [
-                    self._place(work, turn, AdapterWay.LINK)
+                    self._place(works[number + 1], turn, AdapterWay.LINK)
                     for turn in self._startable(wave, following)
                 ]
                 begun = [*fresh, *ahead]

@@ -55,7 +55,9 @@ class StageHost:
         self._tls = self._link.server_tls(self._link.security)
 
         def read() -> SplitModel:
-            return load(job.model, None, torch_device(job.accelerator))
+            model = load(job.model, None, torch_device(job.accelerator))
+            model.counts_tokens = job.token_accuracy
+            return model
 
         # Loading draws from torch's global generator: it must not cut in on a running branch.
         self._load: Callable[[], SplitModel] = lambda: compute(read)
@@ -149,11 +151,11 @@ class StageHost:
                 token,
                 route,
                 position,
-                turn.codec,
-                seed,
-                optimizer is not None,
-                fetched,
-                self._job.bounds(steps),
+                codec=turn.codec,
+                seed=seed,
+                train=optimizer is not None,
+                adapters_on_link=fetched,
+                bounds=self._job.bounds(steps),
             )
             stage = self._stage(segment.tier)
             stage.open_turn(request, optimizer=optimizer, downstream=downstream)

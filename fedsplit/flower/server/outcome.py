@@ -23,7 +23,8 @@ class TurnOutcome:
     `link_bytes` maps "up" and "down" (device to first server) and, on routes with an edge,
     "backhaul-up" and "backhaul-down" to bytes counted on the wire; where adapters went over the
     device's link, "adapters-up" and "adapters-down" to theirs. `n_correct` is None where the model
-    is no classifier.
+    is no classifier. `compute_s`, `link_s` (wall seconds) and `peak_bytes` are what the device says
+    of itself; `wall_s` is the server's.
     """
 
     turn: Turn
@@ -34,6 +35,9 @@ class TurnOutcome:
     steps: int
     link_bytes: Mapping[str, int]
     wall_s: float
+    compute_s: float = 0.0
+    link_s: float = 0.0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -173,4 +177,14 @@ def turn_outcome(
         steps=read_count(metrics, "steps"),
         link_bytes={**radio, **backhaul},
         wall_s=time.monotonic() - started_s,
+        compute_s=_read_seconds(metrics, "compute-s"),
+        link_s=_read_seconds(metrics, "link-s"),
+        peak_bytes=read_count(metrics, "peak-bytes"),
     )
+
+
+def _read_seconds(metrics: Mapping[str, float], name: str) -> float:
+    value = float(metrics.get(name, -1.0))
+    if value < 0:
+        raise NodeLost(f"answer: {name}={value!r} must be at least 0")
+    return value

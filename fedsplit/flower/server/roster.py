@@ -1,7 +1,7 @@
 """Who takes part: which Flower node is which device of the fleet."""
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import TypeAlias
@@ -26,18 +26,20 @@ from fedsplit.flower.tasks import Job
 
 MOST_SAMPLES = 10**9
 """Samples that a device may say it has: more weight than this nobody's data have."""
-_POLL_S, _LOOK_S = 0.2, 1.0
+_POLL_S, _LOOK_S = 0.05, 1.0
+_LONGEST_SITE = 80
 
 
 @dataclass(frozen=True)
 class DeviceNode:
-    """One device of the federation and what it said of its data."""
+    """One device of the federation, what it said of its data, and what it is called."""
 
     node_id: int
     index: int
     n_train: int
     n_test: int
     counts: DeviceCounts | None = None
+    site: str = ""
 
     @property
     def place(self) -> tuple[str, int]:
@@ -60,6 +62,8 @@ class EdgeNode:
 
 
 _Places: TypeAlias = dict[tuple[str, int], DeviceNode | EdgeNode]
+LoginKeys: TypeAlias = Mapping[tuple[str, int], bytes]
+"""The public key of each device's and edge's node, by role and index."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +158,11 @@ class DeviceGrid(Grid):
         return self._grid.send_and_receive(messages, timeout=timeout)
 
 
-def discover(grid: Grid, job: Job, n_edges: int = 0) -> Roster:
+def discover(grid: Grid, job: Job, n_edges: int = 0, login_keys: LoginKeys | None = None) -> Roster:
     """Wait for the nodes and ask each which device or edge it is.
 
-    A node that answers what cannot be is left out, as if it had not come.
+    A node that answers what cannot be, or names the place of another, is left out as if it had
+    not come.
 
     Parameters
     ----------
@@ -167,52 +172,39 @@ def discover(grid: Grid, job: Job, n_edges: int = 0) -> Roster:
         The run's job; nodes check that they run the same source.
     n_edges : int
         Edge servers that are nodes of their own.
+    login_keys : mapping, optional
+        Where Flower authenticates nodes: whose place is whose. Else who comes first has it.
 
     Raises
     ------
     FedsplitError
         If one of ``job.n_devices`` and `n_edges` is missing after ``job.patience.connect_s``, or
-        two nodes say they are the same one; tells what nodes that were left out said.
+        as soon as as many nodes have answered; tells what nodes that were left out said.
     """
     patience_s = job.patience.connect_s
     deadline = time.monotonic() + patience_s
-    expected = job.n_devices + n_edges
-    while len(node_ids := sorted(grid.get_node_ids())) < expected:
-        if time.monotonic() > deadline:
-            raise FedsplitError(
-                f"fleet: {len(node_ids)} of {expected} nodes connected within {patience_s:.0f} s"
-            )
+    joiners, roster = Joiners(grid, job, n_edges, login_keys), Roster(())
+    log(INFO, "Asking nodes which device they are, as they come")
+    while True:
+        joiners.tick(roster)
+        roster = joiners.seat(roster, ())
+        held = {node.place for node in roster.nodes} | {edge.place for edge in roster.edges}
+        missing = [place for place in joiners.places if place not in held]
+        if not missing:
+            return roster
+        # Who has another's key is not the one whose place it names: that one may still come.
+        if (joiners.all_answered and login_keys is None) or time.monotonic() > deadline:
+            break
         time.sleep(_POLL_S)
-    log(INFO, "Asking %s nodes which device they are", len(node_ids))
-    replies = grid.send_and_receive(
-        [task_message(node_id, HELLO, job) for node_id in node_ids],
-        timeout=max(deadline - time.monotonic(), _POLL_S),
-    )
-    places: _Places = {}
-    refused: dict[int, str] = {}
-    for reply in replies:
-        try:
-            node = read_node(reply, job)
-        except NodeLost as error:
-            refused[reply.metadata.src_node_id] = str(error)
-            log(WARNING, "a node is left out: %s", error)
-            continue
-        if node.place in places:
-            role, index = node.place
-            raise FedsplitError(f"fleet: two nodes say they are {role} {index}")
-        places[node.place] = node
-    for role, count in (("device", job.n_devices), ("edge", n_edges)):
-        missing = [index for index in range(count) if (role, index) not in places]
-        if missing:
-            numbers = ", ".join(map(str, missing))
-            said = "; ".join(dict.fromkeys(refused.values()))
-            why = f"left out: {said}" if said else f"no answer within {patience_s:.0f} s"
-            raise FedsplitError(f"fleet: {role} {numbers} is missing ({why})")
-    return _roster(places, frozenset(refused))
+    role = missing[0][0]
+    numbers = ", ".join(str(index) for who, index in missing if who == role)
+    said = "; ".join(dict.fromkeys(joiners.left_out))
+    why = f"left out: {said}" if said else f"no answer within {patience_s:.0f} s"
+    raise FedsplitError(f"fleet: {role} {numbers} is missing ({why})")
 
 
 class Joiners:
-    """Nodes that joined since: asked who they are as they come, and nobody waits for them.
+    """Nodes that join: asked who they are as they come, and nobody waits for them.
 
     Parameters
     ----------
@@ -220,14 +212,30 @@ class Joiners:
         Flower's grid.
     job : Job
         The run's job.
+    n_edges : int
+        Edge servers that are nodes of their own.
+    login_keys : mapping, optional
+        As for `discover`.
     """
 
-    def __init__(self, grid: Grid, job: Job) -> None:
+    def __init__(
+        self, grid: Grid, job: Job, n_edges: int = 0, login_keys: LoginKeys | None = None
+    ) -> None:
+        self.places = [("device", index) for index in range(job.n_devices)]
+        self.places += [("edge", index) for index in range(n_edges)]
+        self.left_out: list[str] = []
         self._grid = grid
         self._job = job
+        self._login_keys = login_keys
         self._asked: dict[str, int] = {}
         self._come: list[Message] = []
+        self._answered = 0
         self._look_due = 0.0
+
+    @property
+    def all_answered(self) -> bool:
+        """Whether as many nodes as there are places have answered, and all who were asked."""
+        return not self._asked and self._answered >= len(self.places)
 
     def tick(self, roster: Roster) -> None:
         """Ask those who are new, and collect what those say who were asked; to be called often."""
@@ -245,37 +253,46 @@ class Joiners:
         self._asked |= dict(zip(self._grid.push_messages(messages), joined, strict=True))
 
     def seat(self, roster: Roster, gone: Collection[int]) -> Roster:
-        """Return `roster` with those who came in the places of those they replace.
+        """Return `roster` with those who came, in free places or those of whom they replace.
 
         A device that is started again may be a new node to Flower. It gets its place back if the
         node that has it is not connected any more, or failed and is among those `gone`; whoever
-        else names that place stays out.
+        else names that place stays out, and so does who logged in with another key than its own.
         """
         if not self._come:
             return roster
         held: list[DeviceNode | EdgeNode] = [*roster.nodes, *roster.edges]
-        places: _Places = {node.place: node for node in held}
-        alive = set(self._grid.get_node_ids()) - set(gone)
+        seated: _Places = {node.place: node for node in held}
         refused = set(roster.refused)
+        connected = {node.node_id: node.public_key for node in self._grid.get_nodes()}
+        alive = connected.keys() - set(gone)
         for reply in self._come:
             refused.add(reply.metadata.src_node_id)
             try:
                 node = read_node(reply, self._job)
-                before = places.get(node.place)
                 role, index = node.place
-                if before is None:
+                before = seated.get(node.place)
+                if node.place not in self.places:
                     raise NodeLost(f"there is no {role} {index}")
-                if before.node_id in alive:
+                if self._login_keys is not None:
+                    key = connected.get(node.node_id)
+                    if key != self._login_keys[node.place]:
+                        raise NodeLost(f"{role} {index} has another login key")
+                if before is not None and before.node_id in alive:
                     raise NodeLost(f"{role} {index} is another node, which is still there")
             except NodeLost as error:
+                self.left_out.append(str(error))
                 log(WARNING, "a node that joined is left out: %s", error)
                 continue
-            # Flower may hold the one it replaces for alive, up to a minute after its end.
-            refused = refused - {node.node_id} | {before.node_id}
-            places[node.place] = node
-            log(INFO, "%s %s is back", role, index)
+            refused.discard(node.node_id)
+            if before is not None:
+                # Flower may hold the one it replaces for alive, up to a minute after its end.
+                refused.add(before.node_id)
+                log(INFO, "%s %s is back", role, index)
+            seated[node.place] = node
+        self._answered += len(self._come)
         self._come = []
-        return _roster(places, frozenset(refused))
+        return _roster(seated, frozenset(refused))
 
 
 def _roster(places: _Places, refused: frozenset[int]) -> Roster:
@@ -323,4 +340,8 @@ def read_node(reply: Message, job: Job) -> DeviceNode | EdgeNode:
     except SettingsError as error:
         raise NodeLost(f"device {index}: {error}") from error
     n_train, n_test = counts
-    return DeviceNode(node_id, index, n_train, n_test, held)
+    site = info.get("site", "")
+    if len(site) > _LONGEST_SITE or not site.isprintable():
+        allowed = f"must be at most {_LONGEST_SITE} printable characters"
+        raise NodeLost(f"device {index}: site={site!r:.80} {allowed}")
+    return DeviceNode(node_id, index, n_train, n_test, held, site)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from fedsplit.errors import NodeLost
-from fedsplit.execution import Stage
+from fedsplit.execution import OptimizerSpec, Stage
 from fedsplit.execution.turn import DONE, FAILED
 from fedsplit.flower.server.edges import Assignment
 from fedsplit.flower.server.host import StageHost
@@ -44,6 +44,8 @@ class TurnRun:
         Where the device's link leads; None on a route that never leaves the device.
     assignment : Assignment or None
         At an edge that is a node of its own.
+    optimizer : OptimizerSpec or None
+        What trains it; None if it evaluates.
     place : int
         Of the turn in the assignment's branch.
     adapters : mapping of str to Tensor, optional
@@ -63,6 +65,7 @@ class TurnRun:
     stages: list[tuple[Stage, str]]
     door: Contact | None
     assignment: Assignment | None = None
+    optimizer: OptimizerSpec | None = None
     place: int = 0
     adapters: Mapping[str, Tensor] | None = None
     presence: str = ""

@@ -42,6 +42,12 @@ class Work:
         """Whether it trains."""
         return self.optimizer is not None
 
+    def within(self, index: int, count: int) -> "Work":
+        """Return the work of the `index`-th of `count` waves."""
+        if self.optimizer is None:
+            return self
+        return replace(self, optimizer=self.optimizer.within(index, count))
+
     @property
     def phase(self) -> str:
         """Its name: "train" or "evaluate"."""
@@ -85,7 +91,8 @@ class TurnRunner:
         """Return the mini-batches that a turn has to have."""
         if work.train:
             return turn.steps
-        return math.ceil(roster.by_index(turn.device).n_test / self._job.batch_size)
+        held, most = roster.by_index(turn.device).n_test, self._job.max_eval_samples
+        return math.ceil((held if most is None else min(held, most)) / self._job.batch_size)
 
     def attempt(self, work: Work, run: TurnRun, roster: Roster) -> Turns:
         """Run one turn; `TurnRun.result` holds what came of it."""
@@ -158,7 +165,7 @@ class TurnRunner:
     def _message(self, work: Work, run: TurnRun, presence: Contact, roster: Roster) -> Message:
         turn, adapters = run.turn, run.adapters
         task = TurnTask(
-            job=replace(self._job, optimizer=work.optimizer or self._job.optimizer),
+            job=replace(self._job, optimizer=run.optimizer or self._job.optimizer),
             presence=presence,
             server_round=work.server_round,
             turn=turn,

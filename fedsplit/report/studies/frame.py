@@ -1,8 +1,9 @@
 """The one table of a study: a row per run, round, device and metric."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.report.records import RoundRecord
 from fedsplit.report.run import CONFIG, RESULTS, read_records
 from fedsplit.report.studies.members import DONE, MemberRecord, read_members
+from fedsplit.report.turns import read_turns
 
 TABLE = "table.parquet", "table.csv"
 MEASURED, MODELLED = "measured", "modelled"
@@ -36,6 +38,7 @@ COSTS = (
 """Metrics that add up over the rounds of a run; of all others the value of a round counts."""
 PEAKS = ("device_peak_bytes", "server_peak_bytes")
 """Metrics of which a run has the largest of its rounds."""
+_MEANS = ("loss", "accuracy")
 _ALWAYS = ("strategy", "seed")
 _WHERE = {"strategy": ("strategy", "name"), "seed": ("seed",)}
 
@@ -191,10 +194,11 @@ class Study:
                     "metric": metric,
                     "value": value,
                 }
-        for device, metric, value in _data(self.folder / member.folder):
+        folder = self.folder / member.folder
+        for number, device, metric, value in (*_data(folder), *_turns(folder)):
             yield {
                 **head,
-                "round": 0,
+                "round": number,
                 "device": device,
                 "source": MEASURED,
                 "metric": metric,
@@ -223,12 +227,27 @@ def _values(record: RoundRecord) -> Iterator[_Value]:
             yield failure.index, MEASURED, f"failed.{failure.phase}", 1.0
 
 
-def _data(folder: Path) -> Iterator[tuple[int, str, float]]:
+def _data(folder: Path) -> Iterator[tuple[int, int, str, float]]:
     """Return what each device holds, where the run wrote it down."""
     devices = json.loads((folder / RESULTS).read_text(encoding="utf-8")).get("data", {})
     for device, counts in devices.get("devices", {}).items():
         for name, value in counts.items():
-            yield int(device), f"data.{name}", float(value)
+            yield 0, int(device), f"data.{name}", float(value)
+
+
+def _turns(folder: Path) -> Iterator[tuple[int, int, str, float]]:
+    """Return what each device did in a round: sums over its turns; means of losses by target."""
+    rows = pd.DataFrame([asdict(turn) for turn in read_turns(folder) if not turn.failure])
+    if rows.empty:
+        return
+    for name in _MEANS:
+        rows[name] = rows[name].astype(float) * rows["targets"]
+    for (number, device, phase), part in rows.groupby(["round", "device", "phase"], sort=False):
+        for name in part.select_dtypes("number").columns.difference(["round", "device"]):
+            targets = part["targets"].where(part[name].notna()).sum() if name in _MEANS else 1
+            value = part[name].max() if name == "peak_bytes" else part[name].sum(min_count=1)
+            if targets and not math.isnan(value):
+                yield number, device, f"{phase}.{name}", float(value / targets)
 
 
 def _at(config: dict[str, Any], path: Sequence[str]) -> Any:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,16 +14,17 @@ from typing import Any
 import pandas as pd
 
 from fedsplit.errors import FedsplitError, SettingsError
-from fedsplit.figures import COLOURS, HATCHES, figure, label, scale
-from fedsplit.plan import RoundPlan
+from fedsplit.figures import COLOURS, HATCHES, figure, label, legend, scale
+from fedsplit.plan import TIERS
 from fedsplit.report.studies.charts import BAR, LINE, chart, write
 from fedsplit.report.studies.frame import Study
-from fedsplit.report.studies.groups import GROUP
+from fedsplit.report.studies.groups import GROUP, grouped
 from fedsplit.report.studies.protocols import Comparison, budget, target
+from fedsplit.report.turns import read_turns
 
 MAX_ROUTES, MAX_TURNS, MAX_SLOW, MAX_FAILURES = 6, 24, 12, 50
 TRACE = "modelled_trace.json"
-_TIERS = ("device", "edge", "server", "cloud")
+_SEGMENT = re.compile(r"(\w+)\[(\d+):(\d+)\]")
 _QUALITY = ("eval_loss", "accuracy", "train_loss")
 _SPENT = ("delay_s", "traffic_bytes", "energy_j")
 _MEMORY = ("device_peak_bytes", "server_peak_bytes")
@@ -64,9 +66,7 @@ def write_page(
     study: Study,
     path: Path,
     *,
-    plans: Mapping[str, RoundPlan] | None = None,
     settings: Sequence[Setting] = (),
-    notes: Sequence[str] = (),
 ) -> None:
     """Write the page.
 
@@ -76,12 +76,8 @@ def write_page(
         What it is about.
     path : Path
         The HTML file.
-    plans : mapping of str to RoundPlan
-        A round of each group, by its name: who holds which blocks.
     settings : sequence of Setting
         What all runs were made with.
-    notes : sequence of str
-        What has to be said of it all.
 
     Raises
     ------
@@ -93,10 +89,10 @@ def write_page(
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         parts = [
-            _heading(study, notes),
+            _heading(study),
             _section("Runs", _runs(study)),
             _section("Quality and cost", _curves(study, place)),
-            _section("Who holds which blocks", _routes(plans or {}, place)),
+            _section("Who holds which blocks", _routes(study, place)),
             _section("Schemes compared", _protocols(study)),
             _section("Slowest turns", _slowest(study)),
             _section("Failures", _failures(study)),
@@ -112,20 +108,19 @@ def write_page(
     path.write_text("\n".join([head, *filter(None, parts), "</body></html>\n"]), encoding="utf-8")
 
 
-def _heading(study: Study, notes: Sequence[str]) -> str:
+def _heading(study: Study) -> str:
     done = sum(member.status == "done" for member in study.members)
     varied = [key for key in study.keys if study.rounds[key].nunique() > 1]
     swept = f", over {', '.join(varied)}" if varied else ""
     runs = f"{len(study.members)} runs" if len(study.members) > 1 else "one run"
     words = f"{runs}{swept}; {done} done, {len(study.members) - done} not."
-    told = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     kinds = (
         "Losses, bytes sent and wall seconds are measured; delay, energy, traffic and memory are "
         "modelled, for the machines and the radio of the settings below."
     )
     return (
         f"<h1>{escape(study.folder.resolve().name)}</h1><p>{escape(words)}</p>"
-        f'<p class="note">{kinds}</p>{told}'
+        f'<p class="note">{kinds}</p>'
     )
 
 
@@ -165,52 +160,45 @@ def _curves(study: Study, place: Path) -> str:
     return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
 
 
-def _routes(plans: Mapping[str, RoundPlan], place: Path) -> str:
-    drawn = [
-        _image(draw_routes(plan, place / f"routes{number}.svg"), f"{name}, as planned for round 1")
-        for number, (name, plan) in enumerate(list(plans.items())[:MAX_ROUTES])
-    ]
-    more = len(plans) - MAX_ROUTES
-    left = f'<p class="note">{more} more are not shown.</p>' if more > 0 else ""
-    return f'<div class="figures">{"".join(drawn)}</div>{left}' if drawn else ""
+def _routes(study: Study, place: Path) -> str:
+    named, _ = grouped(study)
+    groups = named.drop_duplicates(GROUP).set_index("run")[GROUP].astype(str).to_dict()
+    drawn = []
+    for member in (item for item in study.members if item.name in groups):
+        turns = [turn for turn in read_turns(study.folder / member.folder) if turn.route]
+        trained = [turn for turn in turns if turn.phase == "train"]
+        if trained:
+            last = trained[-1].round
+            routes = {turn.device: turn.route for turn in trained if turn.round == last}
+            path = draw_routes(routes, place / f"routes{len(drawn)}.svg")
+            drawn.append(_image(path, f"{groups[member.name]}: routes of round {last}"))
+    left = f'<p class="note">First {MAX_ROUTES} of {len(drawn)}.</p>'
+    figures = f'<div class="figures">{"".join(drawn[:MAX_ROUTES])}</div>'
+    return figures + left * (len(drawn) > MAX_ROUTES) if drawn else ""
 
 
-def draw_routes(plan: RoundPlan, path: Path) -> Path:
-    """Draw a plan: a bar for each turn, of the blocks on each tier; branches side by side."""
-    turns = [(number, turn) for number, branch in enumerate(plan.branches) for turn in branch.turns]
-    shown = turns[:MAX_TURNS]
-    used = {segment.tier for _, turn in shown for segment in turn.route.segments}
-    tiers = [tier for tier in _TIERS if tier in used] + sorted(used - set(_TIERS))
+def draw_routes(routes: Mapping[int, str], path: Path) -> Path:
+    """Draw routes by device, as ``device[0:2] -> server[2:8]``: which blocks are on which tier."""
+    shown = sorted(routes)[:MAX_TURNS]
+    parts = {device: _SEGMENT.findall(routes[device]) for device in shown}
+    used = {tier for segments in parts.values() for tier, _, _ in segments}
+    tiers = [tier for tier in TIERS if tier in used]
     with figure(path, width_in=4.6, height_in=0.9 + 0.22 * len(shown)) as (_, axes):
-        for height, (_, turn) in enumerate(shown):
-            for segment in turn.route.segments:
-                number = tiers.index(segment.tier)
-                axes.barh(
-                    height,
-                    segment.stop - segment.start,
-                    left=segment.start,
-                    height=0.8,
-                    color=COLOURS[number],
-                    hatch=HATCHES[number],
-                    edgecolor="white",
-                )
-        for number, tier in enumerate(tiers):
-            axes.barh(
-                0, 0, color=COLOURS[number], hatch=HATCHES[number], edgecolor="white", label=tier
-            )
-        names = [f"device {turn.device}, branch {branch}" for branch, turn in shown]
-        axes.set_yticks(range(len(shown)), names)
+        looks = {
+            tier: {"color": COLOURS[n], "hatch": HATCHES[n], "edgecolor": "white"}
+            for n, tier in enumerate(tiers)
+        }
+        for height, device in enumerate(shown):
+            for tier, start, stop in parts[device]:
+                axes.barh(height, int(stop) - int(start), left=int(start), **looks[tier])
+        for tier, look in looks.items():
+            axes.barh(0, 0, label=tier, **look)
+        axes.set_yticks(range(len(shown)), [f"device {device}" for device in shown])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        left_out = f", first {len(shown)} of {len(turns)} turns" if len(turns) > len(shown) else ""
-        axes.set(
-            xlabel=f"blocks of the model{left_out}",
-            xlim=(0, plan.branches[0].turns[0].route.n_blocks),
-        )
-        handles, labels = axes.get_legend_handles_labels()
-        axes.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2
-        )
+        left_out = f", first {len(shown)} of {len(routes)} devices" * (len(routes) > len(shown))
+        axes.set(xlabel=f"blocks of the model{left_out}")
+        legend(axes)
     return path
 
 

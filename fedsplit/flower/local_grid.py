@@ -1,0 +1,88 @@
+"""A Flower grid whose nodes are at hand in this program: messages go in, futures come out."""
+
+import itertools
+import time
+from abc import abstractmethod
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+
+from flwr.app import Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+RUN_ID = 1
+
+
+class LocalGrid(Grid):
+    """All of Flower's grid but who the nodes are (`get_node_ids`) and who answers (`submit`)."""
+
+    def __init__(self) -> None:
+        self._run = Run.create_empty(RUN_ID)
+        self._numbers = itertools.count(1)
+        self._replies: dict[str, Future[Message]] = {}
+        # Flower's processes get these when they start; no message can be made without.
+        TaskIdentity.run_id = TaskIdentity.task_id = RUN_ID
+        TaskIdentity.node_id = SUPERLINK_NODE_ID
+
+    @abstractmethod
+    def submit(self, message: Message) -> Future[Message]:
+        """Have a node work on a message."""
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run, which has nothing but a number."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return the nodes, in the order of their ids as `get_node_ids` gives them."""
+        return [NodeInfo(node_id=number, status="online") for number in self.get_node_ids()]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; return their numbers."""
+        names = []
+        for message in messages:
+            name = f"message-{next(self._numbers)}"
+            message.metadata.__dict__["_message_id"] = name
+            self._replies[name] = self.submit(message)
+            names.append(name)
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the answers that are there of the messages with these numbers."""
+        there = [name for name in message_ids if name in self._replies]
+        return [self._replies.pop(name).result() for name in there if self._replies[name].done()]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages; return the answers that come within `timeout` seconds."""
+        names = set(self.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        answers: list[Message] = []
+        while names:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            futures = [self._replies[name] for name in names]
+            if not wait(futures, left, FIRST_COMPLETED).done:
+                break
+            come = list(self.pull_messages(list(names)))
+            names -= {answer.metadata.reply_to_message_id for answer in come}
+            answers += come
+        return answers
