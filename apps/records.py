@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from fedsplit.flower import RoundOutcome, TurnOutcome
-from fedsplit.flower.server.outcome import accuracy, mean_loss
+from fedsplit.flower.server.outcome import accuracy, macro_f1, mean_loss
 from fedsplit.plan import DEVICE, Route
 from fedsplit.report import RoundRecord, TurnRow
 
@@ -23,6 +23,7 @@ def record_of(outcome: RoundOutcome, task: str) -> RoundRecord:
         eval_loss=eval_loss,
         perplexity=_perplexity(eval_loss) if language else None,
         accuracy=accuracy(outcome.evaluation),
+        macro_f1=macro_f1(outcome.evaluation),
         bytes_up=_bytes(turns, "up"),
         bytes_down=_bytes(turns, "down"),
         wall_s=outcome.wall_s,

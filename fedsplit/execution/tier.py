@@ -10,6 +10,7 @@ from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import compute
 from fedsplit.execution.optim import OptimizerSpec
 from fedsplit.models import Boundary, Output, SplitModel
+from fedsplit.models.names import SEQUENCES
 from fedsplit.plan import Segment
 from fedsplit.seeds import derive_seed
 from fedsplit.transport import EvalReply, Gradients
@@ -172,8 +173,10 @@ class Tier:
         loss = output.loss.item()
         if not math.isfinite(loss):
             raise FedsplitError(f"loss={loss}: must be finite (step {self._step}, {segment})")
-        correct = _count_correct(output, inputs["labels"])
-        return output.loss, EvalReply(loss, output.n_targets, correct)
+        labels = inputs["labels"]
+        correct = _count_correct(output, labels)
+        classes = () if self._model.spec.task != SEQUENCES else _count_classes(output, labels)
+        return output.loss, EvalReply(loss, output.n_targets, correct, classes)
 
     def _collect(self, received: Boundary | None) -> Gradients:
         """Return the gradients of `received`; refuse any that is not finite."""
@@ -206,6 +209,16 @@ def _count_correct(output: Output, labels: Tensor) -> int | None:
     if output.logits is None or output.logits.dim() != 2:
         return None
     return int((output.logits.argmax(-1) == labels.to(output.logits.device)).sum())
+
+
+def _count_classes(output: Output, labels: Tensor) -> tuple[int, ...]:
+    """Return three numbers of each class; see `EvalReply`."""
+    assert output.logits is not None
+    said, n_classes = output.logits.argmax(-1).cpu(), output.logits.shape[-1]
+    labels = labels.long().cpu()
+    groups = (said[said == labels], said, labels[labels >= 0])
+    counts = torch.stack([torch.bincount(group, minlength=n_classes) for group in groups], dim=1)
+    return tuple(counts.flatten().tolist())
 
 
 def _fill(name: str, parameter: nn.Parameter, adapters: Mapping[str, Tensor]) -> None:

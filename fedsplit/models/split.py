@@ -22,10 +22,11 @@ from fedsplit.models.crossing import (
     probes,
 )
 from fedsplit.models.lora import read_adapter
+from fedsplit.models.names import CAUSAL, SEQUENCES
 from fedsplit.models.private import BatchNorm, SharedStates
 from fedsplit.models.slots import find_slots
 from fedsplit.models.spec import ModelSpec
-from fedsplit.models.tiny import placeholder
+from fedsplit.models.tiny import padded, placeholder
 from fedsplit.models.weights import build, held_bytes, is_phantom, move
 from fedsplit.plan import DEVICE, Route, Segment
 
@@ -326,7 +327,7 @@ class SplitModel:
             except _Reached as reached:
                 return Boundary.pack(reached.values)
         labels = arguments["labels"]
-        targets = labels[..., 1:] if self.spec.task == "causal-lm" else labels
+        targets = labels[..., 1:] if self.spec.task == CAUSAL else labels
         return Output(result.loss, int((targets != IGNORED_LABEL).sum()), result.logits)
 
     def _require_owned(self, segment: Segment) -> frozenset[int]:
@@ -340,6 +341,8 @@ class SplitModel:
     ) -> dict[str, Tensor]:
         """Return the model's arguments: the real ones, or stand-ins of the same shape."""
         found = {name: value.long() if name in NARROW else value for name, value in inputs.items()}
+        if self.spec.task == SEQUENCES and {"input_ids", "attention_mask"} <= found.keys():
+            found["input_ids"] = padded(found["input_ids"], found["attention_mask"], self.config)
         if segment.stop < self.n_blocks:
             found.pop("labels", None)
         elif "labels" not in found:

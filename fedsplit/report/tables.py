@@ -43,6 +43,8 @@ def round_line(record: RoundRecord, n_rounds: int) -> str:
         parts.append(f"perplexity {record.perplexity:.2f}")
     if record.accuracy is not None:
         parts.append(f"accuracy {record.accuracy:.1%}")
+    if record.macro_f1 is not None:
+        parts.append(f"macro F1 {record.macro_f1:.3f}")
     if record.bytes_up or record.bytes_down:
         up, down = sum(record.bytes_up.values()), sum(record.bytes_down.values())
         parts.append(f"up {megabytes(up)} down {megabytes(down)}")
@@ -59,6 +61,7 @@ def summary_table(records: Sequence[RoundRecord], folder: Path) -> Table:
     Columns of the modelled system stand apart, on the right, and say so.
     """
     accuracy = any(record.accuracy is not None for record in records)
+    macro_f1 = any(record.macro_f1 is not None for record in records)
     perplexity = any(record.perplexity is not None for record in records)
     modelled = [
         key for key in _MODELLED if any(key in (record.modelled or {}) for record in records)
@@ -66,6 +69,7 @@ def summary_table(records: Sequence[RoundRecord], folder: Path) -> Table:
     table = Table(title=f"Results in {plain_text(folder)}", title_justify="left")
     headings = ["round", "train loss", "eval loss"]
     headings += ["perplexity"] * perplexity + ["accuracy"] * accuracy
+    headings += ["macro F1"] * macro_f1
     headings += ["up", "down", "wall s", "devices", "failed"]
     headings += [f"modelled {_MODELLED[key]}" for key in modelled]
     for heading in headings:
@@ -77,6 +81,7 @@ def summary_table(records: Sequence[RoundRecord], folder: Path) -> Table:
         row = [str(record.round), _number(record.train_loss), _number(record.eval_loss)]
         row += [_number(record.perplexity)] * perplexity
         row += [_number(record.accuracy)] * accuracy
+        row += [_number(record.macro_f1)] * macro_f1
         row += [
             megabytes(sum(record.bytes_up.values())),
             megabytes(sum(record.bytes_down.values())),
