@@ -24,21 +24,21 @@ from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import SplitModel, load, read_tokenizer
 from fedsplit.plan import DEVICE, Segment, Turn
 from fedsplit.privacy import (
+    Learner,
     Observed,
     Reader,
     guessing,
-    inverter_reader,
     labels_from_gradient,
     nearest_embedding,
-    ridge_reader,
     success,
 )
 from fedsplit.seeds import derive_seed, generator
 
 from .audit_report import Attack, Audit, write_audits
 from .check import require_budget, require_codecs, require_data, require_folder, require_model
-from .config import data_spec, job, load_config, make_folder, require_plain
+from .config import data_spec, job, load_config, require_plain
 from .observe import Sender
+from .outputs import make_folder
 from .plan import build_scenario, scenarios
 
 SAME, OTHER = "same", "other"
@@ -197,10 +197,8 @@ def attack(
 
 def readers(auxiliary: Observed, embedding: Tensor, seed: int) -> dict[str, Reader]:
     """Return the attacks that learn from texts of the server's own, by name."""
-    return {
-        RIDGE: ridge_reader(auxiliary, embedding),
-        INVERTER: inverter_reader(auxiliary, embedding, derive_seed(seed, "inverter")),
-    }
+    learner = Learner(auxiliary, embedding)
+    return {RIDGE: learner.ridge(), INVERTER: learner.inverter(derive_seed(seed, "inverter"))}
 
 
 def embeddings(model: SplitModel) -> Tensor:

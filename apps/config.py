@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from fedsplit.flower import Job, LinkSettings
     from fedsplit.models import ModelSpec
     from fedsplit.plan import CodecPlan
-    from fedsplit.privacy import PrivacySpec
     from fedsplit.transport import ServerLimits
 
 _WORK = ("batch_size", "steps", "epochs")  # of the group train; the rest says how
@@ -273,6 +272,8 @@ def job(config: DictConfig, source: str = "") -> "Job":
     """Return what every node of the run has to know."""
     from fedsplit.flower import Job
 
+    from .spending import privacy_spec
+
     link, evaluation = link_settings(config), evaluate_settings(config)
     try:
         return Job(
@@ -411,24 +412,6 @@ def local_work(config: DictConfig) -> LocalWork:
     """Return how much a device trains in a turn."""
     train = plain(config.train)
     return from_mapping(LocalWork, {name: train[name] for name in _WORK if name in train}, "train")
-
-
-def privacy_spec(config: DictConfig) -> "PrivacySpec":
-    """Return the ``privacy`` group: how devices defend what they send.
-
-    Raises
-    ------
-    FedsplitError
-        If it is wrong, or noise between machines came from a seed that the server knows.
-    """
-    from fedsplit.privacy import SYSTEM, PrivacySpec
-
-    spec = from_mapping(PrivacySpec, plain(config.privacy), "privacy")
-    noisy = spec.noise_multiplier > 0 or spec.gradient_noise_multiplier > 0
-    open_to_the_server = noisy and config.link.bind is not None and spec.randomness != SYSTEM
-    allowed = f"{SYSTEM!r} between machines: the server knows the seed, and could take noise off"
-    require(not open_to_the_server, "privacy.randomness", spec.randomness, allowed)
-    return spec
 
 
 def codec_plan(config: DictConfig) -> "CodecPlan":

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedsplit.data import describe
 from fedsplit.errors import FedsplitError
-from fedsplit.fleet import Timeline, write_chrome_trace
+from fedsplit.fleet import Timeline, measured_fleet, write_chrome_trace
 from fedsplit.flower import (
     RoundOutcome,
     RunEnds,
@@ -57,7 +57,7 @@ from .keeper import Keeper
 from .outputs import evaluate_settings, keep_settings, stop_settings, tracker
 from .own_tests import OwnTests
 from .plan_report import round_row
-from .records import record_of, sent_bytes, turn_rows
+from .records import phases, record_of, sent_bytes, turn_rows
 from .scenario import build_system, check_first_round
 from .spending import Spending
 
@@ -188,17 +188,24 @@ class Run(RunListener):
             (self._folder / PROGRESS).write_text(json.dumps(progress))
 
     def on_nodes(self, roster: Roster) -> None:
-        """Write down what the devices' data are."""
+        """Write down what the devices' data are, and model them as they were measured."""
         self._sites = {node.index: node.site for node in roster.nodes}
         by_index = sorted(roster.nodes, key=lambda node: node.index)
         self._spending.know([node.n_train for node in by_index])
+        system = self._system
+        fleet = measured_fleet(system.fleet, system.profile, roster.profiles)
+        self._system = replace(system, fleet=fleet)
         counts = {node.index: node.counts for node in roster.nodes if node.counts is not None}
         lines = describe(counts, self._seq_len)
         self._report.add_data(lines, {str(i): held.flat() for i, held in counts.items()})
 
     def on_plan(self, server_round: int, plan: RoundPlan) -> None:
         """End the run before a round that would overspend its privacy budget."""
-        self._spending.plan(plan)
+        try:
+            self._spending.plan(plan)
+        except RunEnds as reason:
+            self._why_stopped = str(reason)
+            raise
 
     def on_failure(self, failure: Failure) -> None:
         """Write it down at once."""
@@ -216,8 +223,10 @@ class Run(RunListener):
         record = replace(record, central=central, written=written, privacy=self._spending.record())
         if outcome.server_round > 0:
             record = replace(record, modelled=self._modelled(outcome))
+        rows = turn_rows(outcome, self._sites, self._line if number > 0 else None)
+        record = replace(record, phases=phases(rows))
         # In this order: a run goes on from the round of its checkpoint, whose record must be there.
-        self._report.add_round(record, turn_rows(outcome, self._sites))
+        self._report.add_round(record, rows)
         self._tell(record)
         if evaluated_nowhere(outcome):
             log(WARNING, "round %s: no device could evaluate it, no checkpoint", record.round)

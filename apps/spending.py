@@ -1,12 +1,34 @@
-"""What a run spends of its privacy budget, round by round."""
+"""How devices defend what they send, and what a run spends of its privacy budget."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from omegaconf import DictConfig
+
+from fedsplit.errors import require
 from fedsplit.flower import RoundOutcome, RunEnds
+from fedsplit.mapping import from_mapping
 from fedsplit.plan import RoundPlan, Turn
-from fedsplit.privacy import PrivacySpec, Spent, most_uses
+from fedsplit.privacy import SYSTEM, PrivacySpec, Spent, most_uses
+
+from .config import plain
+
+
+def privacy_spec(config: DictConfig) -> PrivacySpec:
+    """Return the ``privacy`` group: how devices defend what they send.
+
+    Raises
+    ------
+    FedsplitError
+        If it is wrong, or noise between machines came from a seed that the server knows.
+    """
+    spec = from_mapping(PrivacySpec, plain(config.privacy), "privacy")
+    noisy = spec.noise_multiplier > 0 or spec.gradient_noise_multiplier > 0
+    open_to_the_server = noisy and config.link.bind is not None and spec.randomness != SYSTEM
+    allowed = f"{SYSTEM!r} between machines: the server knows the seed, and could take noise off"
+    require(not open_to_the_server, "privacy.randomness", spec.randomness, allowed)
+    return spec
 
 
 class Spending:

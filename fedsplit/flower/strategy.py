@@ -15,7 +15,7 @@ from flwr.supercore import log
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import OptimizerSpec
-from fedsplit.fleet import FleetSpec
+from fedsplit.fleet import FleetSpec, measured_fleet
 from fedsplit.flower.instructions import clipped, read_instructions
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import to_record
@@ -389,7 +389,7 @@ class SplitStrategy(Strategy):
     def _situation(self, server_round: int, messages: list[Message]) -> Scene:
         """Return what to plan for: the devices that the wrapped strategy chose, by index.
 
-        What nodes said about their data takes the place of what the fleet assumes.
+        What nodes said about their data and their speed takes the place of what the fleet assumes.
         """
         roster = self._running().roster
         nodes = [roster.by_node(message.metadata.dst_node_id) for message in messages]
@@ -399,7 +399,8 @@ class SplitStrategy(Strategy):
         samples = scene.fleet.samples.copy()
         for node in roster.nodes:
             samples[node.index] = node.n_train
-        return replace(scene, fleet=replace(scene.fleet, samples=samples))
+        fleet = measured_fleet(scene.fleet, scene.profile, roster.profiles)
+        return replace(scene, fleet=replace(fleet, samples=samples))
 
     def _node(self, device: int) -> int:
         return self._running().roster.by_index(device).node_id

@@ -3,7 +3,7 @@
 from fedsplit.privacy.accounting import Spent, epsilon, most_uses
 from fedsplit.privacy.attacks import Observed, Reader, most_alike, nearest_embedding
 from fedsplit.privacy.gradients import labels_from_gradient, tokens_from_embeddings
-from fedsplit.privacy.inverter import inverter_reader, ridge_reader
+from fedsplit.privacy.inverter import Learner
 from fedsplit.privacy.metrics import Success, guessing, rouge_l, success
 from fedsplit.privacy.noise import SEED, SYSTEM, Defence, PrivacySpec
 
@@ -11,6 +11,7 @@ __all__ = [
     "SEED",
     "SYSTEM",
     "Defence",
+    "Learner",
     "Observed",
     "PrivacySpec",
     "Reader",
@@ -18,12 +19,10 @@ __all__ = [
     "Success",
     "epsilon",
     "guessing",
-    "inverter_reader",
     "labels_from_gradient",
     "most_alike",
     "most_uses",
     "nearest_embedding",
-    "ridge_reader",
     "rouge_l",
     "success",
     "tokens_from_embeddings",

@@ -5,7 +5,7 @@ the pretrained model, and has texts of its own, which it runs through the same b
 codec and defence to learn from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,8 +90,10 @@ class RidgeMap:
         return (vectors - self.mean) / self.scale
 
 
-def fit_ridge(auxiliary: Observed, embedding: Tensor, softness: float) -> RidgeMap:
-    """Fit a `RidgeMap` on texts of the server's own.
+def fit_ridge(
+    auxiliary: Observed, embedding: Tensor, softness: Sequence[float]
+) -> tuple[RidgeMap, ...]:
+    """Fit a `RidgeMap` for each `softness` on texts of the server's own.
 
     Parameters
     ----------
@@ -99,16 +101,16 @@ def fit_ridge(auxiliary: Observed, embedding: Tensor, softness: float) -> RidgeM
         Boundaries of its texts.
     embedding : Tensor
         ``[vocabulary, width]``, centred.
-    softness : float
-        Weight of the squared weights, against that of one position.
+    softness : sequence of float
+        Weights of the squared weights, against that of one position.
     """
     mean, scale = auxiliary.vectors.mean(0), auxiliary.vectors.std(0).clamp_min(1e-6)
     rows = (auxiliary.vectors - mean) / scale
     rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1).double()
-    square = rows.T @ rows
-    square.diagonal().add_(softness)
-    weights = torch.linalg.solve(square, rows.T @ embedding[auxiliary.tokens].double())
-    return RidgeMap(mean, scale, weights.float())
+    square, wanted = rows.T @ rows, rows.T @ embedding[auxiliary.tokens].double()
+    unit = torch.eye(len(square), dtype=square.dtype)
+    solved = [torch.linalg.solve(square + weight * unit, wanted) for weight in softness]
+    return tuple(RidgeMap(mean, scale, weights.float()) for weights in solved)
 
 
 def most_alike(vectors: Tensor, embedding: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ of a text. Here it starts from the ridge map and learns what to add, so that it 
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,12 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from fedsplit.privacy.attacks import Observed, Reader, RidgeMap, fit_ridge, most_alike
-from fedsplit.privacy.metrics import success
 
-SOFTNESS = (1e-2, 1.0, 1e2, 1e4)
+SOFTNESS = (1.0, 1e2, 1e4)
 """Weights of the squared weights that the ridge map is tried with."""
 _SHARPNESS = 20.0
 _HELD_OUT = 0.1
+_OTHERS = 2000
 
 
 @dataclass(frozen=True)
@@ -46,54 +47,110 @@ class Training:
     lr: float = 2e-3
 
 
-def best_ridge(auxiliary: Observed, embedding: Tensor) -> tuple[RidgeMap, float]:
-    """Return the ridge map that reads held-out texts best, fitted on all, and how well it did."""
-    learnt, held_out = _divide(auxiliary)
-    scores = {
-        softness: _score(fit_ridge(learnt, embedding, softness), held_out, embedding)
-        for softness in SOFTNESS
-    }
-    best = max(scores, key=lambda softness: scores[softness])
-    return fit_ridge(auxiliary, embedding, best), scores[best]
-
-
-def ridge_reader(auxiliary: Observed, embedding: Tensor) -> Reader:
-    """Return the attack that reads with one linear map, fitted on texts of the server's own."""
-    found, _ = best_ridge(auxiliary, embedding)
-    return lambda observed: most_alike(found(observed.vectors), embedding)
-
-
-def inverter_reader(
-    auxiliary: Observed, embedding: Tensor, seed: int, training: Training | None = None
-) -> Reader:
-    """Return the attack that reads with a recurrent network on top of a linear map.
+@dataclass(frozen=True)
+class Learner:
+    """A server that learns from texts of its own; a tenth of them tells it what works.
 
     Parameters
     ----------
     auxiliary : Observed
-        Texts of the server's own; a tenth of them says when to stop.
+        Boundaries of its texts.
     embedding : Tensor
         The model's input embeddings, ``[vocabulary, width]``, centred.
-    seed : int
-        Of its weights and of the order of texts.
-    training : Training or None
-        How it learns.
     """
-    settings = training or Training()
-    learnt, held_out = _divide(auxiliary)
-    start = max(
-        (fit_ridge(learnt, embedding, softness) for softness in SOFTNESS),
-        key=lambda found: _score(found, held_out, embedding),
-    )
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
-        network = _Inverter(start, settings.hidden)
-        _train(network, learnt, held_out, embedding, settings)
-    # The ridge map saw fewer texts here than it may; if the network adds nothing, take it whole.
-    whole, score = best_ridge(auxiliary, embedding)
-    if _accuracy(network, held_out, embedding) <= score:
-        return lambda observed: most_alike(whole(observed.vectors), embedding)
-    return lambda observed: _read(network, observed, embedding)
+
+    auxiliary: Observed
+    embedding: Tensor
+
+    def ridge(self) -> Reader:
+        """Return the attack that reads with one linear map."""
+        _, softness, _ = self._linear
+        (found,) = fit_ridge(self.auxiliary, self.embedding, [softness])
+        return lambda observed: most_alike(found(observed.vectors), self.embedding)
+
+    def inverter(self, seed: int, training: Training | None = None) -> Reader:
+        """Return the attack that reads with a recurrent network on top of a linear map.
+
+        Where the network adds nothing, it is the linear map alone.
+
+        Parameters
+        ----------
+        seed : int
+            Of its weights and of the order of texts.
+        training : Training or None
+            How it learns.
+        """
+        start, _, score = self._linear
+        settings = training or Training()
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(seed)
+            network = _Inverter(start, settings.hidden)
+            reached = self._train(network, score, settings)
+        if reached <= score:  # the map alone may then learn from all texts
+            return self.ridge()
+        return lambda observed: _read(network, observed, self.embedding)
+
+    @cached_property
+    def _parts(self) -> tuple[Observed, Observed]:
+        """The texts to learn from and those to be judged by; the same if there is only one."""
+        count = len(self.auxiliary.lengths)
+        first = count - max(1, round(_HELD_OUT * count))
+        if first < 1:
+            return self.auxiliary, self.auxiliary
+        return self.auxiliary.first(first), self.auxiliary.texts(first, count)
+
+    @cached_property
+    def _vocabulary(self) -> tuple[Tensor, Tensor]:
+        """The embeddings that are told apart while it learns, and each token's place among them.
+
+        Those of all tokens that it has seen, and others, since the whole vocabulary takes long.
+        """
+        seen = self.auxiliary.tokens.unique()
+        every = max(1, len(self.embedding) // (_OTHERS + len(seen)))
+        chosen = torch.cat([seen, torch.arange(0, len(self.embedding), every)]).unique()
+        place = torch.full((len(self.embedding),), -1)
+        return self.embedding[chosen], place.scatter(0, chosen, torch.arange(len(chosen)))
+
+    @cached_property
+    def _linear(self) -> tuple[RidgeMap, float, float]:
+        """The map that reads held-out texts best, its softness, and how well it did."""
+        learnt, held_out = self._parts
+        maps = fit_ridge(learnt, self.embedding, SOFTNESS)
+        scores = [self._score(found(held_out.vectors)) for found in maps]
+        best = scores.index(max(scores))
+        return maps[best], SOFTNESS[best], scores[best]
+
+    def _score(self, guessed: Tensor) -> float:
+        """Return the share of held-out tokens that `guessed` embeddings are nearest to."""
+        known, place = self._vocabulary
+        tokens = place[self._parts[1].tokens]
+        return float((most_alike(guessed, known) == tokens).double().mean())
+
+    def _train(self, network: "_Inverter", start: float, how: Training) -> float:
+        """Train, leave the network as it read the held-out texts best, and return how well."""
+        learnt, held_out = self._parts
+        known, place = self._vocabulary
+        unit = normalize(known).T
+        texts, tokens = _texts(learnt), place[learnt.tokens].split(list(learnt.lengths))
+        optimizer = torch.optim.AdamW(network.parameters(), lr=how.lr, weight_decay=1e-2)
+        best, kept, since = start, copy.deepcopy(network.state_dict()), 0
+        for step in range(1, how.steps + 1):
+            indices = torch.randperm(len(texts))[: how.texts].tolist()
+            guessed = network([texts[i] for i in indices])
+            wanted = torch.cat([tokens[i] for i in indices])
+            loss = cross_entropy(_SHARPNESS * normalize(guessed) @ unit, wanted)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if step % how.every == 0 or step == how.steps:
+                with torch.no_grad():
+                    reached, since = self._score(network(_texts(held_out))), since + 1
+                if reached > best:
+                    best, kept, since = reached, copy.deepcopy(network.state_dict()), 0
+                if since == how.patience or best == 1:
+                    break
+        network.load_state_dict(kept)
+        return best
 
 
 class _Inverter(nn.Module):
@@ -120,46 +177,6 @@ class _Inverter(nn.Module):
         return added
 
 
-def _train(
-    network: _Inverter, learnt: Observed, held_out: Observed, embedding: Tensor, how: Training
-) -> None:
-    """Train, and leave the network as it was when it read the held-out texts best."""
-    # Told apart from are the tokens that the server has seen, and as many again.
-    seen = learnt.tokens.unique()
-    others = torch.randint(len(embedding), (len(seen),))
-    candidates = torch.cat([seen, others]).unique()
-    unit = normalize(embedding[candidates]).T
-    place = torch.full((len(embedding),), -1).scatter(0, candidates, torch.arange(len(candidates)))
-    texts, tokens = _texts(learnt), learnt.tokens.split(list(learnt.lengths))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=how.lr, weight_decay=1e-2)
-    best, kept = _accuracy(network, held_out, embedding), copy.deepcopy(network.state_dict())
-    since = 0
-    for step in range(1, how.steps + 1):
-        indices = torch.randperm(len(texts))[: how.texts].tolist()
-        guessed = network([texts[i] for i in indices])
-        wanted = place[torch.cat([tokens[i] for i in indices])]
-        loss = cross_entropy(_SHARPNESS * normalize(guessed) @ unit, wanted)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if step % how.every == 0 or step == how.steps:
-            reached, since = _accuracy(network, held_out, embedding), since + 1
-            if reached > best:
-                best, kept, since = reached, copy.deepcopy(network.state_dict()), 0
-            if since == how.patience or best == 1:
-                break
-    network.load_state_dict(kept)
-
-
-def _divide(auxiliary: Observed) -> tuple[Observed, Observed]:
-    """Return the texts to learn from and those to be judged by; the same if there is only one."""
-    count = len(auxiliary.lengths)
-    first = count - max(1, round(_HELD_OUT * count))
-    if first < 1:
-        return auxiliary, auxiliary
-    return auxiliary.first(first), auxiliary.texts(first, count)
-
-
 def _texts(observed: Observed) -> list[Tensor]:
     return list(observed.vectors.split(list(observed.lengths)))
 
@@ -168,13 +185,3 @@ def _texts(observed: Observed) -> list[Tensor]:
 def _read(network: _Inverter, observed: Observed, embedding: Tensor) -> Tensor:
     guessed = torch.cat([network([text]) for text in _texts(observed)])
     return most_alike(guessed, embedding)
-
-
-def _accuracy(network: _Inverter, observed: Observed, embedding: Tensor) -> float:
-    guessed = _read(network, observed, embedding)
-    return success(guessed, observed.tokens, observed.lengths).tokens
-
-
-def _score(found: RidgeMap, observed: Observed, embedding: Tensor) -> float:
-    guessed = most_alike(found(observed.vectors), embedding)
-    return float((guessed == observed.tokens).double().mean())

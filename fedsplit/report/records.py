@@ -47,6 +47,9 @@ class RoundRecord:
     modelled : mapping or None
         What the round costs on the modelled system (``delay_s``, ``energy_j``, ...): never mixed
         with what was measured.
+    phases : mapping or None
+        Seconds of all turns that trained, measured beside modelled (``measured_s``,
+        ``modelled_s``), by phase: ``compute``, ``link``, ``wait``.
     token_accuracy : float or None
         Share of test tokens that the model held for the likeliest, where it is asked for.
     central : mapping or None
@@ -73,6 +76,7 @@ class RoundRecord:
     participants: tuple[int, ...] = ()
     failures: tuple[Failure, ...] = ()
     modelled: Mapping[str, Any] | None = None
+    phases: Mapping[str, Mapping[str, float]] | None = None
     token_accuracy: float | None = None
     central: Mapping[str, Any] | None = None
     written: tuple[Written, ...] = ()
@@ -119,7 +123,7 @@ class RoundRecord:
         return row
 
 
-_ASKED_FOR = ("token_accuracy", "central", "written")
+_ASKED_FOR = ("phases", "token_accuracy", "central", "written", "privacy")
 _NOTHING: tuple[Any, ...] = (None, [])
 
 

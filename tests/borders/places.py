@@ -24,6 +24,9 @@ def broken(folder: Path) -> None:
     (folder / "mapping.yaml").write_text("name: topk\n")
     (folder / "topology.yaml").write_text("superlink: nowhere\nlink: {bind: a:1}\ndevices: 2\n")
     (folder / "keys.yaml").write_text("superlink: a:1\nlink: {bind: a:1}\ndevices: 2\nedgess: []\n")
+    (folder / "sites.yaml").write_text(
+        "superlink: a:1\nlink: {bind: a:1}\ndevices: 2\nsites: [a]\n"
+    )
     (folder / "job.yaml").write_text(
         "superlink: a:1\nlink: {bind: a:1}\ndevices: 2\noverrides: [roundz=3]\n"
     )

@@ -6,12 +6,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedsplit.privacy import (
+    Learner,
     Observed,
     guessing,
-    inverter_reader,
     labels_from_gradient,
     nearest_embedding,
-    ridge_reader,
     rouge_l,
     success,
     tokens_from_embeddings,
@@ -53,25 +52,23 @@ def test_the_nearest_embedding_is_read_where_nothing_was_computed() -> None:
 
 
 def test_a_linear_map_reads_what_was_turned() -> None:
-    reader = ridge_reader(seen(10, 1), embedding())
+    reader = Learner(seen(10, 1), embedding()).ridge()
     assert share(reader, seen(4, 2)) == 1.0
 
 
 def test_the_inverter_reads_what_no_linear_map_can() -> None:
     """Each vector holds the token before: only who looks at the neighbours can tell."""
     own, private = seen(40, 1, shifted=True), seen(4, 2, shifted=True)
-    linear = share(ridge_reader(own, embedding()), private)
+    linear = share(Learner(own, embedding()).ridge(), private)
     assert linear < 0.15
-    assert share(inverter_reader(own, embedding(), seed=0, training=QUICK), private) > 0.8
+    assert share(Learner(own, embedding()).inverter(0, QUICK), private) > 0.8
 
 
 @pytest.mark.parametrize("noise", [0.0, 3.0])
 def test_the_inverter_is_not_weaker_than_the_linear_map(noise: float) -> None:
     own, private = seen(20, 1, noise), seen(20, 2, noise)
-    linear = share(ridge_reader(own, embedding()), private)
-    assert (
-        share(inverter_reader(own, embedding(), seed=0, training=QUICK), private) >= linear - 0.02
-    )
+    linear = share(Learner(own, embedding()).ridge(), private)
+    assert share(Learner(own, embedding()).inverter(0, QUICK), private) >= linear - 0.02
 
 
 def test_nothing_is_read_of_noise_alone() -> None:
@@ -79,8 +76,8 @@ def test_nothing_is_read_of_noise_alone() -> None:
     own = Observed(torch.randn(own.vectors.shape), own.tokens, own.lengths)
     private = Observed(torch.randn(private.vectors.shape), private.tokens, private.lengths)
     for reader in (
-        ridge_reader(own, embedding()),
-        inverter_reader(own, embedding(), seed=0, training=QUICK),
+        Learner(own, embedding()).ridge(),
+        Learner(own, embedding()).inverter(0, QUICK),
     ):
         assert share(reader, private) < 5 / WORDS
 
@@ -88,8 +85,8 @@ def test_nothing_is_read_of_noise_alone() -> None:
 def test_attacks_are_the_same_each_time_and_leave_the_generator_alone() -> None:
     own, private = seen(5, 1), seen(2, 2)
     before = torch.random.get_rng_state()
-    first = inverter_reader(own, embedding(), seed=3, training=QUICK)(private)
-    assert torch.equal(inverter_reader(own, embedding(), seed=3, training=QUICK)(private), first)
+    first = Learner(own, embedding()).inverter(3, QUICK)(private)
+    assert torch.equal(Learner(own, embedding()).inverter(3, QUICK)(private), first)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -201,6 +201,10 @@ def info(name: str, value: str) -> Change:
         info("source", "another"),
         info("role", "admin"),
         metric("train-read", -1),
+        info("profile", "{"),
+        info("profile", "[" * 50_000),
+        info("profile", "x" * 10**6),
+        info("profile", '{"model": "m", "seq_len": 8, "batch": 1, "forward_s": [1e999, 1]}'),
     ],
 )
 def test_a_node_that_says_what_cannot_be_is_left_out_and_named(

@@ -41,6 +41,7 @@ from fedsplit.flower.tasks import Contact, Job, TurnTask
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, SplitModel
 from fedsplit.plan import DEVICE, AdapterWay
+from fedsplit.profiles import MeasuredProfile
 from fedsplit.seeds import generator
 from fedsplit.transport import GrpcLink, Presence
 
@@ -85,6 +86,7 @@ class Device:
                 "source": source_hash(),
                 "role": "device",
                 "site": str(context.node_config.get("site", "")),
+                "profile": _own_profile(context),
             },
         )
 
@@ -163,6 +165,12 @@ class Device:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = samples
         return self._kept[key]
+
+
+def _own_profile(context: Context) -> str:
+    """Return the text of this node's file of `fedsplit measure`; empty if it names none."""
+    path = context.node_config.get("profile")
+    return "" if path is None else json.dumps(to_mapping(MeasuredProfile.read(str(path))))
 
 
 def device_index(context: Context) -> int:
