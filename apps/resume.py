@@ -103,6 +103,25 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
+def is_done(overrides: Sequence[str], config: DictConfig, folder: Path) -> bool:
+    """Return whether `folder` holds the run that `overrides` describe, to its end.
+
+    Raises
+    ------
+    FedsplitError
+        If it holds another run.
+    """
+    from fedsplit.report import is_finished
+
+    if not (folder / RESULTS).exists():
+        return False
+    if read_config(folder) != plain(load_config(absolute(overrides, config))):
+        raise FedsplitError(
+            f"output={str(folder)!r}: holds another run; use resume= or another folder"
+        )
+    return is_finished(folder)
+
+
 def cut_short(
     overrides: Sequence[str], config: DictConfig, folder: Path
 ) -> tuple[Sequence[str], DictConfig]:
@@ -117,15 +136,11 @@ def cut_short(
         If `folder` holds another run, or this one is complete.
     """
     from fedsplit.flower.server.checkpoint import holds_checkpoint
-    from fedsplit.report import is_finished
 
     if config.resume is not None or not (folder / RESULTS).exists():
         return overrides, config
-    name = f"output={str(folder)!r}"
-    if read_config(folder) != plain(load_config(absolute(overrides, config))):
-        raise FedsplitError(f"{name}: holds another run; use resume= or another folder")
-    if is_finished(folder):
-        raise FedsplitError(f"{name}: holds this run already, to its end")
+    if is_done(overrides, config, folder):
+        raise FedsplitError(f"output={str(folder)!r}: holds this run already, to its end")
     if holds_checkpoint(folder):
         resumed = [f"resume={folder}"]
         return resumed, load_config(resumed)

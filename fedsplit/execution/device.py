@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import compute
-from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.optim import OptimizerSpec, State
 from fedsplit.execution.tier import Tier
 from fedsplit.models import Boundary, SplitModel
 from fedsplit.plan import DEVICE, CodecPlan, Route, Segment
@@ -25,12 +25,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StepReport:
-    """One mini-batch: its loss, mean over `n_targets`; `n_correct` where known."""
+    """One mini-batch: its loss, mean over `n_targets`; `n_correct` and `classes` where known."""
 
     loss: float
     n_targets: int
     n_samples: int
     n_correct: int | None = None
+    classes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class TurnResult:
         Bytes that the device's link carried.
     compute_s, link_s : float
         Wall seconds spent computing, and waiting for the rest of the route.
+    state : dict of str to State
+        What the device's optimizer keeps of each of its parameters, where it is to be kept.
     """
 
     adapters: dict[str, Tensor]
@@ -54,6 +57,7 @@ class TurnResult:
     stats: LinkStats = field(default_factory=LinkStats)
     compute_s: float = 0.0
     link_s: float = 0.0
+    state: dict[str, State] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -86,6 +90,12 @@ class TurnResult:
         counts = [report.n_correct for report in self.reports if report.n_correct is not None]
         return sum(counts) if counts else None
 
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Three numbers of each class of texts, see `EvalReply`; empty for other models."""
+        counts = [report.classes for report in self.reports if report.classes]
+        return tuple(map(sum, zip(*counts, strict=True)))
+
 
 def train_turn(
     model: SplitModel,
@@ -96,6 +106,7 @@ def train_turn(
     optimizer: OptimizerSpec,
     seed: int,
     steps: int | None = None,
+    kept: Mapping[str, State] | None = None,
     link: Link | None = None,
     token: str | None = None,
     codec: CodecPlan | None = None,
@@ -120,6 +131,8 @@ def train_turn(
         Seed of the turn, the same on every tier.
     steps : int or None
         How many `batches` there are; needed where the learning rate follows a schedule.
+    kept : mapping of str to State, optional
+        What the device's optimizer kept of its parameters (`TurnResult.state`), to go on with.
     link : Link or None
         Leads to the second segment; None on a device-only route.
     token : str or None
@@ -136,7 +149,7 @@ def train_turn(
     FedsplitError
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
-    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps)
+    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -171,6 +184,7 @@ class _DeviceTurn:
         link: Link | None,
         privacy: PrivacySpec | None,
         steps: int | None = None,
+        kept: Mapping[str, State] | None = None,
     ) -> None:
         segments = route.on(DEVICE)
         if (len(route.segments) > 1) != (link is not None):
@@ -183,10 +197,11 @@ class _DeviceTurn:
         self._optimizer = optimizer
         self._seed = seed
         self._train = optimizer is not None
-        self._steps = steps
+        self._keeps = optimizer is not None and optimizer.keep_state
+        self._steps, self._kept = steps, kept
         self._link = link
-        self._defence = Defence(privacy or PrivacySpec(), seed)
         self._behind: float | None = 0.0  # norm of a step's gradients on the other tiers
+        self._defence = Defence(privacy or PrivacySpec(), seed)
         self._reports: list[StepReport] = []
         self._stats = LinkStats()
         self._total_s = self._link_s = 0.0
@@ -222,7 +237,13 @@ class _DeviceTurn:
                 self._wait(lambda: link.open(request, returning))
             start = self._fetch() if adapters is None else adapters
             self._tier = Tier(
-                self._model, self._segments, start, self._optimizer, self._seed, self._steps
+                self._model,
+                self._segments,
+                start,
+                self._optimizer,
+                self._seed,
+                self._steps,
+                self._kept,
             )
             together = 1 if self._optimizer is None else self._optimizer.accumulate
             rest = iter(batches)
@@ -255,6 +276,7 @@ class _DeviceTurn:
             self._stats,
             self._total_s - self._link_s,
             self._link_s,
+            state=self._tier.state() if self._keeps else {},
         )
 
     def _run_step(self, group: "list[Batch]") -> None:
@@ -340,4 +362,6 @@ def _pixels(batches: "Iterable[Batch]") -> "tuple[Iterable[Batch], int | None]":
 
 
 def _report(score: EvalReply, batch: "Batch") -> StepReport:
-    return StepReport(score.loss, score.n_targets, len(batch.samples), score.n_correct)
+    return StepReport(
+        score.loss, score.n_targets, len(batch.samples), score.n_correct, score.classes
+    )

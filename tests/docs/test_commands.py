@@ -88,6 +88,13 @@ TABLE: Mapping[str, Run | NotHere] = {
     "fedsplit run strategy=sft model=vit": Run(_SMALL, _TRAINED),
     "fedsplit run strategy=splitllm": Run(f"{_TINY} fleet.edges=2", _TRAINED),
     "fedsplit run strategy=my_scheme": Run(_TINY, _TRAINED),
+    "fedsplit run data=text data.path=notes/ evaluate.central": Run(_TINY, _TRAINED),
+    "fedsplit export outputs/tuned --merge": Run(
+        "", r"round 1 of .*written to .*merged", after=f"fedsplit run output=outputs/tuned {_TINY}"
+    ),
+    "fedsplit generate outputs/tales": Run(
+        "--max-new-tokens 4", "", after=f"fedsplit run output=outputs/tales {_TINY}"
+    ),
     "fedsplit calibrate": Run(f"--steps 1 --grid grid.yaml {_TINY}", r"codecs\.csv"),
     "fedsplit audit": Run(f"--texts 4 --private 2 {_TINY}", "a curious server"),
     "fedsplit audit -m": Run(f"--texts 4 --private 2 {_TINY}", "a curious server"),
