@@ -1,6 +1,7 @@
 """``fedsplit.run``, ``fedsplit.study`` and ``fedsplit.plan``: the commands, for Python."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from .overrides import quoted
 from .plan import build_scenario
 from .study import run_members
 from .sweep import members
+
+_WORD = re.compile(r"(?!(null|true|false)$)[A-Za-z_][\w.-]*")
 
 
 def run(overrides: Sequence[str], settings: Mapping[str, Any], quiet: bool) -> Study:
@@ -56,7 +59,9 @@ def _written(value: Any) -> str:
         return ",".join(map(_written, value))
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value) if isinstance(value, int | float) else quoted(str(value))
+    # As one would type it: quotes would be another name of the same run.
+    as_it_is = isinstance(value, int | float) or _WORD.fullmatch(value)
+    return str(value) if as_it_is else quoted(str(value))
 
 
 def _console(quiet: bool) -> Console:
