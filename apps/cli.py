@@ -67,11 +67,26 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 def _plan(options: argparse.Namespace, console: Console) -> int:
     from .config import load_config
 
+    if options.check is not None:
+        from .plan_check import check_run
+
+        alone = not options.overrides and not options.multirun
+        require(alone, "--check", str(options.check), "the only thing that is asked for")
+        return check_run(options.check, console)
     if not options.multirun:
         load_config(options.overrides)
     from .plan import plan
 
     return plan(options.overrides, options.multirun, console)
+
+
+def _measure(options: argparse.Namespace, console: Console) -> int:
+    from .config import load_config, require_plain
+
+    require_plain(load_config(options.overrides))
+    from .measure import measure
+
+    return measure(options.overrides, options.output, options.repeats, console)
 
 
 def _plot(options: argparse.Namespace, console: Console) -> int:
@@ -127,6 +142,23 @@ def _calibrate(options: argparse.Namespace, console: Console) -> int:
         direction=options.direction,
         steps=options.steps,
         seeds=options.seeds,
+    )
+
+
+def _audit(options: argparse.Namespace, console: Console) -> int:
+    from .audit import COUNTS, PRIVATE, Server, audit
+
+    server = Server(
+        counts=tuple(options.texts or COUNTS),
+        private=PRIVATE if options.private is None else options.private,
+        other=tuple(options.other or ()),
+    )
+    return audit(
+        options.overrides,
+        multirun=options.multirun,
+        server=server,
+        console=console,
+        output=options.output,
     )
 
 
@@ -232,7 +264,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("overrides", nargs="*", metavar="OVERRIDES")
     plan.add_argument("-m", "--multirun", action="store_true", help="try every combination")
+    plan.add_argument(
+        "--check", type=_path, metavar="RUN", help="say how far the model was from a run's turns"
+    )
     plan.set_defaults(command=_plan)
+    measure = commands.add_parser(
+        "measure",
+        help="time the model on this machine, for its node's configuration",
+        description="Times forward and backward passes of each block of the configured model and "
+        "writes them down, with the memory and, where the board tells, the power of this machine.",
+    )
+    measure.add_argument("overrides", nargs="*", metavar="OVERRIDES")
+    measure.add_argument("--output", type=_path, default=Path("machine.json"), metavar="JSON")
+    measure.add_argument("--repeats", type=int, default=5, help="steps that are timed")
+    measure.set_defaults(command=_measure)
     plot = commands.add_parser(
         "plot",
         help="draw a figure of a study, or make a table for LaTeX",
@@ -279,6 +324,24 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--seeds", type=int, default=1, help="runs of each setting")
     calibrate.add_argument("--grid", type=_path, metavar="YAML", help="a list of codec settings")
     calibrate.set_defaults(command=_calibrate)
+    audit = commands.add_parser(
+        "audit",
+        help="measure what a curious server reads of what devices send it",
+        description="Attacks the configuration that OVERRIDES describe, or the run in the folder "
+        "RUN, as an honest but curious server would, and reports how much the best attack reads. "
+        "With -m, OVERRIDES may sweep: strategy.cut=1,2,4 codec=identity,int8.",
+    )
+    audit.add_argument("overrides", nargs="*", metavar="OVERRIDES | RUN")
+    audit.add_argument("-m", "--multirun", action="store_true", help="try every combination")
+    audit.add_argument("--texts", type=int, nargs="+", metavar="N", help="the server's own texts")
+    audit.add_argument(
+        "--private", type=int, metavar="N", help="texts of the devices that it reads"
+    )
+    audit.add_argument(
+        "--other", nargs="+", metavar="KEY=VALUE", help="texts of another domain: data=... path=..."
+    )
+    audit.add_argument("--output", type=_path, metavar="FOLDER")
+    audit.set_defaults(command=_audit)
     deploy = commands.add_parser(
         "deploy",
         help="say which Flower commands run a topology of machines, or start them here",

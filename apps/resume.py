@@ -13,7 +13,8 @@ from .config import absolute, change_values, chosen, load_config, plain
 from .overrides import Override
 
 MAY_CHANGE = (
-    "aggregator", "evaluate", "keep", "link", "rounds", "run", "stop", "tracker", "train"
+    "aggregator", "evaluate", "keep", "link", "privacy.budget", "rounds", "run", "stop", "tracker",
+    "train",
 )  # fmt: skip
 """Settings that a run may go on with in another way: how long, how fast, and where."""
 _MUST_STAY = ("aggregator._target_",)
@@ -85,7 +86,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _require_unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     old, new = dict(_leaves(before)), dict(_leaves(after))
     for key in dict.fromkeys((*new, *old)):
-        may_change = key.split(".")[0] in MAY_CHANGE and key not in _MUST_STAY
+        named = key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE
+        may_change = named and key not in _MUST_STAY
         if not may_change and new.get(key) != old.get(key):
             allowed = (
                 f"{old.get(key)!r} as in the run that goes on; start another for anything else"

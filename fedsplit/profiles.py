@@ -249,6 +249,8 @@ class MeasuredProfile:
         update of what the unit trains.
     memory_bytes : float or None
         Memory of the machine.
+    power_w : float or None
+        What it took meanwhile, where the board tells.
     """
 
     model: str
@@ -257,6 +259,7 @@ class MeasuredProfile:
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
     memory_bytes: float | None = None
+    power_w: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("forward_s", "backward_s"):
@@ -265,7 +268,24 @@ class MeasuredProfile:
             require(good, f"measured.{name}", times, "finite seconds, at least 0, of every unit")
         same = len(self.forward_s) == len(self.backward_s)
         require(same, "measured.backward_s", len(self.backward_s), f"{len(self.forward_s)} units")
-        require(self.batch >= 1, "measured.batch", self.batch, "at least 1")
+        for name in ("batch", "seq_len"):
+            count = getattr(self, name)
+            require(count >= 1, f"measured.{name}", count, "at least 1")
+        for name in ("memory_bytes", "power_w"):
+            value = getattr(self, name)
+            allowed = value is None or 0 < value < 1e18
+            require(allowed, f"measured.{name}", value, "null, or above 0 and below 1e18")
+
+    def fits(self, profile: ModelProfile) -> bool:
+        """Return whether it may be of the model of `profile`."""
+        return len(self.forward_s) == len(profile.units) and self.seq_len == profile.seq_len
+
+    def flops_per_s(self, profile: ModelProfile) -> float:
+        """Return the speed at which the whole model takes the time measured; 0 if it takes none."""
+        seconds = sum(self.forward_s) + sum(self.backward_s)
+        whole = profile.total()
+        flops = float(self.batch * (whole.forward_flops + whole.backward_flops))
+        return flops / seconds if seconds > 0 else 0.0
 
     def seconds(self, profile: ModelProfile) -> ModelProfile:
         """Return `profile` with seconds of a sample on this machine in place of its FLOPs.
@@ -310,8 +330,26 @@ class MeasuredProfile:
             If it cannot be read, or is not such a file.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise FedsplitError(f"measured profile {path}: {error}") from error
-        require(isinstance(values, dict), f"measured profile {path}", type(values), "a mapping")
+        try:
+            return cls.parse(text)
+        except FedsplitError as error:
+            raise FedsplitError(f"measured profile {path}: {error}") from error
+
+    @classmethod
+    def parse(cls, text: str) -> "MeasuredProfile":
+        """Return what the text of such a file says.
+
+        Raises
+        ------
+        FedsplitError
+            If it is not the text of such a file.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FedsplitError(f"measured={text!r:.40}: must be JSON ({error})") from error
+        require(isinstance(values, dict), "measured", type(values).__name__, "a mapping")
         return from_mapping(cls, values, "measured")

@@ -33,12 +33,12 @@ def task_message(
     node_id: int,
     kind: str,
     task: "DataclassInstance",
-    arrays: Mapping[str, Tensor] | None = None,
+    arrays: Mapping[str, Tensor] | ArrayRecord | None = None,
 ) -> Message:
     """Return the message that carries `task` and adapters to a node."""
     content = RecordDict({_TASK: ConfigRecord({"json": json.dumps(to_mapping(task))})})
     if arrays is not None:
-        content[_ARRAYS] = to_record(arrays)
+        content[_ARRAYS] = arrays if isinstance(arrays, ArrayRecord) else to_record(arrays)
     return Message(content, node_id, kind)
 
 

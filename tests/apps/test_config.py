@@ -19,6 +19,7 @@ from fedsplit.apps.config import (
     plain,
     run_settings,
 )
+from fedsplit.apps.outputs import EvaluateSettings, KeepSettings, StopSettings
 from fedsplit.apps.overrides import PATHS, PATHS_OR_NAMES, groups
 from fedsplit.apps.plan import build_scenario
 from fedsplit.apps.server_app import build_scheme
@@ -188,6 +189,9 @@ def test_every_setting_stands_in_the_configuration() -> None:
     assert set(config.train.optimizer) == settings_of(OptimizerSpec)
     assert set(config.train) - {"optimizer"} == settings_of(LocalWork)
     of_run = {*settings_of(RunSettings), *settings_of(Patience)} - {"rounds", "evaluate_every"}
+    assert set(config.evaluate) == {"every"} | settings_of(EvaluateSettings)
+    assert set(config.keep) == settings_of(KeepSettings)
+    assert set(config.stop) == settings_of(StopSettings)
     room = {"streams", "streams_per_peer", "memory_bytes", "memory_per_peer_bytes"}
     assert room <= settings_of(ServerLimits)
     assert {*config.run, *config.link} == of_run | link | room

@@ -3,6 +3,38 @@
 # ruff: noqa: E501 - a line for each
 
 WRONG = [
+    ("run privacy=nope", "privacy='nope': must be one of"),
+    ("run privacy.clip=0", "privacy.clip=0.0: must be above 0 and finite, or null"),
+    (
+        "run privacy.noise_multiplier=1",
+        "privacy.noise_multiplier=1.0: must be 0 without privacy.clip",
+    ),
+    ("run privacy=noise privacy.unit=text", "privacy.unit='text': must be one of sample, token"),
+    ("run privacy=noise privacy.delta=1", "privacy.delta=1.0: must be between 0 and 1"),
+    ("run privacy.budget=3", "privacy.budget=3.0: must be null without privacy.noise_multiplier"),
+    (
+        "run privacy=noise privacy.noise_multiplier=1 privacy.budget=1",
+        "privacy.budget=1.0: must be at least 10, what one use spends",
+    ),
+    (
+        "run privacy=noise link.bind=127.0.0.1:9000",
+        "privacy.randomness='seed': must be 'system' between machines: the server knows the seed",
+    ),
+    (
+        "run aggregator._target_=flwr.server.workflow.SecAggPlusWorkflow",
+        "must be a strategy; secure aggregation hides updates of which a server itself trains a par",
+    ),
+    (
+        "run strategy=vanilla aggregator._target_=flwr.serverapp.strategy.DifferentialPrivacyServerSideFixedClipping aggregator.noise_multiplier=1.0 aggregator.clipping_norm=1.0 aggregator.num_sampled_clients=4",
+        "aggregator.num_sampled_clients=4: must be at most 1, the updates of a round of this scheme",
+    ),
+    ("audit rounds", "RUN='rounds': must be KEY=VALUE, or the folder of a run"),
+    ("audit nowhere", "RUN='nowhere': must be KEY=VALUE, or the folder of a run"),
+    ("audit --texts 1", "--texts=[1]: must be numbers of at least 2"),
+    ("audit --private 0", "--private=0: must be at least 1"),
+    ("audit strategy.cut=1,2", "strategy.cut='1,2'"),
+    ("audit privacy.clip=-1", "privacy.clip=-1.0: must be above 0 and finite, or null"),
+    ("audit --other nope=3", "data.nope=3: must be a known setting"),
     ("", "fedsplit: the following arguments are required: COMMAND (see fedsplit --help)"),
     ("-x", "fedsplit: the following arguments are required: COMMAND (see fedsplit --help)"),
     (
@@ -214,6 +246,35 @@ WRONG = [
     (
         "run model.config.vocab_size=-1",
         "model.config={'vocab_size': -1}: must be what a model can be made of (Tryin",
+    ),
+    ("run model.task=seq2seq-lm", "model.task='seq2seq-lm': must be one of causal-lm, image-clas"),
+    (
+        "run model.task=sequence-classification",
+        "data.loss_on='target': must be label for model.task=sequence-classification",
+    ),
+    (
+        "run data=classification path=labelled.csv",
+        "data.loss_on='label': must be label for model.task=sequence-classification, and only",
+    ),
+    (
+        "run model.task=sequence-classification data=classification path=labelled.csv "
+        "model.config.num_labels=2",
+        "model.config.num_labels=2: must be at least 3, the data's classes",
+    ),
+    (
+        "run model.task=sequence-classification data=classification path=labelled.csv "
+        "data.labels=[a,b]",
+        "labelled.csv, row 3: label 'c' must be one of a, b",
+    ),
+    ("run data=text path=labelled.csv data.labels=[a,b]", "data.labels=['a', 'b']: must be absent, or giv"),
+    ("run data=text path=labelled.csv data.loss_on=label", "data.label_column=None: must be given"),
+    (
+        "run data=classification data.partition=local",
+        "data.labels=None: must be given with data.partition=local",
+    ),
+    (
+        "run data=text path=labelled.csv data.test_path=nowhere.csv",
+        "must be an existing file or folder",
     ),
     ("run model.target_modules=3", "model.target_modules=3: must be text or a list or null"),
     ("run model.target_modules=[1]", "model.target_modules=[1]: must be text or a list or null"),
@@ -503,6 +564,55 @@ WRONG = [
     ("run data=text", "data.path=None: must be given"),
     ("run data=text path=", "data.path='': must be a path, or null"),
     ("run evaluate.every=0", "evaluate.every=0: must be at least 1"),
+    ("run evaluate=null", "evaluate=None: must be a mapping of every, max_samples"),
+    ("run evaluate.max_samples=0", "evaluate.max_samples=0: must be at least 1, or null for all"),
+    ("run evaluate.max_samples=1.5", "evaluate.max_samples=1.5: must be a whole number"),
+    ("run evaluate.metrics=bleu", "evaluate.metrics='bleu': must be a list"),
+    (
+        "run evaluate.metrics=[bleu]",
+        "evaluate.metrics='bleu': must be one of perplexity, token_accuracy",
+    ),
+    ("run evaluate.prompts=hello", "evaluate.prompts='hello': must be a list"),
+    ("run \"evaluate.prompts=['']\"", "evaluate.prompts=['']: must be texts that are not empty"),
+    ("run evaluate.prompts_every=0", "evaluate.prompts_every=0: must be at least 1"),
+    ("run evaluate.max_new_tokens=0", "evaluate.max_new_tokens=0: must be from 1 to 65536"),
+    (
+        "run evaluate.best_by=accuracy",
+        "evaluate.best_by='accuracy': must be one of eval_loss, central_loss",
+    ),
+    (
+        "run evaluate.best_by=central_loss",
+        "evaluate.best_by='central_loss': must be eval_loss without",
+    ),
+    ("run evaluate.central=x.txt", "data.source='stdlib': must be one of e2e, text, chat"),
+    (
+        "run model=resnet data=digits strategy.cut=1 evaluate.prompts=[hello]",
+        "evaluate.prompts=['hello']: must be [] but for a language model",
+    ),
+    ("run keep.every=0", "keep.every=0: must be at least 1, or null for none"),
+    ("run keep.best=2", "keep.best=2: must be true or false"),
+    ("run stop.patience=0", "stop.patience=0: must be at least 1, or null for never"),
+    ("run stop.min_delta=-1", "stop.min_delta=-1.0: must be at least 0 and finite"),
+    ("run stop.patince=3", "stop.patince=3: must be a known setting; the nearest is stop.patience"),
+    ("run tracker=comet", "tracker='comet': must be one of mlflow, wandb"),
+    ("export", "fedsplit export: the following arguments are required: RUN"),
+    ("export nowhere", "must be the output folder of a run, with config.yaml"),
+    ("export unbegun", "holds no checkpoint; no round was completed there"),
+    ("export unbegun --round 3", "--round='3': must be one of last"),
+    ("export unbegun --round best", "--round='best': must be one of last"),
+    ("export unbegun --merg --nope", "unknown: --nope"),
+    ("export corrupt", "corrupt/config.yaml: is not the configuration of a run"),
+    ("export foreign", "foreign/config.yaml=['foo']: must be the configuration of a run"),
+    ("generate unbegun", "fedsplit generate: the following arguments are required: PROMPT"),
+    ("generate unbegun hello", "holds no checkpoint; no round was completed there"),
+    ("generate nowhere hello", "must be the output folder of a run, with config.yaml"),
+    ("generate unbegun hello --max-new-tokens 0", "max_new_tokens=0: must be from 1 to 65536"),
+    ("generate unbegun hello --temperature 0", "temperature=0.0: must be above 0 and finite"),
+    ("generate unbegun hello --top-p 2", "top_p=2.0: must be above 0, at most 1"),
+    (
+        "generate unbegun hello --top-k x",
+        "fedsplit generate: argument --top-k: invalid int value: 'x'",
+    ),
     ("run resume=corrupt", "corrupt/config.yaml: is not the configuration of a run"),
     ("run resume=listed", "listed/config.yaml: is not the configuration of a run"),
     ("run resume=foreign", "foreign/config.yaml=['foo']: must be the configuration of a run"),
@@ -524,6 +634,7 @@ WRONG = [
     ("calibrate --grid list.yaml", "must be a YAML file with a list of codec settings"),
     ("calibrate --grid folder", "must be a YAML file with a list of codec settings"),
     ("deploy keys.yaml", "edgess"),
+    ("deploy sites.yaml", "sites=['a']: must be none, or one for each of devices=2"),
     ("deploy bad.yaml", "cannot be read"),
     ("deploy latin.txt", "latin.txt"),
     ("deploy job.yaml", "roundz=3: must be a known setting"),

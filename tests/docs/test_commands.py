@@ -55,7 +55,7 @@ class NotHere:
 _SMALL = "rounds=1 train.steps=1 train.batch_size=2 fleet.devices=2 data.max_samples=64"
 _TINY = f"{_SMALL} data.seq_len=32"
 _FEW = f"{_TINY} seed=0,1 strategy=splitfed,gsfl"
-_STUDY = f"fedsplit run -m output=outputs/mine {_FEW}"
+_STUDY = f"fedsplit run -m output=outputs/study {_FEW}"
 _TRAINED = r"│ +1 │ +[\d.]+ │"
 _TO_SITE = "--quiet --no-deps --no-build-isolation --no-index --target site"
 _HUB = NotHere("needs the Hugging Face hub")
@@ -96,13 +96,20 @@ TABLE: Mapping[str, Run | NotHere] = {
     ),
     "fedsplit run -m strategy=splitfed,sft,gsfl": Run(_FEW, r"table\.csv"),
     "fedsplit run -m study=schemes": NotHere("takes hours; tests/apps/test_sweep.py expands it"),
-    "fedsplit plot outputs/mine": Run("", r"\.csv", after=_STUDY),
-    "fedsplit report outputs/mine": Run("", r"outputs/mine/report", after=_STUDY),
+    "fedsplit plot outputs/study": Run("", r"\.csv", after=_STUDY),
+    "fedsplit report outputs/study": Run("", r"outputs/study/report", after=_STUDY),
     "fedsplit report outputs/bands": Run(
         "",
         r"outputs/bands/report",
         after="fedsplit run -m strategy=splitfed,sft channel.bandwidth_hz=20e6,5e6 seed=0,1 "
         f"output=outputs/bands {_TINY}",
+    ),
+    "fedsplit run data=text data.path=notes/ evaluate.central": Run(_TINY, _TRAINED),
+    "fedsplit export outputs/tuned --merge": Run(
+        "", r"round 1 of .*written to .*merged", after=f"fedsplit run output=outputs/tuned {_TINY}"
+    ),
+    "fedsplit generate outputs/tales": Run(
+        "--max-new-tokens 4", "", after=f"fedsplit run output=outputs/tales {_TINY}"
     ),
     "fedsplit calibrate": Run(f"--steps 1 --grid grid.yaml {_TINY}", r"codecs\.csv"),
     "fedsplit reproduce all": _LONG,
