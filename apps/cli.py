@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,9 +55,17 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     if options.cfg:
         console.print(OmegaConf.to_yaml(config), end="", markup=False, emoji=False, soft_wrap=True)
         return 0
-    from .launch.run import run
+    with ExitStack() as stack:
+        root = None
+        if "torch" not in sys.modules:
+            # This process has seconds of imports before it: the run's root gets its own done
+            # meanwhile.
+            from .launch.engine import Root
 
-    return run(options.overrides, console)
+            root = stack.enter_context(Root())
+        from .launch.run import run
+
+        return run(options.overrides, console, root)
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:

@@ -8,13 +8,16 @@ Unix socket in a folder that only their user can open.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import IO
 
 from fedsplit.errors import require
 
@@ -76,6 +79,69 @@ def check_engine(engine: str, places: int) -> None:
         require(places <= most, "run.concurrency", places, allowed)
 
 
+class Root:
+    """The root process of a run, from its start; a context manager that ends all it has started.
+
+    What it has to import takes seconds: it begins with that, and takes its order when it is done.
+    """
+
+    def __init__(self) -> None:
+        self.home = make_home()
+        self._guard = Guard(self.home)
+        self._early = self.home / "early.log"
+        self._words, self.cause = os.pipe()
+        ours, roots = socket.socketpair()
+        with self._early.open("ab") as file, roots, os.fdopen(self.cause, "wb"):
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "fedsplit.apps.launch.root"],
+                env={
+                    **environment(self.home),
+                    **ray_environment(),
+                    "TMPDIR": str(self.home),
+                    "RAY_TMPDIR": str(self.home),
+                    **self._guard.mark,
+                },
+                cwd=self.home,
+                stdin=roots.fileno(),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[self.cause],
+            )
+        # Open as long as this process lives, and not a moment longer.
+        self._line = ours
+
+    def __enter__(self) -> "Root":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._line.close()
+        os.close(self._words)
+        self._guard.__exit__(kind, error, trace)
+        self.process.wait()
+
+    def give(self, order: Order, log: IO[bytes], keep_open: int) -> None:
+        """Have `order` carried out; what is printed goes to `log`."""
+        log.write(self._early.read_bytes())
+        log.flush()
+        with suppress(BrokenPipeError):
+            line = order.to_json().encode() + b"\n"
+            socket.send_fds(self._line, [line[:1]], [log.fileno(), keep_open])
+            self._line.sendall(line[1:])
+
+    def said(self) -> str:
+        """Return why the run failed, if anybody said so."""
+        os.set_blocking(self._words, False)  # somebody may hold the other end for a moment
+        with suppress(BlockingIOError):
+            return os.read(self._words, _MOST_WORDS).decode(errors="replace")
+        return ""
+
+
 def carry_out(
     *,
     engine: str,
@@ -86,6 +152,7 @@ def carry_out(
     log: Path,
     keep_open: int,
     watch: Callable[[], None],
+    root: Root | None = None,
 ) -> str | None:
     """Run a job to its end.
 
@@ -99,57 +166,31 @@ def carry_out(
         A file descriptor (of a lock) that all of them inherit.
     watch : callable
         Called every so often while the run goes on.
+    root : Root, optional
+        The root process, if it was started before; it is for the caller to end.
 
     Returns
     -------
     str or None
         Why the run failed; None if it did not.
     """
-    home = make_home()
-    told, cause = os.pipe()
-    with (
-        Guard(home) as guard,
-        log.open("ab") as file,
-        os.fdopen(told, "rb") as words,
-        os.fdopen(cause, "wb") as tells,
-    ):
+    with ExitStack() as stack:
+        file = stack.enter_context(log.open("ab"))
+        root = root or stack.enter_context(Root())
         order = Order(
             engine=engine,
             overrides=overrides,
             output=str(output),
             devices=devices,
             places=places,
-            cause=cause,
+            cause=root.cause,
         )
-        root = subprocess.Popen(
-            [sys.executable, "-m", "fedsplit.apps.launch.root"],
-            env={
-                **environment(home),
-                **ray_environment(),
-                "TMPDIR": str(home),
-                "RAY_TMPDIR": str(home),
-                **guard.mark,
-            },
-            cwd=home,
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=[keep_open, cause],
-        )
-        tells.close()
-        # Its input stays open as long as this process lives, and not a moment longer.
-        assert root.stdin is not None
-        with suppress(BrokenPipeError):
-            root.stdin.write(order.to_json().encode() + b"\n")
-            root.stdin.flush()
-        while root.poll() is None:
+        root.give(order, file, keep_open)
+        while root.process.poll() is None:
             watch()
             time.sleep(_POLL_S)
         watch()
-        os.set_blocking(told, False)  # somebody may hold the other end for a moment
-        said = words.read(_MOST_WORDS) or b""
-        return _cause(root.returncode, said.decode(errors="replace"))
+        return _cause(root.process.returncode, root.said())
 
 
 def _cause(code: int, said: str) -> str | None:

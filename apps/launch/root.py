@@ -25,7 +25,6 @@ _INPUT = 0
 
 def main() -> int:
     """Read an order from the input and carry it out; return the exit code."""
-    order = Order(**json.loads(_read_line()))
     # What is imported stays: looking for garbage in it takes a second, and would make every child
     # copy the pages that it shares with the others.
     gc.disable()
@@ -35,6 +34,7 @@ def main() -> int:
 
     gc.freeze()
     gc.enable()
+    order = Order(**json.loads(_read_order()))
     alive, alive_end = os.pipe()
     ours, servers = socket.socketpair()
 
@@ -95,13 +95,24 @@ def _has_ended(child: int) -> bool:
     return os.waitpid(child, os.WNOHANG)[0] == child
 
 
-def _read_line() -> bytes:
-    text = b""
+def _read_order() -> bytes:
+    """Return the order; from then on what is printed goes where the command wants it.
+
+    The second descriptor that comes with it is one to keep open.
+    """
+    command = socket.socket(fileno=_INPUT)
+    text, descriptors, _, _ = socket.recv_fds(command, 1, 2)
+    if not text:
+        sys.exit(1)
+    for output in (1, 2):
+        os.dup2(descriptors[0], output)
+    os.close(descriptors[0])
     while not text.endswith(b"\n"):
-        data = os.read(_INPUT, 1 << 16)
+        data = command.recv(1 << 16)
         if not data:
             sys.exit(1)
         text += data
+    command.detach()
     return text
 
 

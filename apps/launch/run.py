@@ -31,7 +31,7 @@ from ..check import check
 from ..config import absolute, load_config, output_folder, run_settings
 from ..resume import cut_short
 from ..server_app import ERROR_FILE, PROGRESS
-from .engine import carry_out, check_engine
+from .engine import Root, carry_out, check_engine
 from .surroundings import collect_as_usual
 
 LOG = "flower.log"
@@ -40,8 +40,10 @@ _STARTING = "starting"
 _QUIET_S = 10.0
 
 
-def run(overrides: Sequence[str], console: Console) -> int:
+def run(overrides: Sequence[str], console: Console, root: Root | None = None) -> int:
     """Run the job that `overrides` describe; return the exit code.
+
+    Its processes are those of `root`, if that has been started.
 
     Raises
     ------
@@ -61,11 +63,16 @@ def run(overrides: Sequence[str], console: Console) -> int:
         if lock is None:
             folder = _make(folder, named=bool(config.output or config.resume))
             lock = stack.enter_context(locked(folder))
-        return _run(overrides, config, folder, lock, console)
+        return _run(overrides, config, folder, lock, console, root)
 
 
 def _run(
-    overrides: Sequence[str], config: DictConfig, folder: Path, lock: int, console: Console
+    overrides: Sequence[str],
+    config: DictConfig,
+    folder: Path,
+    lock: int,
+    console: Console,
+    root: Root | None,
 ) -> int:
     (folder / ERROR_FILE).unlink(missing_ok=True)
     begin = f"fedsplit: {config.strategy.name}, {config.rounds} rounds, output in {folder}"
@@ -83,6 +90,7 @@ def _run(
                 log=folder / LOG,
                 keep_open=lock,
                 watch=watch,
+                root=root,
             )
     except KeyboardInterrupt:
         _show_how_to_go_on(folder, console)
