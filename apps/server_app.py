@@ -178,8 +178,10 @@ class Run(RunListener):
         """Write down what the devices' data are."""
         self._sites = {node.index: node.site for node in roster.nodes}
         counts = {node.index: node.counts for node in roster.nodes if node.counts is not None}
-        lines = describe(counts, self._seq_len)
-        self._report.add_data(lines, {str(i): held.flat() for i, held in counts.items()})
+        left_out = list(dict.fromkeys(file for node in roster.nodes for file in node.left_out))
+        lines = describe(counts, self._seq_len, left_out)
+        by_device = {str(index): held.flat() for index, held in counts.items()}
+        self._report.add_data(lines, by_device, left_out)
 
     def on_failure(self, failure: Failure) -> None:
         """Write it down at once."""

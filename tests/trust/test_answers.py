@@ -200,6 +200,8 @@ def info(name: str, value: str) -> Change:
         without("info"),
         info("source", "another"),
         info("role", "admin"),
+        info("left-out", "[1]"),
+        info("left-out", "[" * 9999),
         metric("train-read", -1),
     ],
 )
