@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.system.running import ROOT, start, tiny_job, wait_until
 
-pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RATE = "train.optimizer.lr=3e-3"
 
@@ -21,7 +21,7 @@ RATE = "train.optimizer.lr=3e-3"
 def finish(overrides: list[str], cwd: Path) -> str:
     """Run to the end; return what was printed."""
     process = start(overrides, cwd)
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return output
 
@@ -43,7 +43,7 @@ def strike(overrides: list[str], cwd: Path) -> list[str]:
         parents = {child.pid for child in family}
         servers = [child for child in family if child.ppid() in parents]
         min(servers, key=lambda child: (child.create_time(), child.pid)).kill()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
     found = re.search(r"go on with: (fedsplit run .*)", output)
     assert found is not None, output
