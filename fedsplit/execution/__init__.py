@@ -3,7 +3,7 @@
 from fedsplit.execution.average import weighted_mean
 from fedsplit.execution.device import StepReport, TurnResult, evaluate_turn, train_turn
 from fedsplit.execution.lane import compute
-from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.optim import OptimizerSpec, State
 from fedsplit.execution.stage import Stage
 from fedsplit.execution.turn import StageTurn, TurnStatus
 
@@ -11,6 +11,7 @@ __all__ = [
     "OptimizerSpec",
     "Stage",
     "StageTurn",
+    "State",
     "StepReport",
     "TurnResult",
     "TurnStatus",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import Places, compute
-from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.optim import OptimizerSpec, State
 from fedsplit.execution.tier import Tier
 from fedsplit.models import Arrival, Boundary, SplitModel
 from fedsplit.transport import (
@@ -68,6 +68,7 @@ class StageTurn:
         optimizer: OptimizerSpec | None,
         downstream: tuple[Link, str] | None,
         supply_timeout_s: float,
+        kept: Mapping[str, State] | None = None,
     ) -> None:
         route = request.route
         self.request = request
@@ -83,6 +84,7 @@ class StageTurn:
             raise FedsplitError("optimizer: must be given for a turn that trains")
         self._model = model
         self._optimizer = optimizer if request.train else None
+        self._kept = kept
         self._supplied = threading.Event()  # also set when the turn fails, to end the wait for it
         self._tier: Tier | None = None
         self._device_adapters: Mapping[str, Tensor] = {}
@@ -121,6 +123,7 @@ class StageTurn:
             self._optimizer,
             self.request.seed,
             self.request.bounds.steps,
+            self._kept,
         )
         self._supplied.set()
 
@@ -135,6 +138,10 @@ class StageTurn:
         if self.status.state != DONE or self._tier is None:
             raise FedsplitError(f"turn={self.status.state!r}: must be done ({self.status.reason})")
         return self._tier.adapters() | self._handed_up
+
+    def state(self) -> dict[str, State]:
+        """Return what the optimizer keeps of each of the segment's parameters, by name."""
+        return {} if self._tier is None else self._tier.state()
 
     def enter(self) -> None:
         """Make the turn active, once, and enter the turn on the next tier.

@@ -135,6 +135,8 @@ class TurnRun:
             if status.state != DONE:
                 raise NodeLost(f"answered while its turn was {status.state} {status.reason}")
             adapters |= stage.adapters(token)
+        if self.optimizer is not None and self.optimizer.keep_state:
+            self.host.keep(self.turn.device, self.stages)
         return adapters
 
     def link_bytes(self) -> dict[str, int]:
