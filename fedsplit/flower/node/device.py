@@ -33,7 +33,7 @@ from fedsplit.errors import FedsplitError, SettingsError
 from fedsplit.execution import TurnResult, evaluate_turn, train_turn
 from fedsplit.execution.peak import forget_peak, peak_bytes
 from fedsplit.flower.link_settings import LinkSettings
-from fedsplit.flower.messages import answer, read_arrays, read_task
+from fedsplit.flower.messages import MOST_FILES, answer, read_arrays, read_task
 from fedsplit.flower.node.kept import read_state, write_state
 from fedsplit.flower.node.models import cached_model
 from fedsplit.flower.source import source_hash
@@ -87,6 +87,7 @@ class Device:
                 "source": source_hash(),
                 "role": "device",
                 "site": str(context.node_config.get("site", "")),
+                "left-out": json.dumps(self._left_out(job, context)[:MOST_FILES]),
                 "profile": _own_profile(context),
             },
         )
@@ -145,6 +146,12 @@ class Device:
                 privacy=job.privacy,
             )
             return answer(message, _metrics(result, time.perf_counter() - started))
+
+    def _left_out(self, job: Job, context: Context) -> tuple[str, ...]:
+        """Return the files beside the data that were not read, if the server named them itself."""
+        if self._loader is not None or job.data is None or job.data.partition == LOCAL:
+            return ()
+        return named_data(job, context.node_config.get("data-root")).left_out
 
     def _data(self, job: Job, context: Context) -> tuple[Samples, Samples]:
         """Return the samples to train and to test on; a process keeps those of a few devices."""
