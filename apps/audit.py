@@ -167,7 +167,7 @@ def attack(
 ) -> Audit:
     """Return what a server reads of `texts` that a device sends."""
     labels, guessed_labels = _labels(sender, texts.private, work)
-    if work.model.task != "causal-lm":
+    if "input_ids" not in texts.private[0].inputs:
         return Audit.of(name, turn, work.privacy, labels=labels)
     private, told = sender.observe(texts.private, derive_seed(work.seed, "audit"))
     told = torch.where(told >= 0, told, guessed_labels)
@@ -224,9 +224,9 @@ def _labels(sender: Sender, private: Sequence[Batch], work: Job) -> tuple[float,
     On an open route they are sent. On a U-shaped one it finds them in the gradients of what it
     sent home; the tokens are of the shape of an `Observed`'s, -1 where nothing was found.
     """
-    lm = work.model.task == "causal-lm"
-    masks = [_mask(batch) if lm else None for batch in private]
-    nothing = torch.cat([torch.full((int(mask.sum()),), -1) for mask in masks if mask is not None])
+    language = work.model.task == "causal-lm"
+    masks = [_mask(batch) for batch in private]
+    nothing = torch.full((sum(int(mask.sum()) for mask in masks),), -1)
     if not sender.route.returns_home:
         return 1.0, nothing
     right = total = 0
@@ -238,7 +238,7 @@ def _labels(sender: Sender, private: Sequence[Batch], work: Job) -> tuple[float,
             continue
         scores = sender.tail(batch.inputs, sent)
         guessed = labels_from_gradient(scores, sent.tensors[0].float(), gradient.float())
-        if mask is None:
+        if not language:
             right, total = right + int((guessed == labels).sum()), total + labels.numel()
             continue
         # Scores at a position are of the next token.
@@ -253,7 +253,7 @@ def _labels(sender: Sender, private: Sequence[Batch], work: Job) -> tuple[float,
 
 
 def _mask(batch: Batch) -> Tensor:
-    ids = batch.inputs["input_ids"]
+    ids = batch.inputs.get("input_ids", torch.zeros(0))
     return batch.inputs.get("attention_mask", torch.ones_like(ids)).bool()
 
 
@@ -267,8 +267,8 @@ def _norm(private: Observed, unit: str) -> float:
 
 def _texts(work: Job, data: DataSpec, server: Server) -> Texts:
     """Return the devices' test texts, and as many as the server may have of both domains."""
-    lm = work.model.task == "causal-lm"
-    tokenizer = read_tokenizer(str(work.model.source)) if lm else None
+    images = work.model.task == "image-classification"
+    tokenizer = None if images else read_tokenizer(str(work.model.source))
     if data.partition == LOCAL:
         path = (work.data_paths or (None,))[0]
         mine = load_device(

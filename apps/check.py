@@ -14,10 +14,12 @@ from transformers import AutoTokenizer, PretrainedConfig
 from fedsplit.codec import make_codec
 from fedsplit.data import DataSpec, load_data, load_device, load_test, prompt_tokens
 from fedsplit.data.partition import LOCAL
+from fedsplit.data.spec import LABEL
 from fedsplit.errors import FedsplitError, SettingsError, require, require_known
 from fedsplit.flower import Job, LinkSettings
 from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import ModelSpec, read_tokenizer
+from fedsplit.models.names import IMAGES, SEQUENCES
 from fedsplit.privacy import PrivacySpec, epsilon
 from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
@@ -27,8 +29,6 @@ from .config import codec_plan, data_spec, job, link_settings, plain, run_settin
 from .outputs import evaluate_settings, stop_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
-
-_IMAGES = "image-classification"
 
 
 def check(config: DictConfig, folder: Path) -> None:
@@ -130,9 +130,13 @@ def require_model(spec: ModelSpec, data: DataSpec) -> None:
     with blaming_the_configuration(spec):
         config = spec.load_config()
     images = data.source == "digits" or data.image_column is not None
-    kind = "images" if spec.task == _IMAGES else "texts"
-    right = images == (spec.task == _IMAGES)
+    kind = "images" if spec.task == IMAGES else "texts"
+    right = images == (spec.task == IMAGES)
     require(right, "data.source", data.source, f"{kind} for model.task={spec.task}")
+    labelled = data.loss_on == LABEL
+    fits = labelled == (spec.task == SEQUENCES)
+    wanted = f"{LABEL} for model.task={SEQUENCES}, and only then"
+    require(fits, "data.loss_on", data.loss_on, f"{wanted}; it is {spec.task}")
     pixels = getattr(config, "image_size", None)
     if images and isinstance(pixels, int):
         size = data.image_size
@@ -186,7 +190,7 @@ def _require_fields(values: Mapping[str, Any], config: PretrainedConfig, where: 
 def require_data(work: Job, data: DataSpec) -> None:
     """Refuse data that is not there, cannot be read, or does not suffice for all devices."""
     tokenizer = None
-    if work.model.task != _IMAGES and work.model.source is not None:
+    if work.model.task != IMAGES and work.model.source is not None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(work.model.source)
         except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
@@ -196,7 +200,8 @@ def require_data(work: Job, data: DataSpec) -> None:
         if data.partition == LOCAL:
             require_own_data(work, data, tokenizer)
         else:
-            load_data(data, tokenizer, work.n_devices, work.seed)
+            held = load_data(data, tokenizer, work.n_devices, work.seed)
+            require_classes(work.model, held.n_labels)
     except SettingsError as error:
         field = {"n_devices": "fleet.devices"}.get(error.field, error.field)
         raise SettingsError(field, error.value, error.allowed) from error
@@ -226,6 +231,13 @@ def require_own_tests(config: DictConfig, work: Job, data: DataSpec) -> None:
     except (OSError, UnicodeError, ImportError) as error:
         allowed = f"a test set that can be read ({error})"
         raise SettingsError("evaluate.central", settings.central, allowed) from error
+
+
+def require_classes(spec: ModelSpec, n_labels: int | None) -> None:
+    """Refuse a model with fewer classes than the data."""
+    has = int(spec.load_config().num_labels or 0)
+    enough = n_labels is None or has >= n_labels
+    require(enough, "model.config.num_labels", has, f"at least {n_labels}, the data's classes")
 
 
 def require_own_data(work: Job, data: DataSpec, tokenizer: Any) -> None:

@@ -22,6 +22,7 @@ from fedsplit.errors import FedsplitError, SettingsError, require, require_choic
 PATHS = (
     "channel.trace_file",
     "data.path",
+    "data.test_path",
     "evaluate.central",
     "link.certificate",
     "link.key",

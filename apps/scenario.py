@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from fedsplit.flower.system import System, make_system
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, check_model
+from fedsplit.models.names import IMAGES
 from fedsplit.models.profile import profile_model
 from fedsplit.plan import RoundPlan
 from fedsplit.profiles import ModelProfile
@@ -60,5 +61,5 @@ def check_first_round(scheme: Scheme, system: System) -> RoundPlan:
 def _profile(model: str, seq_len: int) -> ModelProfile:
     """Check and profile a model once, however many scenarios sweep over something else."""
     spec = from_mapping(ModelSpec, json.loads(model), "model")
-    check_model(spec, seq_len if spec.task == "causal-lm" else None)
+    check_model(spec, None if spec.task == IMAGES else seq_len)
     return profile_model(spec, seq_len)

@@ -25,12 +25,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StepReport:
-    """One mini-batch: its loss, mean over `n_targets`; `n_correct` where known."""
+    """One mini-batch: its loss, mean over `n_targets`; `n_correct` and `classes` where known."""
 
     loss: float
     n_targets: int
     n_samples: int
     n_correct: int | None = None
+    classes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ class TurnResult:
         """Images classified right; None where the model is no classifier."""
         counts = [report.n_correct for report in self.reports if report.n_correct is not None]
         return sum(counts) if counts else None
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Three numbers of each class of texts, see `EvalReply`; empty for other models."""
+        counts = [report.classes for report in self.reports if report.classes]
+        return tuple(map(sum, zip(*counts, strict=True)))
 
 
 def train_turn(
@@ -355,4 +362,6 @@ def _pixels(batches: "Iterable[Batch]") -> "tuple[Iterable[Batch], int | None]":
 
 
 def _report(score: EvalReply, batch: "Batch") -> StepReport:
-    return StepReport(score.loss, score.n_targets, len(batch.samples), score.n_correct)
+    return StepReport(
+        score.loss, score.n_targets, len(batch.samples), score.n_correct, score.classes
+    )

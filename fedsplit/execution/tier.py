@@ -12,6 +12,7 @@ from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import compute
 from fedsplit.execution.optim import OptimizerSpec, State, put_state, state_of
 from fedsplit.models import Boundary, Output, SplitModel
+from fedsplit.models.names import SEQUENCES
 from fedsplit.plan import Segment
 from fedsplit.seeds import derive_seed
 from fedsplit.transport import EvalReply, Gradients, LinkError
@@ -301,9 +302,11 @@ class Tier:
         loss = scalar.item()
         if not math.isfinite(loss):
             raise FedsplitError(f"loss={loss}: must be finite (step {self._step}, {segment})")
+        labels = inputs["labels"]
         tokens = self._model.counts_tokens and not self._train
-        correct = _count_correct(output, inputs["labels"], tokens=tokens)
-        return scalar, EvalReply(loss, output.n_targets, correct)
+        correct = _count_correct(output, labels, tokens=tokens)
+        classes = () if self._model.spec.task != SEQUENCES else _count_classes(output, labels)
+        return scalar, EvalReply(loss, output.n_targets, correct, classes)
 
     def _collect(self, received: Boundary | None) -> Gradients:
         """Return the gradients of `received`; refuse any that is not finite."""
@@ -346,6 +349,16 @@ def _smoothed(output: Output, labels: Tensor, smoothing: float) -> Tensor:
     if scores.dim() == 3:  # of tokens, each of which predicts the next
         scores, wanted = scores[:, :-1].flatten(0, 1), wanted[:, 1:].flatten()
     return cross_entropy(scores.float(), wanted, label_smoothing=smoothing)
+
+
+def _count_classes(output: Output, labels: Tensor) -> tuple[int, ...]:
+    """Return three numbers of each class; see `EvalReply`."""
+    assert output.logits is not None
+    said, n_classes = output.logits.argmax(-1).cpu(), output.logits.shape[-1]
+    labels = labels.long().cpu()
+    groups = (said[said == labels], said, labels[labels >= 0])
+    counts = torch.stack([torch.bincount(group, minlength=n_classes) for group in groups], dim=1)
+    return tuple(counts.flatten().tolist())
 
 
 def _fill(name: str, parameter: nn.Parameter, adapters: Mapping[str, Tensor]) -> None:

@@ -28,6 +28,7 @@ from fedsplit.flower.server.outcome import (
     RoundOutcome,
     TurnOutcome,
     accuracy,
+    macro_f1,
     mean_loss,
 )
 from fedsplit.flower.server.roster import DeviceGrid, discover
@@ -433,6 +434,8 @@ def _metrics_reply(turns: tuple[TurnOutcome, ...], weight: int, message: Message
     metrics = MetricRecord({"num-examples": weight, "loss": mean_loss(turns) or 0.0})
     if (right := accuracy(turns)) is not None:
         metrics["accuracy"] = right
+    if (f1 := macro_f1(turns)) is not None:
+        metrics["macro-f1"] = f1
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 

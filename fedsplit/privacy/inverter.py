@@ -6,6 +6,7 @@ of a text. Here it starts from the ridge map and learns what to add, so that it 
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -86,7 +87,9 @@ class Learner:
             torch.manual_seed(seed)
             network = _Inverter(start, settings.hidden)
             reached = self._train(network, score, settings)
-        if reached <= score:  # the map alone may then learn from all texts
+        # Within what chance makes of so few texts the map is preferred: it may learn from all.
+        chance = math.sqrt(score * (1 - score) / len(self._parts[1].tokens))
+        if reached <= score + chance:
             return self.ridge()
         return lambda observed: _read(network, observed, self.embedding)
 

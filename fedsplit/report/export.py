@@ -19,6 +19,7 @@ from transformers.utils.hub import cached_file
 from fedsplit.errors import FedsplitError, require
 from fedsplit.models import SplitModel, read_tokenizer
 from fedsplit.models.lora import ADAPTER, as_plain_lora, lora_config
+from fedsplit.models.names import IMAGES
 from fedsplit.models.private import quiet_bars
 
 _PREFIX = "base_model.model."
@@ -114,7 +115,7 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], model: SplitModel) -
         inner.config = held
     if source is None:
         return
-    if model.spec.task == "causal-lm":
+    if model.spec.task != IMAGES:
         try:
             read_tokenizer(source).save_pretrained(folder)
         except FedsplitError as error:

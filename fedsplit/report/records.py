@@ -32,6 +32,8 @@ class RoundRecord:
         ``exp(eval_loss)`` of a language model.
     accuracy : float or None
         Share of test targets predicted right.
+    macro_f1 : float or None
+        Mean over the classes of texts of their F1 scores.
     bytes_up, bytes_down : mapping of str to int
         Bytes counted on the wire, by the tier that sends upward or receives from above:
         ``{"device": 4096, "edge": 4096}``. What the training exchanges; no adapters.
@@ -68,6 +70,7 @@ class RoundRecord:
     eval_loss: float | None = None
     perplexity: float | None = None
     accuracy: float | None = None
+    macro_f1: float | None = None
     bytes_up: Mapping[str, int] = field(default_factory=dict)
     bytes_down: Mapping[str, int] = field(default_factory=dict)
     adapter_bytes_up: Mapping[str, int] = field(default_factory=dict)

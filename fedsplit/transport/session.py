@@ -260,7 +260,12 @@ class Session:
     def _evaluate(self, frame: Frame) -> Frame:
         inputs, boundary = self._arrived(frame)
         result = self._entered().evaluate(inputs, boundary, frame.samples)
-        fields = {"loss": result.loss, "targets": result.n_targets, "correct": result.n_correct}
+        fields = {
+            "loss": result.loss,
+            "targets": result.n_targets,
+            "correct": result.n_correct,
+            "classes": list(result.classes),
+        }
         return self._reply(Kind.EVALUATE_REPLY, frame, fields=fields)
 
     def _close(self, frame: Frame) -> Frame:

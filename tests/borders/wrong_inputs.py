@@ -273,6 +273,38 @@ WRONG = [
         "run model.config.vocab_size=-1",
         "model.config={'vocab_size': -1}: must be what a model can be made of (Tryin",
     ),
+    ("run model.task=seq2seq-lm", "model.task='seq2seq-lm': must be one of causal-lm, image-clas"),
+    (
+        "run model.task=sequence-classification",
+        "data.loss_on='target': must be label for model.task=sequence-classification",
+    ),
+    (
+        "run data=classification path=labelled.csv",
+        "data.loss_on='label': must be label for model.task=sequence-classification, and only",
+    ),
+    (
+        "run model.task=sequence-classification data=classification path=labelled.csv "
+        "model.config.num_labels=2",
+        "model.config.num_labels=2: must be at least 3, the data's classes",
+    ),
+    (
+        "run model.task=sequence-classification data=classification path=labelled.csv "
+        "data.labels=[a,b]",
+        "labelled.csv, row 3: label 'c' must be one of a, b",
+    ),
+    (
+        "run data=text path=labelled.csv data.labels=[a,b]",
+        "data.labels=['a', 'b']: must be absent, or giv",
+    ),
+    ("run data=text path=labelled.csv data.loss_on=label", "data.label_column=None: must be given"),
+    (
+        "run data=classification data.partition=local",
+        "data.labels=None: must be given with data.partition=local",
+    ),
+    (
+        "run data=text path=labelled.csv data.test_path=nowhere.csv",
+        "must be an existing file or folder",
+    ),
     ("run model.target_modules=3", "model.target_modules=3: must be text or a list or null"),
     ("run model.target_modules=[1]", "model.target_modules=[1]: must be text or a list or null"),
     ("run model.lora=3", "model.lora=3: must be a mapping"),

@@ -40,6 +40,7 @@ from fedsplit.flower.source import source_hash
 from fedsplit.flower.tasks import Contact, Job, TurnTask
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, SplitModel
+from fedsplit.models.names import IMAGES
 from fedsplit.plan import DEVICE, AdapterWay
 from fedsplit.profiles import MeasuredProfile
 from fedsplit.seeds import generator
@@ -243,7 +244,7 @@ def _own_data(job: Job, index: int, context: Context) -> DeviceData:
 
 
 def _tokenizer(spec: ModelSpec) -> Any:
-    if spec.task != "causal-lm" or spec.source is None:
+    if spec.task == IMAGES or spec.source is None:
         return None
     return AutoTokenizer.from_pretrained(spec.source)
 
@@ -307,7 +308,9 @@ def _load_data(data: str, model: str, n_devices: int, seed: int) -> FederatedDat
 
 
 def _metrics(result: TurnResult, wall_s: float) -> dict[str, float]:
+    classes = {f"class-{place}": count for place, count in enumerate(result.classes)}
     return {
+        **classes,
         "loss-sum": result.loss_sum,
         "n-targets": result.n_targets,
         "n-correct": result.n_correct if result.n_correct is not None else -1,
