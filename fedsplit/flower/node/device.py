@@ -53,8 +53,9 @@ Loader: TypeAlias = Callable[[Context], tuple[Samples | Rows, Samples | Rows]]
 """``load_data(context) -> train, test``: a device's own data."""
 
 
-# Devices whose samples a process keeps, so that they are not made again at every turn.
-_KEPT = 64
+# Samples that a process keeps of the devices that it plays, so that they are not made again at each
+# turn. Those of 128 tokens take some 2 KiB.
+_KEPT = 100_000
 
 
 class Device:
@@ -169,9 +170,12 @@ class Device:
             else:
                 named = named_data(job, context.node_config.get("data-root"))
                 samples = named.train(index), named.test(index)
-            while len(self._kept) >= _KEPT:
-                del self._kept[next(iter(self._kept))]
             self._kept[key] = samples
+            count = sum(len(part) for parts in self._kept.values() for part in parts)
+            while count > _KEPT and len(self._kept) > 1:
+                oldest = self._kept.pop(next(iter(self._kept)))
+                count -= sum(len(part) for part in oldest)
+            return samples
         return self._kept[key]
 
 
