@@ -29,8 +29,9 @@ from fedsplit.report.run import RESULTS
 
 from ..check import check
 from ..config import absolute, load_config, output_folder, run_settings
+from ..recorder import PROGRESS
 from ..resume import cut_short
-from ..server_app import ERROR_FILE, PROGRESS
+from ..server_app import ERROR_FILE
 from .engine import Engine, check_engine
 from .surroundings import collect_as_usual
 
