@@ -1,9 +1,9 @@
 """The default job against centralised LoRA: same data, same model, same number of steps.
 
 ``python -m benchmarks.centralised`` runs the default job as ``fedsplit run`` does, once as it is
-and once with a recipe (a smaller rate that follows a cosine, moments kept from round to round),
-then trains the unsplit model with plain PEFT on all devices' data together: with the same optimizer
-settings, and with others that suit one model better, of which the best counts.
+and once with a recipe (a smaller rate that follows a cosine, moments kept from round to round).
+Then it trains the unsplit model with plain PEFT on all devices' data together: with the same
+optimizer settings, and with others that suit one model better, of which the best counts.
 """
 
 import argparse

@@ -93,14 +93,9 @@ class StageTurn:
         if device_adapters and not self.request.adapters_on_link:
             raise FedsplitError("adapters_on_link=False: must be True for a device to fetch any")
         self._device_adapters = dict(device_adapters)
+        seed, steps = self.request.seed, self.request.bounds.steps
         self._tier = Tier(
-            self._model,
-            [self._segment],
-            adapters,
-            self._optimizer,
-            self.request.seed,
-            self.request.bounds.steps,
-            self._kept,
+            self._model, [self._segment], adapters, self._optimizer, seed, steps, self._kept
         )
         self._supplied.set()
 
@@ -205,24 +200,22 @@ class StageTurn:
         with self._call(), self._place_for_step(train, keep=train):
             if train:
                 self._my_tier().take(share)
-            onward = self._forward(inputs, boundary)
-            if not train:
+            else:
                 self._count_step()
-            link = self._link
+            onward, link = self._forward(inputs, boundary), self._link
             return onward if link is None else link.forward(inputs, onward, samples, share)
 
     def backward(self, gradients: Gradients) -> BackwardReply:
         """See `fedsplit.transport.Steps.backward`."""
         with self._call():
             self._require_active()
-            behind: float | None = 0.0
             try:
+                reply = BackwardReply(gradients, 0.0)
                 if self._link is not None:
                     reply = self._link.backward(gradients)
-                    gradients, behind = reply.gradients, reply.norm
                 self._batch_due = True
-                returned = self._backward(gradients)
-                return BackwardReply(returned, self._norm_with(behind))
+                returned = self._backward(reply.gradients)
+                return BackwardReply(returned, self._norm_with(reply.norm))
             finally:
                 self._pending = None
                 self._leave_place()
