@@ -14,20 +14,21 @@ from transformers import AutoTokenizer, PretrainedConfig
 from fedsplit.codec import make_codec
 from fedsplit.data import DataSpec, load_data, load_device, load_test, prompt_tokens
 from fedsplit.data.partition import LOCAL
+from fedsplit.data.spec import LABEL
 from fedsplit.errors import FedsplitError, SettingsError, require, require_known
 from fedsplit.flower import Job, LinkSettings
 from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import ModelSpec, read_tokenizer
+from fedsplit.models.names import IMAGES, SEQUENCES
+from fedsplit.privacy import PrivacySpec, epsilon
 from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
 
-from .aggregator import build_aggregator, require_enough_devices
+from .aggregator import build_aggregator, require_enough_devices, require_enough_updates
 from .config import codec_plan, data_spec, job, link_settings, plain, run_settings
 from .outputs import evaluate_settings, stop_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
-
-_IMAGES = "image-classification"
 
 
 def check(config: DictConfig, folder: Path) -> None:
@@ -49,15 +50,19 @@ def check(config: DictConfig, folder: Path) -> None:
     require(link.login is None, "link.login", link.login, "null, simulated nodes log in nowhere")
     require_codecs(config)
     require_folder(folder)
-    require_enough_devices(build_aggregator(plain(config.aggregator)), devices)
+    aggregator = build_aggregator(plain(config.aggregator))
+    require_enough_devices(aggregator, devices)
     data = data_spec(config)
+    require_budget(work.privacy)
     require_model(work.model, data)
     require_data(work, data)
     with blaming_the_configuration(work.model):
         system = build_system(config)
     edges = system.fleet.n_edges
     require(edges > 0 or not settings.edge_nodes, "run.edge_nodes", True, "false without edges")
-    check_first_round(build_scheme(config), system)
+    forgetful = settings.edge_nodes and work.optimizer.keep_state
+    require(not forgetful, "train.keep_state", True, "false with run.edge_nodes, which forget")
+    require_enough_updates(aggregator, check_first_round(build_scheme(config), system))
     require_own_tests(config, work, data)
     if config.resume is not None:
         reached = load_checkpoint(folder).server_round
@@ -67,6 +72,14 @@ def check(config: DictConfig, folder: Path) -> None:
         require(why is None, "stop.patience", stop.patience, f"larger to go on: {why}")
         least = reached + 1 if is_finished(folder) else reached
         require(config.rounds >= least, "rounds", config.rounds, f"above {reached}, already done")
+
+
+def require_budget(spec: PrivacySpec) -> None:
+    """Refuse a budget that a single use of a sample would overspend, and noise without account."""
+    if spec.noise_multiplier > 0:
+        least = epsilon(spec, 1)
+        enough = spec.budget is None or spec.budget >= least
+        require(enough, "privacy.budget", spec.budget, f"at least {least:.3g}, what one use spends")
 
 
 def require_accelerator(name: str, on_this_machine: bool) -> None:
@@ -117,9 +130,13 @@ def require_model(spec: ModelSpec, data: DataSpec) -> None:
     with blaming_the_configuration(spec):
         config = spec.load_config()
     images = data.source == "digits" or data.image_column is not None
-    kind = "images" if spec.task == _IMAGES else "texts"
-    right = images == (spec.task == _IMAGES)
+    kind = "images" if spec.task == IMAGES else "texts"
+    right = images == (spec.task == IMAGES)
     require(right, "data.source", data.source, f"{kind} for model.task={spec.task}")
+    labelled = data.loss_on == LABEL
+    fits = labelled == (spec.task == SEQUENCES)
+    wanted = f"{LABEL} for model.task={SEQUENCES}, and only then"
+    require(fits, "data.loss_on", data.loss_on, f"{wanted}; it is {spec.task}")
     pixels = getattr(config, "image_size", None)
     if images and isinstance(pixels, int):
         size = data.image_size
@@ -173,7 +190,7 @@ def _require_fields(values: Mapping[str, Any], config: PretrainedConfig, where: 
 def require_data(work: Job, data: DataSpec) -> None:
     """Refuse data that is not there, cannot be read, or does not suffice for all devices."""
     tokenizer = None
-    if work.model.task != _IMAGES and work.model.source is not None:
+    if work.model.task != IMAGES and work.model.source is not None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(work.model.source)
         except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
@@ -183,7 +200,8 @@ def require_data(work: Job, data: DataSpec) -> None:
         if data.partition == LOCAL:
             require_own_data(work, data, tokenizer)
         else:
-            load_data(data, tokenizer, work.n_devices, work.seed)
+            held = load_data(data, tokenizer, work.n_devices, work.seed)
+            require_classes(work.model, held.n_labels)
     except SettingsError as error:
         field = {"n_devices": "fleet.devices"}.get(error.field, error.field)
         raise SettingsError(field, error.value, error.allowed) from error
@@ -213,6 +231,13 @@ def require_own_tests(config: DictConfig, work: Job, data: DataSpec) -> None:
     except (OSError, UnicodeError, ImportError) as error:
         allowed = f"a test set that can be read ({error})"
         raise SettingsError("evaluate.central", settings.central, allowed) from error
+
+
+def require_classes(spec: ModelSpec, n_labels: int | None) -> None:
+    """Refuse a model with fewer classes than the data."""
+    has = int(spec.load_config().num_labels or 0)
+    enough = n_labels is None or has >= n_labels
+    require(enough, "model.config.num_labels", has, f"at least {n_labels}, the data's classes")
 
 
 def require_own_data(work: Job, data: DataSpec, tokenizer: Any) -> None:

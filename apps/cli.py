@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,32 +49,87 @@ def _refuse(reason: str) -> int:
 def _run(options: argparse.Namespace, console: Console) -> int:
     from .config import load_config, require_plain
 
+    if options.multirun:
+        require(not options.cfg, "--cfg", True, "absent with -m")
+        from .study import run_study
+
+        return run_study(options.overrides, console)
     config = load_config(options.overrides)
     require_plain(config)
     if options.cfg:
         console.print(OmegaConf.to_yaml(config), end="", markup=False, emoji=False, soft_wrap=True)
         return 0
-    with ExitStack() as stack:
-        root = None
-        if "torch" not in sys.modules:
-            # This process has seconds of imports before it: the run's root gets its own done
-            # meanwhile.
-            from .launch.engine import Root
+    from .launch.engine import Engine
 
-            root = stack.enter_context(Root())
+    with Engine() as engine:
+        # This process has seconds of imports before it: the run's root does its own meanwhile.
+        engine.start()
         from .launch.run import run
 
-        return run(options.overrides, console, root)
+        return run(options.overrides, console, engine)
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
     from .config import load_config
 
+    if options.check is not None:
+        from .plan_check import check_run
+
+        alone = not options.overrides and not options.multirun
+        require(alone, "--check", str(options.check), "the only thing that is asked for")
+        return check_run(options.check, console)
     if not options.multirun:
         load_config(options.overrides)
     from .plan import plan
 
     return plan(options.overrides, options.multirun, console)
+
+
+def _measure(options: argparse.Namespace, console: Console) -> int:
+    from .config import load_config, require_plain
+
+    require_plain(load_config(options.overrides))
+    from .measure import measure
+
+    return measure(options.overrides, options.output, options.repeats, console)
+
+
+def _plot(options: argparse.Namespace, console: Console) -> int:
+    from fedsplit.report.studies.charts import chart, write
+    from fedsplit.report.studies.frame import Study
+
+    study = Study.open(options.study)
+    made = chart(
+        study,
+        options.names,
+        kind=options.kind,
+        by=options.by,
+        where=options.where,
+        ci=options.ci,
+    )
+    named = "_".join((options.kind, *options.names))
+    stem = options.output or study.folder / "figures" / named
+    for path in write(made, stem, options.format, options.width):
+        console.print(plain_text(path), highlight=False, soft_wrap=True)
+    return 0
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    from .report import limits, report_page, report_protocol
+
+    if options.report is None:
+        return report_page(options.study, options.output, console)
+    require(options.output is None, "--output", str(options.output), "absent with --report")
+    return report_protocol(
+        options.study,
+        options.report,
+        console,
+        metric=options.metric,
+        within=limits(options.within),
+        reach=options.reach,
+        by=options.by,
+        where=options.where,
+    )
 
 
 def _calibrate(options: argparse.Namespace, console: Console) -> int:
@@ -93,6 +147,23 @@ def _calibrate(options: argparse.Namespace, console: Console) -> int:
         direction=options.direction,
         steps=options.steps,
         seeds=options.seeds,
+    )
+
+
+def _audit(options: argparse.Namespace, console: Console) -> int:
+    from .audit import COUNTS, PRIVATE, Server, audit
+
+    server = Server(
+        counts=tuple(options.texts or COUNTS),
+        private=PRIVATE if options.private is None else options.private,
+        other=tuple(options.other or ()),
+    )
+    return audit(
+        options.overrides,
+        multirun=options.multirun,
+        server=server,
+        console=console,
+        output=options.output,
     )
 
 
@@ -166,6 +237,10 @@ class _Parser(argparse.ArgumentParser):
         raise FedsplitError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 
+def _list(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
 def _path(text: str) -> Path:
     return Path(text).expanduser()
 
@@ -178,10 +253,12 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="train a model over simulated devices and servers",
-        description="Runs a job with `flwr run`. OVERRIDES are Hydra's, such as rounds=10 "
-        "strategy=vanilla strategy.cut=3 model=gpt2 data=text data.path=notes.txt.",
+        description="Runs a job on simulated devices. OVERRIDES are Hydra's, such as rounds=10 "
+        "strategy=vanilla strategy.cut=3 model=gpt2 data=text data.path=notes.txt. With -m they "
+        "may sweep, as in seed=0,1,2 strategy=sft,splitfed: a run for every combination.",
     )
     run.add_argument("overrides", nargs="*", metavar="OVERRIDES")
+    run.add_argument("-m", "--multirun", action="store_true", help="run every combination")
     run.add_argument("--cfg", action="store_true", help="print the configuration and stop")
     run.set_defaults(command=_run)
     plan = commands.add_parser(
@@ -192,7 +269,53 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("overrides", nargs="*", metavar="OVERRIDES")
     plan.add_argument("-m", "--multirun", action="store_true", help="try every combination")
+    plan.add_argument(
+        "--check", type=_path, metavar="RUN", help="say how far the model was from a run's turns"
+    )
     plan.set_defaults(command=_plan)
+    measure = commands.add_parser(
+        "measure",
+        help="time the model on this machine, for its node's configuration",
+        description="Times forward and backward passes of each block of the configured model and "
+        "writes them down, with the memory and, where the board tells, the power of this machine.",
+    )
+    measure.add_argument("overrides", nargs="*", metavar="OVERRIDES")
+    measure.add_argument("--output", type=_path, default=Path("machine.json"), metavar="JSON")
+    measure.add_argument("--repeats", type=int, default=5, help="steps that are timed")
+    measure.set_defaults(command=_measure)
+    plot = commands.add_parser(
+        "plot",
+        help="draw a figure of a study, or make a table for LaTeX",
+        description="Draws what came out of a study (fedsplit run -m) or a run as PDF, SVG, PNG, "
+        "with the data beside. A line takes two metrics (delay_s eval_loss), a bar or cdf one, a "
+        "heat map two keys and a metric, a table any number.",
+    )
+    plot.add_argument("study", type=_path, metavar="STUDY")
+    plot.add_argument("names", nargs="+", metavar="METRIC")
+    plot.add_argument("--kind", default="line", help="line, cdf, bar, heat, pareto or table")
+    plot.add_argument("--by", type=_list, default=[], metavar="KEY,...", help="what makes a line")
+    plot.add_argument("--where", action="append", default=[], metavar="KEY=VALUE")
+    plot.add_argument("--ci", action="store_true", help="95 %% confidence intervals over seeds")
+    plot.add_argument("--format", type=_list, default=["pdf", "svg", "png"])
+    plot.add_argument("--width", type=float, default=3.5, help="inches in print")
+    plot.add_argument("--output", type=_path, help="path without its suffix")
+    plot.set_defaults(command=_plot)
+    report = commands.add_parser(
+        "report",
+        help="make a page about a run or a study, or compare its schemes by a protocol",
+        description="Writes one HTML page with all that is worth knowing, to be mailed. With "
+        "--report, prints and writes what a protocol finds: best quality within a budget, cost to "
+        "a target, or quality lost under other conditions; with a test paired by seed.",
+    )
+    report.add_argument("study", type=_path, metavar="STUDY")
+    report.add_argument("--report", metavar="PROTOCOL", help="budget, target or robustness")
+    report.add_argument("--metric", default="eval_loss", help="the quality")
+    report.add_argument("--within", action="append", default=[], metavar="METRIC=VALUE")
+    report.add_argument("--reach", type=float, metavar="VALUE", help="the target")
+    report.add_argument("--by", type=_list, default=[], metavar="KEY,...", help="what is a scheme")
+    report.add_argument("--where", action="append", default=[], metavar="KEY=VALUE")
+    report.add_argument("--output", type=_path, metavar="HTML")
+    report.set_defaults(command=_report)
     calibrate = commands.add_parser(
         "calibrate",
         help="measure what compression costs in loss, for strategy=sft",
@@ -206,6 +329,24 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--seeds", type=int, default=1, help="runs of each setting")
     calibrate.add_argument("--grid", type=_path, metavar="YAML", help="a list of codec settings")
     calibrate.set_defaults(command=_calibrate)
+    audit = commands.add_parser(
+        "audit",
+        help="measure what a curious server reads of what devices send it",
+        description="Attacks the configuration that OVERRIDES describe, or the run in the folder "
+        "RUN, as an honest but curious server would, and reports how much the best attack reads. "
+        "With -m, OVERRIDES may sweep: strategy.cut=1,2,4 codec=identity,int8.",
+    )
+    audit.add_argument("overrides", nargs="*", metavar="OVERRIDES | RUN")
+    audit.add_argument("-m", "--multirun", action="store_true", help="try every combination")
+    audit.add_argument("--texts", type=int, nargs="+", metavar="N", help="the server's own texts")
+    audit.add_argument(
+        "--private", type=int, metavar="N", help="texts of the devices that it reads"
+    )
+    audit.add_argument(
+        "--other", nargs="+", metavar="KEY=VALUE", help="texts of another domain: data=... path=..."
+    )
+    audit.add_argument("--output", type=_path, metavar="FOLDER")
+    audit.set_defaults(command=_audit)
     deploy = commands.add_parser(
         "deploy",
         help="say which Flower commands run a topology of machines, or start them here",

@@ -4,10 +4,12 @@ What needs torch, transformers or Flower is imported where it is used: a wrong s
 and the configuration shown, before any of them is loaded.
 """
 
+import json
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,9 +218,21 @@ def model_spec(config: DictConfig) -> "ModelSpec":
     values = plain(config.model)
     if values.get("source") == _PACKAGED:
         values["source"] = str(default_checkpoint())
+    if values.get("task") == "sequence-classification" and config.data.get("loss_on") == "label":
+        # Every node has to know how many there are, before it has seen any.
+        values["config"].setdefault("num_labels", _n_labels(json.dumps(plain(config.data))))
     if values.get("adapter") is not None:
         values |= _started_from(values)
     return from_mapping(ModelSpec, values, "model")
+
+
+@cache
+def _n_labels(data: str) -> int | None:
+    from fedsplit.data import DataSpec
+    from fedsplit.data.sources import read_corpus
+
+    spec = from_mapping(DataSpec, json.loads(data), "data")
+    return len(spec.labels) if spec.labels is not None else read_corpus(spec).n_labels
 
 
 def _started_from(values: dict[str, Any]) -> dict[str, Any]:
@@ -272,6 +286,8 @@ def job(config: DictConfig, source: str = "") -> "Job":
     """Return what every node of the run has to know."""
     from fedsplit.flower import Job
 
+    from .spending import privacy_spec
+
     link, evaluation = link_settings(config), evaluate_settings(config)
     try:
         return Job(
@@ -290,6 +306,7 @@ def job(config: DictConfig, source: str = "") -> "Job":
             limits=server_limits(config),
             max_eval_samples=evaluation.max_samples,
             token_accuracy="token_accuracy" in evaluation.metrics,
+            privacy=privacy_spec(config),
         )
     except SettingsError as error:
         places = {"threads": "run.threads"}

@@ -19,8 +19,15 @@ from torch import Tensor
 
 from fedsplit.data import describe
 from fedsplit.errors import FedsplitError
-from fedsplit.fleet import Timeline, write_chrome_trace
-from fedsplit.flower import RoundOutcome, RunListener, SplitOptions, SplitStrategy, StageHost
+from fedsplit.fleet import Timeline, measured_fleet, write_chrome_trace
+from fedsplit.flower import (
+    RoundOutcome,
+    RunEnds,
+    RunListener,
+    SplitOptions,
+    SplitStrategy,
+    StageHost,
+)
 from fedsplit.flower.messages import to_record
 from fedsplit.flower.server.checkpoint import (
     Checkpoint,
@@ -34,7 +41,7 @@ from fedsplit.flower.server.roster import Roster
 from fedsplit.flower.source import source_hash
 from fedsplit.mapping import call
 from fedsplit.models import SplitModel
-from fedsplit.plan import Failure
+from fedsplit.plan import Failure, RoundPlan
 from fedsplit.report import RoundRecord, RunReport
 from fedsplit.report.best import why_stop
 from fedsplit.report.card import write_card
@@ -50,8 +57,9 @@ from .keeper import Keeper
 from .outputs import evaluate_settings, keep_settings, stop_settings, tracker
 from .own_tests import OwnTests
 from .plan_report import round_row
-from .records import record_of, sent_bytes, turn_rows
+from .records import phases, record_of, sent_bytes, turn_rows
 from .scenario import build_system, check_first_round
+from .spending import Spending
 
 app = ServerApp()
 PROGRESS, ERROR_FILE, TRACE = "progress.json", "error.txt", "modelled_trace.json"
@@ -107,7 +115,6 @@ class Run(RunListener):
         self._config = plain(config)
         self._tracker: Tracker | None = None
         self._own: OwnTests | None = None
-        self._why_stopped: str | None = None
         resumed = config.resume is not None
         self._checkpoint = load_checkpoint(folder) if resumed else None
         if self._checkpoint is not None:
@@ -121,6 +128,9 @@ class Run(RunListener):
             )
         else:
             self._report = RunReport(folder, plain(config), self._settings.rounds)
+        last = self._report.records[-1:]
+        before = last[0].privacy if last else None
+        self._spending = Spending(self._job.privacy, self._job.batch_size, before)
 
     def execute(self, grid: Grid) -> None:
         """Run all rounds and write what came out."""
@@ -163,6 +173,9 @@ class Run(RunListener):
                 grid, to_record(adapters), num_rounds=settings.rounds, evaluate_fn=own.central
             )
             self._finish(result.arrays, initial, host.model)
+            ended = strategy.ended
+            self._report.finish(None if ended is None else {"stopped": ended})
+            log(INFO, "results in %s", self._folder)
 
     def _scene(self, server_round: int, samples: Mapping[int, int]) -> Scene:
         return replace(self._system.scene(server_round, samples), spent_j=self._spent_j)
@@ -175,11 +188,26 @@ class Run(RunListener):
             (self._folder / PROGRESS).write_text(json.dumps(progress))
 
     def on_nodes(self, roster: Roster) -> None:
-        """Write down what the devices' data are."""
+        """Write down what the devices' data are, and model them as they were measured."""
         self._sites = {node.index: node.site for node in roster.nodes}
+        by_index = sorted(roster.nodes, key=lambda node: node.index)
+        self._spending.know([node.n_train for node in by_index])
+        system = self._system
+        fleet = measured_fleet(system.fleet, system.profile, roster.profiles)
+        self._system = replace(system, fleet=fleet)
         counts = {node.index: node.counts for node in roster.nodes if node.counts is not None}
-        lines = describe(counts, self._seq_len)
-        self._report.add_data(lines, {str(i): held.flat() for i, held in counts.items()})
+        left_out = list(dict.fromkeys(file for node in roster.nodes for file in node.left_out))
+        lines = describe(counts, self._seq_len, left_out)
+        by_device = {str(index): held.flat() for index, held in counts.items()}
+        self._report.add_data(lines, by_device, left_out)
+
+    def on_plan(self, server_round: int, plan: RoundPlan) -> None:
+        """End the run before a round that would overspend its privacy budget."""
+        try:
+            self._spending.plan(plan)
+        except RunEnds as reason:
+            self._why_stopped = str(reason)
+            raise
 
     def on_failure(self, failure: Failure) -> None:
         """Write it down at once."""
@@ -189,15 +217,18 @@ class Run(RunListener):
         self, outcome: RoundOutcome, arrays: ArrayRecord, metrics: MetricRecord | None
     ) -> None:
         """Write down what came of it, and a checkpoint."""
+        self._spending.evaluated(outcome)
         record = record_of(outcome, self._job.model.task, self._evaluation.metrics)
         number, adapters, own = outcome.server_round, dict(arrays.to_torch_state_dict()), self._own
         assert own is not None
         central, written = own.measured.get(number), own.written(number, adapters)
-        record = replace(record, central=central, written=written)
+        record = replace(record, central=central, written=written, privacy=self._spending.record())
         if outcome.server_round > 0:
             record = replace(record, modelled=self._modelled(outcome))
+        rows = turn_rows(outcome, self._sites, self._line if number > 0 else None)
+        record = replace(record, phases=phases(rows))
         # In this order: a run goes on from the round of its checkpoint, whose record must be there.
-        self._report.add_round(record, turn_rows(outcome, self._sites))
+        self._report.add_round(record, rows)
         self._tell(record)
         if evaluated_nowhere(outcome):
             log(WARNING, "round %s: no device could evaluate it, no checkpoint", record.round)
@@ -207,12 +238,10 @@ class Run(RunListener):
             spent_j = tuple(self._spent_j.tolist())
             save_checkpoint(self._folder, Checkpoint(number, adapters, state, spent_j))
             self._keeper.clear(self._report.records)
-
-    def ends_run(self, server_round: int) -> bool:
-        """Return whether the evaluation loss has not fallen for too long."""
         stop, by = self._stop, self._evaluation.best_by
-        self._why_stopped = why_stop(self._report.records, by, stop.patience, stop.min_delta)
-        return self._why_stopped is not None
+        enough = why_stop(self._report.records, by, stop.patience, stop.min_delta)
+        if enough is not None:
+            raise RunEnds(enough)
 
     def _tell(self, record: RoundRecord) -> None:
         """Tell the tracker; that it cannot be reached must not end a run."""
@@ -253,8 +282,3 @@ class Run(RunListener):
         (self._folder / PROGRESS).unlink(missing_ok=True)
         if self._tracker is not None:
             self._tracker.close()
-        stopped = self._why_stopped
-        if stopped is not None:
-            log(INFO, "ends before its last round: %s", stopped)
-        self._report.finish(None if stopped is None else {"stopped": stopped})
-        log(INFO, "results in %s", self._folder)

@@ -1,23 +1,22 @@
-"""Starts the processes of one simulated run, and says how it ended.
+"""Starts the processes of simulated runs, and says how each ended.
 
-The run's *root* process (`.root`) is a child of the command line, started afresh; server and
-devices are children of the root. No process listens on a network: devices reach the server over a
-Unix socket in a folder that only their user can open.
+The *root* process (`.root`) is a child of the command line, started afresh; server and devices are
+children of the root. No process listens on a network: devices reach the server over a Unix socket
+in a folder that only their user can open.
 """
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO
+from typing import Self
 
 from fedsplit.errors import require
 
@@ -26,6 +25,7 @@ from .surroundings import environment, make_home, ray_environment
 
 EMBEDDED, FLOWER = ENGINES = "embedded", "flower"
 _POLL_S = 0.1
+_BEGINS = b"o"
 _MOST_WORDS = 1 << 15  # what a pipe holds on any system, with room to spare
 
 
@@ -79,118 +79,139 @@ def check_engine(engine: str, places: int) -> None:
         require(places <= most, "run.concurrency", places, allowed)
 
 
-class Root:
-    """The root process of a run, from its start; a context manager that ends all it has started.
+class Engine:
+    """Carries out runs, one after the other, with one root: a context manager.
 
-    What it has to import takes seconds: it begins with that, and takes its order when it is done.
+    The root is started for the first run, or before it; the next ones find everything imported.
     """
 
     def __init__(self) -> None:
-        self.home = make_home()
-        self._guard = Guard(self.home)
-        self._early = self.home / "early.log"
-        self._words, self.cause = os.pipe()
-        ours, roots = socket.socketpair()
-        with self._early.open("ab") as file, roots, os.fdopen(self.cause, "wb"):
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "fedsplit.apps.launch.root"],
-                env={
-                    **environment(self.home),
-                    **ray_environment(),
-                    "TMPDIR": str(self.home),
-                    "RAY_TMPDIR": str(self.home),
-                    **self._guard.mark,
-                },
-                cwd=self.home,
-                stdin=roots.fileno(),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=[self.cause],
-            )
-        # Open as long as this process lives, and not a moment longer.
-        self._line = ours
+        self._stack = ExitStack()
+        self._early = Path()
+        self._root: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> "Root":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def start(self) -> None:
+        """Start the root, which has seconds of imports before it, while others prepare a run."""
+        self._started()
+
+    def carry_out(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._line.close()
-        os.close(self._words)
-        self._guard.__exit__(kind, error, trace)
-        self.process.wait()
+        *,
+        engine: str,
+        overrides: Sequence[str],
+        output: Path,
+        devices: int,
+        places: int,
+        log: Path,
+        keep_open: int,
+        watch: Callable[[], None],
+    ) -> str | None:
+        """Run a job to its end.
 
-    def give(self, order: Order, log: IO[bytes], keep_open: int) -> None:
-        """Have `order` carried out; what is printed goes to `log`."""
-        log.write(self._early.read_bytes())
-        log.flush()
-        with suppress(BrokenPipeError):
-            line = order.to_json().encode() + b"\n"
-            socket.send_fds(self._line, [line[:1]], [log.fileno(), keep_open])
-            self._line.sendall(line[1:])
+        Parameters
+        ----------
+        engine, overrides, output, devices, places
+            As in `Order`.
+        log : Path
+            Where the run's processes write what they print.
+        keep_open : int
+            A file descriptor (of a lock) that all of them inherit.
+        watch : callable
+            Called every so often while the run goes on.
 
-    def said(self) -> str:
-        """Return why the run failed, if anybody said so."""
-        os.set_blocking(self._words, False)  # somebody may hold the other end for a moment
-        with suppress(BlockingIOError):
-            return os.read(self._words, _MOST_WORDS).decode(errors="replace")
-        return ""
+        Returns
+        -------
+        str or None
+            Why the run failed; None if it did not.
+        """
+        with log.open("ab") as file:
+            told, cause = os.pipe()
+            with os.fdopen(told, "rb") as words:
+                with os.fdopen(cause, "wb"):
+                    root = self._started()
+                    order = Order(
+                        engine=engine,
+                        overrides=overrides,
+                        output=str(output),
+                        devices=devices,
+                        places=places,
+                        cause=cause,
+                    )
+                    with suppress(BrokenPipeError):
+                        socket.send_fds(self._line, [_BEGINS], [keep_open, cause, file.fileno()])
+                        self._line.sendall(order.to_json().encode() + b"\n")
+                code = self._watched(root, watch)
+                file.write(self._early.read_bytes())
+                os.set_blocking(told, False)  # somebody may hold the other end for a moment
+                said = words.read(_MOST_WORDS) or b""
+        return _cause(code, said.decode(errors="replace"))
 
-
-def carry_out(
-    *,
-    engine: str,
-    overrides: Sequence[str],
-    output: Path,
-    devices: int,
-    places: int,
-    log: Path,
-    keep_open: int,
-    watch: Callable[[], None],
-    root: Root | None = None,
-) -> str | None:
-    """Run a job to its end.
-
-    Parameters
-    ----------
-    engine, overrides, output, devices, places
-        As in `Order`.
-    log : Path
-        Where the run's processes write what they print.
-    keep_open : int
-        A file descriptor (of a lock) that all of them inherit.
-    watch : callable
-        Called every so often while the run goes on.
-    root : Root, optional
-        The root process, if it was started before; it is for the caller to end.
-
-    Returns
-    -------
-    str or None
-        Why the run failed; None if it did not.
-    """
-    with ExitStack() as stack:
-        file = stack.enter_context(log.open("ab"))
-        root = root or stack.enter_context(Root())
-        order = Order(
-            engine=engine,
-            overrides=overrides,
-            output=str(output),
-            devices=devices,
-            places=places,
-            cause=root.cause,
-        )
-        root.give(order, file, keep_open)
-        while root.process.poll() is None:
+    def _watched(self, root: "subprocess.Popen[bytes]", watch: Callable[[], None]) -> int:
+        """Return the exit code of the run under way, once it has ended."""
+        while root.poll() is None and not select.select([self._line], [], [], _POLL_S)[0]:
             watch()
-            time.sleep(_POLL_S)
         watch()
-        return _cause(root.process.returncode, root.said())
+        answer = _read_line(self._line)
+        return int(answer) if answer else root.wait()
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        """Return the root; one that has ended is replaced."""
+        if self._root is not None and self._root.poll() is None:
+            return self._root
+        self._end()
+        home = make_home()
+        guard = self._stack.enter_context(Guard(home))
+        # Ours stays open as long as this process lives, and not a moment longer.
+        self._line, roots = socket.socketpair()
+        self._stack.enter_context(self._line)
+        self._early = home / "early.log"  # until an order says where to write
+        with roots, self._early.open("ab") as log:
+            self._root = subprocess.Popen(
+                [sys.executable, "-m", "fedsplit.apps.launch.root"],
+                env={
+                    **environment(home),
+                    **ray_environment(),
+                    "TMPDIR": str(home),
+                    "RAY_TMPDIR": str(home),
+                    **guard.mark,
+                },
+                cwd=home,
+                stdin=roots.fileno(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self._root
+
+    def _end(self) -> None:
+        self._stack.close()
+        if self._root is not None:
+            self._root.wait()
+        self._root = None
+
+
+def receive_order(command: socket.socket) -> tuple[Order, list[int]] | None:
+    """Return an order and the descriptors that come with it, the log's last; None at the end."""
+    begun, descriptors, _, _ = socket.recv_fds(command, len(_BEGINS), 3)
+    if not begun:
+        return None
+    # The descriptor of the pipe is another one here.
+    return Order(**{**json.loads(_read_line(command)), "cause": descriptors[1]}), descriptors
+
+
+def _read_line(line: socket.socket) -> bytes:
+    """Return what comes up to the end of a line, or of what comes at all."""
+    text = b""
+    with suppress(ConnectionResetError):
+        while not text.endswith(b"\n") and (data := line.recv(1 << 16)):
+            text += data
+    return text
 
 
 def _cause(code: int, said: str) -> str | None:

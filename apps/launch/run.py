@@ -31,7 +31,7 @@ from ..check import check
 from ..config import absolute, load_config, output_folder, run_settings
 from ..resume import cut_short
 from ..server_app import ERROR_FILE, PROGRESS
-from .engine import Root, carry_out, check_engine
+from .engine import Engine, check_engine
 from .surroundings import collect_as_usual
 
 LOG = "flower.log"
@@ -40,10 +40,36 @@ _STARTING = "starting"
 _QUIET_S = 10.0
 
 
-def run(overrides: Sequence[str], console: Console, root: Root | None = None) -> int:
-    """Run the job that `overrides` describe; return the exit code.
+def run(overrides: Sequence[str], console: Console, engine: Engine | None = None) -> int:
+    """Run the job that `overrides` describe, by `engine` if there is one; return the exit code.
 
-    Its processes are those of `root`, if that has been started.
+    Raises
+    ------
+    FedsplitError
+        If the configuration is wrong, before anything is started.
+    """
+    with ExitStack() as stack:
+        if engine is None:
+            engine = stack.enter_context(Engine())
+        folder, cause = train(overrides, engine, console)
+    if cause is not None:
+        return 1
+    console.print(summary_table(read_records(folder), folder))
+    stopped = read_stopped(folder)
+    if stopped is not None:
+        console.print(plain_text(f"ended before its last round: {stopped}"), highlight=False)
+    return 0
+
+
+def train(overrides: Sequence[str], engine: Engine, console: Console) -> tuple[Path, str | None]:
+    """Have `engine` carry out the job that `overrides` describe, and show how it goes on.
+
+    Returns
+    -------
+    Path
+        The folder of the run.
+    str or None
+        Why it failed; None if it did not.
 
     Raises
     ------
@@ -63,17 +89,17 @@ def run(overrides: Sequence[str], console: Console, root: Root | None = None) ->
         if lock is None:
             folder = _make(folder, named=bool(config.output or config.resume))
             lock = stack.enter_context(locked(folder))
-        return _run(overrides, config, folder, lock, console, root)
+        return folder, _train(overrides, config, folder, lock, engine, console)
 
 
-def _run(
+def _train(
     overrides: Sequence[str],
     config: DictConfig,
     folder: Path,
     lock: int,
+    engine: Engine,
     console: Console,
-    root: Root | None,
-) -> int:
+) -> str | None:
     (folder / ERROR_FILE).unlink(missing_ok=True)
     begin = f"fedsplit: {config.strategy.name}, {config.rounds} rounds, output in {folder}"
     console.print(plain_text(begin), highlight=False)
@@ -81,7 +107,7 @@ def _run(
     collect_as_usual()
     try:
         with Watch(folder, config, console) as watch:
-            cause = carry_out(
+            cause = engine.carry_out(
                 engine=settings.engine,
                 overrides=absolute(overrides, config),
                 output=folder,
@@ -90,24 +116,17 @@ def _run(
                 log=folder / LOG,
                 keep_open=lock,
                 watch=watch,
-                root=root,
             )
     except KeyboardInterrupt:
         _show_how_to_go_on(folder, console)
         raise
     # What is complete is a success, even if the server's process ended badly after that.
-    if cause is not None and not _is_complete(folder, settings.rounds):
-        console.print(
-            f"[red]run failed[/red]: {plain_text(cause)}", highlight=False, soft_wrap=True
-        )
-        console.print(plain_text(f"Flower's log: {folder / LOG}"), soft_wrap=True)
-        _show_how_to_go_on(folder, console)
-        return 1
-    console.print(summary_table(read_records(folder), folder))
-    stopped = read_stopped(folder)
-    if stopped is not None:
-        console.print(plain_text(f"ended before its last round: {stopped}"), highlight=False)
-    return 0
+    if cause is None or _is_complete(folder, settings.rounds):
+        return None
+    console.print(f"[red]run failed[/red]: {plain_text(cause)}", highlight=False, soft_wrap=True)
+    console.print(plain_text(f"Flower's log: {folder / LOG}"), soft_wrap=True)
+    _show_how_to_go_on(folder, console)
+    return cause
 
 
 def _make(folder: Path, named: bool) -> Path:

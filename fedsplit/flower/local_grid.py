@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from concurrent.futures import Future, as_completed
 from contextlib import suppress
 
-from flwr.app import Message, RecordDict
+from flwr.app import Context, Message, RecordDict
+from flwr.app.user_config import UserConfig
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -23,6 +24,7 @@ class LocalGrid(Grid):
         self._run = Run.create_empty(RUN_ID)
         self._numbers = itertools.count(1)
         self._replies: dict[str, Future[Message]] = {}
+        self._contexts: dict[int, Context] = {}
         # Flower's processes get these when they start; no message can be made without.
         TaskIdentity.run_id = TaskIdentity.task_id = RUN_ID
         TaskIdentity.node_id = SUPERLINK_NODE_ID
@@ -30,6 +32,13 @@ class LocalGrid(Grid):
     @abstractmethod
     def submit(self, message: Message) -> Future[Message]:
         """Have a node work on a message."""
+
+    def context(self, node: int, node_config: UserConfig) -> Context:
+        """Return what a node is given with every message; its state is what it left there."""
+        fresh = Context(
+            run_id=RUN_ID, node_id=node, node_config=node_config, state=RecordDict(), run_config={}
+        )
+        return self._contexts.setdefault(node, fresh)
 
     def set_run(self, run: Run) -> None:
         """Set the run."""

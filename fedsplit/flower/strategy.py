@@ -15,7 +15,7 @@ from flwr.supercore import log
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import OptimizerSpec
-from fedsplit.fleet import FleetSpec
+from fedsplit.fleet import FleetSpec, measured_fleet
 from fedsplit.flower.instructions import clipped, read_instructions
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import to_record
@@ -28,6 +28,7 @@ from fedsplit.flower.server.outcome import (
     RoundOutcome,
     TurnOutcome,
     accuracy,
+    macro_f1,
     mean_loss,
 )
 from fedsplit.flower.server.roster import DeviceGrid, discover
@@ -90,17 +91,32 @@ class SplitOptions:
         require(norm > 0, "max_update_norm", norm, "above 0")
 
 
+class RunEnds(Exception):
+    """Ends a run in good order before its last round; its text says why."""
+
+
 class RunListener(Listener):
     """Is told how a run goes on; override what is of interest."""
 
     def on_round(
         self, outcome: RoundOutcome, arrays: ArrayRecord, metrics: MetricRecord | None
     ) -> None:
-        """Take what came out of a round and the global adapters; round 0 is the evaluation."""
+        """Take what came out of a round and the global adapters; round 0 is the evaluation.
 
-    def ends_run(self, server_round: int) -> bool:
-        """Return whether the run is to end after a round, before its last one."""
-        return False
+        Raises
+        ------
+        RunEnds
+            If it shall be the last.
+        """
+
+    def on_plan(self, server_round: int, plan: RoundPlan) -> None:
+        """Take the plan of a round before anything of it is sent.
+
+        Raises
+        ------
+        RunEnds
+            If the run shall end before it.
+        """
 
 
 class SplitStrategy(Strategy):
@@ -144,6 +160,9 @@ class SplitStrategy(Strategy):
         options: SplitOptions | None = None,
         listener: RunListener | None = None,
     ) -> None:
+        optimizer, at_nodes = job.optimizer, options is not None and options.n_edges > 0
+        fits = not (optimizer.keep_state and at_nodes)
+        require(fits, "train.keep_state", True, "false where edge servers are nodes, which forget")
         self.scheme = scheme
         self.inner = inner if inner is not None else FedAvg()
         # Nodes say which source they run, and must run this one.
@@ -153,6 +172,7 @@ class SplitStrategy(Strategy):
         self._options = options or SplitOptions()
         self._listener = listener or RunListener()
         self._coordinator: Coordinator | None = None
+        self.ended: str | None = None  # why, where a run ended before its last round
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -216,7 +236,13 @@ class SplitStrategy(Strategy):
                 fleet = FleetSpec(devices=self._job.n_devices, edges=options.n_edges)
                 work = LocalWork(batch_size=self._job.batch_size)
                 seed = self._job.seed
-                self._scene = make_system(self._job.model, fleet=fleet, work=work, seed=seed).scene
+                self._scene = make_system(
+                    self._job.model,
+                    fleet=fleet,
+                    work=work,
+                    optimizer=self._job.optimizer,
+                    seed=seed,
+                ).scene
             # Nodes are given adapters; they need not have the folder that the run started from.
             job = replace(self._job, model=replace(self._job.model, adapter=None))
             link = options.link or LinkSettings()
@@ -250,25 +276,27 @@ class SplitStrategy(Strategy):
         log(INFO, "Starting %s for %s rounds", type(self.scheme).__name__, num_rounds)
         self.summary()
         result = Result(arrays=arrays)
-        if first == 1:
-            self._evaluate(0, arrays, evaluate_config, grid, result, evaluate_fn)
-        for server_round in range(first, num_rounds + 1):
-            log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
-            optimizer = self._job.optimizer.within(server_round - 1, num_rounds)
-            outcome, arrays, metrics = self._train(
-                server_round, arrays, train_config, grid, optimizer
-            )
-            result.arrays = arrays
-            if metrics is not None:
-                result.train_metrics_clientapp[server_round] = metrics
-            if server_round % every == 0 or server_round == num_rounds:
-                self._evaluate(
-                    server_round, arrays, evaluate_config, grid, result, evaluate_fn, outcome
+        try:
+            if first == 1:
+                self._evaluate(0, arrays, evaluate_config, grid, result, evaluate_fn)
+            for server_round in range(first, num_rounds + 1):
+                log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
+                optimizer = self._job.optimizer.within(server_round - 1, num_rounds)
+                outcome, arrays, metrics = self._train(
+                    server_round, arrays, train_config, grid, optimizer
                 )
-            else:
-                self._listener.on_round(outcome, arrays, None)
-            if self._listener.ends_run(server_round):
-                break
+                result.arrays = arrays
+                if metrics is not None:
+                    result.train_metrics_clientapp[server_round] = metrics
+                if server_round % every == 0 or server_round == num_rounds:
+                    self._evaluate(
+                        server_round, arrays, evaluate_config, grid, result, evaluate_fn, outcome
+                    )
+                else:
+                    self._listener.on_round(outcome, arrays, None)
+        except RunEnds as reason:
+            self.ended = str(reason)
+            log(INFO, "the run ends before its last round: %s", reason)
         return result
 
     def _train(
@@ -287,6 +315,7 @@ class SplitStrategy(Strategy):
         if told.proximal_mu:
             optimizer = replace(optimizer, proximal_mu=told.proximal_mu)
         plan = planned(self.scheme, self._situation(server_round, messages))
+        self._listener.on_plan(server_round, plan)
         branches, failures = coordinator.train(
             server_round,
             plan.branches,
@@ -361,7 +390,7 @@ class SplitStrategy(Strategy):
     def _situation(self, server_round: int, messages: list[Message]) -> Scene:
         """Return what to plan for: the devices that the wrapped strategy chose, by index.
 
-        What nodes said about their data takes the place of what the fleet assumes.
+        What nodes said about their data and their speed takes the place of what the fleet assumes.
         """
         roster = self._running().roster
         nodes = [roster.by_node(message.metadata.dst_node_id) for message in messages]
@@ -371,7 +400,8 @@ class SplitStrategy(Strategy):
         samples = scene.fleet.samples.copy()
         for node in roster.nodes:
             samples[node.index] = node.n_train
-        return replace(scene, fleet=replace(scene.fleet, samples=samples))
+        fleet = measured_fleet(scene.fleet, scene.profile, roster.profiles)
+        return replace(scene, fleet=replace(fleet, samples=samples))
 
     def _node(self, device: int) -> int:
         return self._running().roster.by_index(device).node_id
@@ -404,6 +434,8 @@ def _metrics_reply(turns: tuple[TurnOutcome, ...], weight: int, message: Message
     metrics = MetricRecord({"num-examples": weight, "loss": mean_loss(turns) or 0.0})
     if (right := accuracy(turns)) is not None:
         metrics["accuracy"] = right
+    if (f1 := macro_f1(turns)) is not None:
+        metrics["macro-f1"] = f1
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 

@@ -137,12 +137,17 @@ def step_through(
 
 
 def gradients(
-    spec: ModelSpec, config: PretrainedConfig, route: Route, inputs: Mapping[str, Tensor]
+    spec: ModelSpec,
+    config: PretrainedConfig,
+    route: Route,
+    inputs: Mapping[str, Tensor],
+    *,
+    checkpointing: bool = False,
 ) -> dict[str, Tensor | None]:
     """Return the gradient of everything trained after one step along `route`, by name.
 
     All weights are stirred first, so that no gradient is zero by construction (LoRA starts with
-    B = 0).
+    B = 0). With `checkpointing` blocks are computed again in the backward pass.
     """
     names = dict.fromkeys(segment.tier for segment in route.segments)
     tiers = {
@@ -151,6 +156,7 @@ def gradients(
     installed: dict[str, nn.Parameter] = {}
     for model in tiers.values():
         stir(model.model, spec.seed)
+        model.checkpointing = checkpointing
     for segment in route.segments:
         parameters = tiers[segment.tier].trainable(segment)
         tiers[segment.tier].install(parameters)

@@ -19,13 +19,13 @@ from transformers import (
 from fedsplit.errors import FedsplitError, require, require_choice
 from fedsplit.models.files import PLAIN, is_lfs_pointer, one_line
 from fedsplit.models.lora_fields import check_lora
+from fedsplit.models.names import CAUSAL, IMAGES, SEQUENCES
 
 TASKS = {
-    "causal-lm": AutoModelForCausalLM,
-    "image-classification": AutoModelForImageClassification,
-    "sequence-classification": AutoModelForSequenceClassification,
+    CAUSAL: AutoModelForCausalLM,
+    IMAGES: AutoModelForImageClassification,
+    SEQUENCES: AutoModelForSequenceClassification,
 }
-CLASSIFIERS = ("image-classification", "sequence-classification")
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRAIN = ("lora", "full")
@@ -74,7 +74,7 @@ class ModelSpec:
     source: str | None = None
     model_type: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
-    task: str = "causal-lm"
+    task: str = CAUSAL
     dtype: str = AUTO
     train: str = "lora"
     r: int = 8
@@ -178,6 +178,16 @@ def usable_config(config: PretrainedConfig, task: str) -> PretrainedConfig:
     if wanted is not type(config) and wanted is config.sub_configs.get("text_config"):
         config = config.get_text_config()
     config.use_cache = False
+    text = config.get_text_config()
+    if task == SEQUENCES and config.is_encoder_decoder:
+        raise FedsplitError(
+            f"model_type={config.model_type!r}: must be a decoder or an encoder, not both: what an "
+            "encoder hands to all blocks of a decoder crosses no cut"
+        )
+    if task == SEQUENCES and getattr(text, "pad_token_id", None) is None:
+        # A sample is judged by its last token before the padding.
+        ends = getattr(text, "eos_token_id", None)
+        text.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
     if hasattr(config, "rescale_every"):
         # RWKV would divide the weights of all blocks, in place, in evaluation mode.
         config.rescale_every = 0

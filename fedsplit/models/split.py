@@ -23,10 +23,11 @@ from fedsplit.models.crossing import (
     probes,
 )
 from fedsplit.models.lora import read_adapter
+from fedsplit.models.names import CAUSAL, SEQUENCES
 from fedsplit.models.private import BatchNorm, SharedStates
 from fedsplit.models.slots import find_slots
 from fedsplit.models.spec import ModelSpec
-from fedsplit.models.tiny import placeholder
+from fedsplit.models.tiny import padded, placeholder
 from fedsplit.models.weights import build, held_bytes, is_phantom, move
 from fedsplit.plan import DEVICE, Route, Segment
 
@@ -268,6 +269,21 @@ class SplitModel:
             self._slots[name].put(parameter)
         self._installed = parameters
 
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Install copies of `values`, each to be trained or not as what was there before.
+
+        Raises
+        ------
+        FedsplitError
+            As `install`.
+        """
+        copies = {}
+        for name, value in values.items():
+            held = self._slots[name].get() if name in self._slots else value
+            copy = value.detach().to(held.device, copy=True)
+            copies[name] = nn.Parameter(copy, requires_grad=held.requires_grad)
+        self.install(copies)
+
     def travelling(self, inputs: Mapping[str, Tensor], route: Route) -> dict[str, Tensor]:
         """Return what later tiers of `route` need of a batch, in small types.
 
@@ -358,7 +374,7 @@ class SplitModel:
     def n_targets(self, inputs: Mapping[str, Tensor]) -> int:
         """Return how many labels of a batch the mean of its loss is over."""
         labels = inputs["labels"]
-        targets = labels[..., 1:] if self.spec.task == "causal-lm" else labels
+        targets = labels[..., 1:] if self.spec.task == CAUSAL else labels
         return int((targets != IGNORED_LABEL).sum())
 
     def _require_owned(self, segment: Segment) -> frozenset[int]:
@@ -372,6 +388,8 @@ class SplitModel:
     ) -> dict[str, Tensor]:
         """Return the model's arguments: the real ones, or stand-ins of the same shape."""
         found = {name: value.long() if name in NARROW else value for name, value in inputs.items()}
+        if self.spec.task == SEQUENCES and {"input_ids", "attention_mask"} <= found.keys():
+            found["input_ids"] = padded(found["input_ids"], found["attention_mask"], self.config)
         if segment.stop < self.n_blocks:
             found.pop("labels", None)
         elif "labels" not in found:

@@ -143,7 +143,11 @@ class FrameLink(ABC):
         """See `Steps.evaluate`."""
         reply = self._send_boundary(Kind.EVALUATE, Kind.EVALUATE_REPLY, inputs, boundary, samples)
         fields = reply.fields
-        return EvalReply(float(fields["loss"]), fields["targets"], fields["correct"])
+        counts = tuple(fields["classes"])
+        if not all(type(count) is int and count >= 0 for count in counts):
+            self._hang_up()
+            raise FrameError("classes: must be whole numbers from 0")
+        return EvalReply(float(fields["loss"]), fields["targets"], fields["correct"], counts)
 
     def close(self) -> LinkStats:
         """See `Link.close`."""

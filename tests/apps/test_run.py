@@ -108,7 +108,7 @@ def test_what_is_complete_is_a_success_even_if_the_server_ends_badly(
 ) -> None:
     """A folder whose summary is an earlier run's (of fewer rounds) is not complete."""
 
-    def die(*, output: Path, **_: object) -> str:
+    def die(_: module.Engine, *, output: Path, **__: object) -> str:
         if rounds is not None:
             report = RunReport(output, {}, 2)
             for number in rounds:
@@ -117,7 +117,7 @@ def test_what_is_complete_is_a_success_even_if_the_server_ends_badly(
                 report.finish()
         return "the server's process ended without a word"
 
-    monkeypatch.setattr(module, "carry_out", die)
+    monkeypatch.setattr(module.Engine, "carry_out", die)
     monkeypatch.setattr(module, "check", lambda *_: None)
     console = Console(record=True, quiet=True)
     assert run(["rounds=2", f"output={tmp_path / 'out'}"], console) == status
@@ -128,11 +128,11 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
 ) -> None:
     used = []
 
-    def look(*, output: Path, **_: object) -> str:
+    def look(_: module.Engine, *, output: Path, **__: object) -> str:
         used.append(output)
         return "no matter"
 
-    monkeypatch.setattr(module, "carry_out", look)
+    monkeypatch.setattr(module.Engine, "carry_out", look)
     monkeypatch.setattr(module, "check", lambda *_: None)
     monkeypatch.setattr(time, "strftime", lambda _: "outputs/noon")
     monkeypatch.chdir(tmp_path)

@@ -137,6 +137,9 @@ class TurnRunner:
         if run.begun_s is None or run.adapters is None:
             raise NodeLost("answered before its turn began")
         given = run.adapters
+        # Before its edge is waited for, which may hear nothing more of such a device.
+        outcome = turn_outcome(run.turn, read_metrics(reply), {}, run.begun_s)
+        check_counts(outcome, self._job.bounds(self.steps(work, run.turn, roster)))
         own = self._host.adapter_names(run.turn.route, DEVICE)
         carried = own if work.train and run.way is AdapterWay.MESSAGE else ()
         trained = read_arrays(reply, self._host.likes(carried))
@@ -151,9 +154,7 @@ class TurnRunner:
             kept = {name: given[name] for name in given if name not in absent}
             check_complete(trained, kept)
             check_update(trained, kept, self._max_update_norm)
-        outcome = turn_outcome(run.turn, read_metrics(reply), run.link_bytes(), run.begun_s)
-        check_counts(outcome, self._job.bounds(self.steps(work, run.turn, roster)))
-        return trained, outcome
+        return trained, replace(outcome, link_bytes={**outcome.link_bytes, **run.link_bytes()})
 
     def from_edge(self, run: TurnRun) -> Generator[Waited, Answer, dict[str, Tensor]]:
         """Return what an edge that is a node answers."""
