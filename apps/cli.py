@@ -59,9 +59,14 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     if options.cfg:
         console.print(OmegaConf.to_yaml(config), end="", markup=False, emoji=False, soft_wrap=True)
         return 0
-    from .launch.run import run
+    from .launch.engine import Engine
 
-    return run(options.overrides, console)
+    with Engine() as engine:
+        # This process has seconds of imports before it: the run's root does its own meanwhile.
+        engine.start()
+        from .launch.run import run
+
+        return run(options.overrides, console, engine)
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:

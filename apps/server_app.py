@@ -196,8 +196,10 @@ class Run(RunListener):
         fleet = measured_fleet(system.fleet, system.profile, roster.profiles)
         self._system = replace(system, fleet=fleet)
         counts = {node.index: node.counts for node in roster.nodes if node.counts is not None}
-        lines = describe(counts, self._seq_len)
-        self._report.add_data(lines, {str(i): held.flat() for i, held in counts.items()})
+        left_out = list(dict.fromkeys(file for node in roster.nodes for file in node.left_out))
+        lines = describe(counts, self._seq_len, left_out)
+        by_device = {str(index): held.flat() for index, held in counts.items()}
+        self._report.add_data(lines, by_device, left_out)
 
     def on_plan(self, server_round: int, plan: RoundPlan) -> None:
         """End the run before a round that would overspend its privacy budget."""

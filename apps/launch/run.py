@@ -40,15 +40,17 @@ _STARTING = "starting"
 _QUIET_S = 10.0
 
 
-def run(overrides: Sequence[str], console: Console) -> int:
-    """Run the job that `overrides` describe; return the exit code.
+def run(overrides: Sequence[str], console: Console, engine: Engine | None = None) -> int:
+    """Run the job that `overrides` describe, by `engine` if there is one; return the exit code.
 
     Raises
     ------
     FedsplitError
         If the configuration is wrong, before anything is started.
     """
-    with Engine() as engine:
+    with ExitStack() as stack:
+        if engine is None:
+            engine = stack.enter_context(Engine())
         folder, cause = train(overrides, engine, console)
     if cause is not None:
         return 1

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import Places, compute
 from fedsplit.execution.optim import OptimizerSpec, State
+from fedsplit.execution.status import ACTIVE, DONE, FAILED, WAITING, TurnStatus
 from fedsplit.execution.tier import Tier
 from fedsplit.models import Arrival, Boundary, SplitModel
 from fedsplit.transport import (
@@ -27,30 +28,6 @@ from fedsplit.transport import (
 
 # How far the norm over all tiers may be below that of some, for rounding.
 _ROUNDING = 1e-9
-
-WAITING, ACTIVE, DONE, FAILED = "waiting", "active", "done", "failed"
-
-
-@dataclass(frozen=True)
-class TurnStatus:
-    """How a turn stands on a stage.
-
-    Parameters
-    ----------
-    state : str
-        "waiting" (its link has not been opened), "active", "done" or "failed".
-    steps : int
-        Mini-batches trained or evaluated.
-    reason : str
-        Why it failed.
-    stats : LinkStats
-        Bytes that the stage's own link to the next tier carried; known once "done".
-    """
-
-    state: str = WAITING
-    steps: int = 0
-    reason: str = ""
-    stats: LinkStats = field(default_factory=LinkStats)
 
 
 class StageTurn:

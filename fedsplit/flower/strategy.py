@@ -236,7 +236,13 @@ class SplitStrategy(Strategy):
                 fleet = FleetSpec(devices=self._job.n_devices, edges=options.n_edges)
                 work = LocalWork(batch_size=self._job.batch_size)
                 seed = self._job.seed
-                self._scene = make_system(self._job.model, fleet=fleet, work=work, seed=seed).scene
+                self._scene = make_system(
+                    self._job.model,
+                    fleet=fleet,
+                    work=work,
+                    optimizer=self._job.optimizer,
+                    seed=seed,
+                ).scene
             # Nodes are given adapters; they need not have the folder that the run started from.
             job = replace(self._job, model=replace(self._job.model, adapter=None))
             link = options.link or LinkSettings()

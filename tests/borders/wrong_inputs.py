@@ -81,12 +81,38 @@ WRONG = [
         "run 'rounds=${rounds}'",
         "configuration: Recursive interpolation detected full_key: rounds object_type=dict",
     ),
-    ("run 'train.optimizer.betas=0.9'", "train.optimizer.betas=0.9: must be a list"),
+    ("run 'train.optimizer.betas=0.9'", "train.optimizer.betas=0.9: must be a list or null"),
+    ("run train.optimizer.name=lbfgs", "train.optimizer.name='lbfgs': must be one of adadelta"),
+    (
+        "run train.optimizer.options.nesterov=true",
+        "train.optimizer.options.nesterov=True: must be a known setting",
+    ),
+    (
+        "run train.optimizer.name=sgd train.optimizer.options.nesterov=true",
+        "train.optimizer.options={'nesterov': True}: must be settings that SGD takes (Nesterov",
+    ),
+    (
+        "run train.optimizer.name=sgd train.optimizer.eps=0.1",
+        "train.optimizer.eps=0.1: must be None: sgd has none",
+    ),
+    ("run train.schedule=step", "train.schedule='step': must be one of constant, linear, cosine"),
+    ("run train.schedule_over=round", "train.schedule_over='round': must be one of run, turn"),
+    ("run train.warmup=1.5", "train.warmup=1.5: must be a part below 1, or a whole number of upd"),
+    ("run train.clip=0", "train.clip=0.0: must be null, or above 0"),
+    ("run train.clip=all", "train.clip='all': must be a number or null"),
+    ("run train.accumulate=0", "train.accumulate=0: must be at least 1"),
+    ("run train.accumulate=0.5", "train.accumulate=0.5: must be a whole number"),
+    ("run train.label_smoothing=1", "train.label_smoothing=1.0: must be at least 0 and below 1"),
+    ("run train.checkpointing=1", "train.checkpointing=1: must be true or false"),
+    (
+        "run train.keep_state=true run.edge_nodes=true fleet=hierarchical strategy=splitllm",
+        "train.keep_state=True: must be false with run.edge_nodes",
+    ),
     (
         "run 'train.optimizer.betas=[0.9,1.1]'",
         "train.optimizer.betas=(0.9, 1.1): must be two numbers in [0, 1)",
     ),
-    ("run 'train.optimizer.betas=[0.9]'", "train.optimizer.betas=[0.9]: must be a list of 2"),
+    ("run 'train.optimizer.betas=[0.9]'", "train.optimizer.betas=[0.9]: must be a list"),
     ("run train.optimizer=3", "train.optimizer=3: must be a mapping of name, lr, weight_deca"),
     (
         "run train.optimizer=null",
@@ -266,7 +292,10 @@ WRONG = [
         "data.labels=[a,b]",
         "labelled.csv, row 3: label 'c' must be one of a, b",
     ),
-    ("run data=text path=labelled.csv data.labels=[a,b]", "data.labels=['a', 'b']: must be absent, or giv"),
+    (
+        "run data=text path=labelled.csv data.labels=[a,b]",
+        "data.labels=['a', 'b']: must be absent, or giv",
+    ),
     ("run data=text path=labelled.csv data.loss_on=label", "data.label_column=None: must be given"),
     (
         "run data=classification data.partition=local",

@@ -112,6 +112,9 @@ TABLE: Mapping[str, Run | NotHere] = {
         "--max-new-tokens 4", "", after=f"fedsplit run output=outputs/tales {_TINY}"
     ),
     "fedsplit calibrate": Run(f"--steps 1 --grid grid.yaml {_TINY}", r"codecs\.csv"),
+    "fedsplit audit": Run(f"--texts 4 --private 2 {_TINY}", "a curious server"),
+    "fedsplit audit -m": Run(f"--texts 4 --private 2 {_TINY}", "a curious server"),
+    "fedsplit run rounds=2 privacy=noise": Run(_TINY, "epsilon"),
     "fedsplit reproduce all": _LONG,
     "fedsplit reproduce card --train": _LONG,
     "fedsplit reproduce card": Run("--seeds 1", r"(?i)card"),
