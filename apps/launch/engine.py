@@ -146,7 +146,11 @@ class Engine:
                     with suppress(BrokenPipeError):
                         socket.send_fds(self._line, [_BEGINS], [keep_open, cause, file.fileno()])
                         self._line.sendall(order.to_json().encode() + b"\n")
-                code = self._watched(root, watch)
+                try:
+                    code = self._watched(root, watch)
+                except BaseException:
+                    self._end()  # it is in the middle of a run that nobody waits for
+                    raise
                 file.write(self._early.read_bytes())
                 os.set_blocking(told, False)  # somebody may hold the other end for a moment
                 said = words.read(_MOST_WORDS) or b""
@@ -158,7 +162,7 @@ class Engine:
             watch()
         watch()
         answer = _read_line(self._line)
-        return int(answer) if answer else root.wait()
+        return int(answer) if answer else root.wait() or 1
 
     def _started(self) -> "subprocess.Popen[bytes]":
         """Return the root; one that has ended is replaced."""
