@@ -84,7 +84,7 @@ def plan(*overrides: str, **settings: Any) -> "pd.DataFrame":
     FedsplitError
         If a scenario is refused.
     """
-    return _python().plan(overrides, settings)  # type: ignore[no-any-return]
+    return _python().plan(overrides, settings)
 
 
 def _python() -> Any:

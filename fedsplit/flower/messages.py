@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 HELLO, TRAIN, EVALUATE, EDGE = "query.node", "train.device", "evaluate.device", "train.edge"
 MOST_COUNTED = 1 << 53
+MOST_FILES = 100
+"""Files that a node lists at most."""
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fedsplit.apps.cli import _parse, main
+from fedsplit.apps.arguments import parse
+from fedsplit.apps.cli import main
 from fedsplit.apps.config import load_config, require_plain
 from fedsplit.apps.overrides import expand_sweeps
 from fedsplit.apps.sweep import members
@@ -338,7 +339,7 @@ def test_what_cannot_run_is_read_by_its_program(command: str, reader: Path) -> N
 
 
 def _read_fedsplit(arguments: list[str]) -> None:
-    options = _parse(arguments)
+    options = parse(arguments)
     for override in getattr(options, "overrides", []):
         expand_sweeps([override], True)
     if arguments[0] == "run" and options.multirun:
