@@ -39,7 +39,9 @@ from .check import require_budget, require_codecs, require_data, require_folder,
 from .config import data_spec, job, load_config, require_plain
 from .observe import Sender
 from .outputs import make_folder
-from .plan import build_scenario, scenarios
+from .scenario import build_system, check_first_round
+from .server_app import build_scheme
+from .sweep import members
 
 SAME, OTHER = "same", "other"
 NEAREST, RIDGE, INVERTER = "nearest", "ridge", "inverter"
@@ -117,20 +119,23 @@ def audit(
         If a configuration is wrong, before anything is attacked.
     """
     run = _run_folder(words)
-    named = {str(run): (f"resume={run}",)} if run else scenarios(words, multirun)
-    configs = {name: load_config(chosen) for name, chosen in named.items()}
+    if run:
+        configs = {str(run): load_config((f"resume={run}",))}
+    else:
+        found = members(words, multirun)
+        configs = {member.name: load_config(member.overrides) for member in found}
     for config in configs.values():
         _check(config, server)
     given = next((config.output for config in configs.values() if config.output), None)
     folder = output or Path(given or f"outputs/audit_{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     require_folder(folder)
     adapters = load_checkpoint(run).adapters if run else {}
-    found: list[Audit] = []
+    audits: list[Audit] = []
     for name, config in configs.items():
         for item in audit_configuration(config, server, name=name, adapters=adapters):
-            found.append(item)
+            audits.append(item)
             console.print(item.sentence(), highlight=False, soft_wrap=True)
-    write_audits(found, make_folder(folder), console)
+    write_audits(audits, make_folder(folder), console)
     return 0
 
 
@@ -145,7 +150,7 @@ def audit_configuration(
     torch.set_num_threads(config.run.server_threads)
     turns = {
         (str(turn.route), str(turn.codec)): turn
-        for branch in build_scenario(config).plan_round(1).branches
+        for branch in check_first_round(build_scheme(config), build_system(config)).branches
         for turn in branch.turns
         if len(turn.route.segments) > 1
     }
@@ -167,7 +172,7 @@ def attack(
 ) -> Audit:
     """Return what a server reads of `texts` that a device sends."""
     labels, guessed_labels = _labels(sender, texts.private, work)
-    if work.model.task != "causal-lm":
+    if "input_ids" not in texts.private[0].inputs:
         return Audit.of(name, turn, work.privacy, labels=labels)
     private, told = sender.observe(texts.private, derive_seed(work.seed, "audit"))
     told = torch.where(told >= 0, told, guessed_labels)
@@ -203,8 +208,9 @@ def readers(auxiliary: Observed, embedding: Tensor, seed: int) -> dict[str, Read
 
 def embeddings(model: SplitModel) -> Tensor:
     """Return the input embeddings of a model, centred, ``[vocabulary, width]``."""
-    layer = model.model.get_input_embeddings()
-    weight = layer.weight.detach().float()  # type: ignore[union-attr]
+    weight = model.model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    weight = weight.detach().float()
     return weight - weight.mean(0)
 
 
@@ -224,9 +230,9 @@ def _labels(sender: Sender, private: Sequence[Batch], work: Job) -> tuple[float,
     On an open route they are sent. On a U-shaped one it finds them in the gradients of what it
     sent home; the tokens are of the shape of an `Observed`'s, -1 where nothing was found.
     """
-    lm = work.model.task == "causal-lm"
-    masks = [_mask(batch) if lm else None for batch in private]
-    nothing = torch.cat([torch.full((int(mask.sum()),), -1) for mask in masks if mask is not None])
+    language = work.model.task == "causal-lm"
+    masks = [_mask(batch) for batch in private]
+    nothing = torch.full((sum(int(mask.sum()) for mask in masks),), -1)
     if not sender.route.returns_home:
         return 1.0, nothing
     right = total = 0
@@ -238,7 +244,7 @@ def _labels(sender: Sender, private: Sequence[Batch], work: Job) -> tuple[float,
             continue
         scores = sender.tail(batch.inputs, sent)
         guessed = labels_from_gradient(scores, sent.tensors[0].float(), gradient.float())
-        if mask is None:
+        if not language:
             right, total = right + int((guessed == labels).sum()), total + labels.numel()
             continue
         # Scores at a position are of the next token.
@@ -253,7 +259,7 @@ def _labels(sender: Sender, private: Sequence[Batch], work: Job) -> tuple[float,
 
 
 def _mask(batch: Batch) -> Tensor:
-    ids = batch.inputs["input_ids"]
+    ids = batch.inputs.get("input_ids", torch.zeros(0))
     return batch.inputs.get("attention_mask", torch.ones_like(ids)).bool()
 
 
@@ -261,14 +267,15 @@ def _norm(private: Observed, unit: str) -> float:
     """Return the median norm of what is clipped."""
     squares = private.vectors.double().square().sum(1)
     if unit == "sample":
-        squares = torch.stack([part.sum() for part in squares.split(list(private.lengths))])
-    return median(squares.sqrt().tolist())
+        parts = torch.split(squares, list(private.lengths))
+        squares = torch.stack([part.sum() for part in parts])
+    return float(median(squares.sqrt().tolist()))
 
 
 def _texts(work: Job, data: DataSpec, server: Server) -> Texts:
     """Return the devices' test texts, and as many as the server may have of both domains."""
-    lm = work.model.task == "causal-lm"
-    tokenizer = read_tokenizer(str(work.model.source)) if lm else None
+    images = work.model.task == "image-classification"
+    tokenizer = None if images else read_tokenizer(str(work.model.source))
     if data.partition == LOCAL:
         path = (work.data_paths or (None,))[0]
         mine = load_device(

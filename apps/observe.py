@@ -127,7 +127,8 @@ class Sender:
         blank = {**onward, "labels": torch.zeros_like(inputs["labels"])}
 
         def scores(boundary: Tensor) -> Tensor:
-            received = Boundary((boundary, *like.tensors[1:]), like.layout)
+            first = boundary.to(like.tensors[0].dtype)
+            received = Boundary((first, *like.tensors[1:]), like.layout)
             found = compute(lambda: self.model.run(segment, blank, received))
             logits: Tensor = found.logits  # type: ignore[union-attr,assignment]
             return logits

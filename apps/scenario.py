@@ -16,7 +16,7 @@ from fedsplit.profiles import ModelProfile
 from fedsplit.schemes import Scheme, planned, planned_evaluation
 from fedsplit.wireless import ChannelSpec
 
-from .config import codec_plan, fleet_spec, local_work, model_spec, plain
+from .config import codec_plan, fleet_spec, local_work, model_spec, optimizer_spec, plain
 
 
 def build_system(config: DictConfig) -> System:
@@ -35,6 +35,7 @@ def build_system(config: DictConfig) -> System:
         fleet=fleet_spec(config),
         channel=from_mapping(ChannelSpec, plain(config.channel), "channel"),
         work=local_work(config),
+        optimizer=optimizer_spec(config),
         codec=codec_plan(config),
         seed=config.seed,
         profile=_profile(model, config.data.get("seq_len", 1)),

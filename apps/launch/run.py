@@ -29,8 +29,9 @@ from fedsplit.report.run import RESULTS
 
 from ..check import check
 from ..config import absolute, load_config, output_folder, run_settings
+from ..recorder import PROGRESS
 from ..resume import cut_short
-from ..server_app import ERROR_FILE, PROGRESS
+from ..server_app import ERROR_FILE
 from .engine import Engine, check_engine
 from .surroundings import collect_as_usual
 
@@ -40,15 +41,17 @@ _STARTING = "starting"
 _QUIET_S = 10.0
 
 
-def run(overrides: Sequence[str], console: Console) -> int:
-    """Run the job that `overrides` describe; return the exit code.
+def run(overrides: Sequence[str], console: Console, engine: Engine | None = None) -> int:
+    """Run the job that `overrides` describe, by `engine` if there is one; return the exit code.
 
     Raises
     ------
     FedsplitError
         If the configuration is wrong, before anything is started.
     """
-    with Engine() as engine:
+    with ExitStack() as stack:
+        if engine is None:
+            engine = stack.enter_context(Engine())
         folder, cause = train(overrides, engine, console)
     if cause is not None:
         return 1

@@ -32,7 +32,8 @@ class DeviceData:
     train, test : Samples
         Its samples. A data loader of your own gives these two.
     left_out : tuple of str
-        Files that were not read, each with the reason. They stay on the device.
+        Files that were not read, each with the reason. The server learns their names if it named
+        the folder itself, not those of a device's own.
     """
 
     train: Samples

@@ -1,7 +1,7 @@
 """A model of which a tier holds, and runs, some segments only."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -213,6 +213,10 @@ class SplitModel:
     def held_bytes(self) -> int:
         """Bytes of memory that the weights take on this tier."""
         return held_bytes(self.model)
+
+    def holds(self, segments: Iterable[Segment]) -> bool:
+        """Return whether the weights of all `segments` are held on this tier."""
+        return all(_positions(segment, self.n_blocks) <= self._owned for segment in segments)
 
     def adapter_names(self, segment: Segment) -> tuple[str, ...]:
         """Return the names of what is trained in `segment`.

@@ -6,6 +6,7 @@ of a text. Here it starts from the ridge map and learns what to add, so that it 
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -86,7 +87,9 @@ class Learner:
             torch.manual_seed(seed)
             network = _Inverter(start, settings.hidden)
             reached = self._train(network, score, settings)
-        if reached <= score:  # the map alone may then learn from all texts
+        # Within what chance makes of so few texts the map is preferred: it may learn from all.
+        chance = math.sqrt(score * (1 - score) / len(self._parts[1].tokens))
+        if reached <= score + chance:
             return self.ridge()
         return lambda observed: _read(network, observed, self.embedding)
 
@@ -105,9 +108,9 @@ class Learner:
 
         Those of all tokens that it has seen, and others, since the whole vocabulary takes long.
         """
-        seen = self.auxiliary.tokens.unique()
+        seen = torch.unique(self.auxiliary.tokens)
         every = max(1, len(self.embedding) // (_OTHERS + len(seen)))
-        chosen = torch.cat([seen, torch.arange(0, len(self.embedding), every)]).unique()
+        chosen = torch.unique(torch.cat([seen, torch.arange(0, len(self.embedding), every)]))
         place = torch.full((len(self.embedding),), -1)
         return self.embedding[chosen], place.scatter(0, chosen, torch.arange(len(chosen)))
 
@@ -131,7 +134,7 @@ class Learner:
         learnt, held_out = self._parts
         known, place = self._vocabulary
         unit = normalize(known).T
-        texts, tokens = _texts(learnt), place[learnt.tokens].split(list(learnt.lengths))
+        texts, tokens = _texts(learnt), torch.split(place[learnt.tokens], list(learnt.lengths))
         optimizer = torch.optim.AdamW(network.parameters(), lr=how.lr, weight_decay=1e-2)
         best, kept, since = start, copy.deepcopy(network.state_dict()), 0
         for step in range(1, how.steps + 1):
@@ -178,7 +181,7 @@ class _Inverter(nn.Module):
 
 
 def _texts(observed: Observed) -> list[Tensor]:
-    return list(observed.vectors.split(list(observed.lengths)))
+    return list(torch.split(observed.vectors, list(observed.lengths)))
 
 
 @torch.no_grad()

@@ -99,7 +99,7 @@ def build_all(overrides: list[str]) -> None:
     [
         ("strategy=splitfde", "strategy='splitfde': must be one of .*splitfed"),
         ("train.batch_size=0", "train.batch_size=0: must be at least 1"),
-        ("train.optimizer.name=sdg", "name='sdg': must be one of adamw, adam, sgd"),
+        ("train.optimizer.name=sdg", "name='sdg': must be one of adadelta, adafactor, .*sgd"),
         (
             "train.optimizer.rate=1",
             "train.optimizer.rate=1: must be a known setting",

@@ -18,7 +18,7 @@ from fedsplit.privacy import (
 from fedsplit.privacy.inverter import Training
 
 WORDS, WIDTH, TOKENS = 60, 24, 20
-QUICK = Training(hidden=48, steps=100, every=20, lr=5e-3)
+QUICK = Training(hidden=48, steps=200, every=40, patience=9, lr=1e-2)
 
 
 def embedding() -> Tensor:
