@@ -220,7 +220,10 @@ WRONG = [
         "data.labels=[a,b]",
         "labelled.csv, row 3: label 'c' must be one of a, b",
     ),
-    ("run data=text path=labelled.csv data.labels=[a,b]", "data.labels=['a', 'b']: must be absent, or giv"),
+    (
+        "run data=text path=labelled.csv data.labels=[a,b]",
+        "data.labels=['a', 'b']: must be absent, or giv",
+    ),
     ("run data=text path=labelled.csv data.loss_on=label", "data.label_column=None: must be given"),
     (
         "run data=classification data.partition=local",
