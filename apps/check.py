@@ -157,7 +157,9 @@ def blaming_the_configuration(spec: ModelSpec) -> Iterator[None]:
     try:
         yield
     except FedsplitError as error:
-        named = re.match(r"(source|model_type|target_modules|adapter|lora[\w.]*)=", str(error))
+        named = re.match(
+            r"(source|model_type|target_modules|adapter|quantize|lora[\w.]*)=", str(error)
+        )
         if named is None:
             raise
         raise FedsplitError(f"model.{error}") from error

@@ -176,6 +176,7 @@ def _trained(spec: ModelSpec, config: PretrainedConfig) -> ModelSpec:
         dropout=0.0,
         lora=_without_draws(spec.lora),
         adapter=None,
+        quantize=None,
         seed=0,
     )
 

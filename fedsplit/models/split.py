@@ -22,13 +22,15 @@ from fedsplit.models.crossing import (
     input_forms,
     probes,
 )
-from fedsplit.models.lora import read_adapter
+from fedsplit.models.lora import read_adapter, spared
 from fedsplit.models.names import CAUSAL, SEQUENCES
+from fedsplit.models.phantoms import is_phantom
 from fedsplit.models.private import BatchNorm, SharedStates
+from fedsplit.models.quantise import quantise
 from fedsplit.models.slots import find_slots
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import padded, placeholder
-from fedsplit.models.weights import build, held_bytes, is_phantom, move
+from fedsplit.models.weights import build, held_bytes, move
 from fedsplit.plan import DEVICE, Route, Segment
 
 # Building on the meta device patches torch's modules for the whole process.
@@ -77,9 +79,15 @@ def assemble(
     # Token ids are of use only together with the embeddings, which stay frozen there.
     read = owned | {EMBED} if spec.share_token_ids else owned
     with _BUILDING:
+
+        def runs(module: str) -> bool:
+            return not read.isdisjoint(parts.of_module(module))
+
         model = build(spec, config, lambda name: not read.isdisjoint(parts.positions[name]))
+        if spec.quantize is not None:
+            quantise(model, spec.quantize, runs, spared(spec, model))
         if spec.train == "lora":
-            add_adapters(model, spec, lambda name: not read.isdisjoint(parts.of_module(name)))
+            add_adapters(model, spec, runs)
         move(model, device)
     return SplitModel(spec, config, model, parts, owned)
 
