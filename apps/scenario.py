@@ -16,7 +16,8 @@ from fedsplit.profiles import ModelProfile
 from fedsplit.schemes import Scheme, planned, planned_evaluation
 from fedsplit.wireless import ChannelSpec
 
-from .config import codec_plan, fleet_spec, local_work, model_spec, optimizer_spec, plain
+from .config import codec_plan, fleet_spec, local_work, model_spec, optimizer_spec
+from .values import plain
 
 
 def build_system(config: DictConfig) -> System:

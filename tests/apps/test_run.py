@@ -13,9 +13,10 @@ import psutil
 import pytest
 import torch
 import yaml
-from fedsplit.apps.config import load_config, output_folder, plain
+from fedsplit.apps.config import load_config, output_folder
 from fedsplit.apps.launch import run as module
 from fedsplit.apps.launch.run import cut_short, run
+from fedsplit.apps.values import plain
 from rich.console import Console
 
 from fedsplit.errors import FedsplitError
