@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 from fedsplit.codec import make_codec
 from fedsplit.data import DataSpec, load_data, load_device, load_test, prompt_tokens
 from fedsplit.data.partition import LOCAL
-from fedsplit.data.spec import LABEL
+from fedsplit.data.spec import LABEL, LONGEST
 from fedsplit.errors import FedsplitError, SettingsError, require, require_known
 from fedsplit.flower import Job, LinkSettings
 from fedsplit.flower.server.checkpoint import load_checkpoint
@@ -109,12 +109,15 @@ def require_link_files(link: LinkSettings) -> None:
 
 def require_codecs(config: DictConfig) -> None:
     """Refuse unknown codecs and settings."""
-    plan = codec_plan(config)
+    plan, padding = codec_plan(config), config.data.get("padding")
     for way, settings in (("uplink", plan.uplink), ("downlink", plan.downlink)):
         try:
-            make_codec(settings, 0)
+            remembers = make_codec(settings, 0).remembers
         except FedsplitError as error:
             raise FedsplitError(str(error).replace("codec.", f"codec.{way}.", 1)) from error
+        # Padded to the longest of its mini-batch, a sample has another length every time.
+        fits = not remembers or padding != LONGEST
+        require(fits, "data.padding", padding, f"fixed with codec.{way}.name={settings['name']}")
 
 
 def require_folder(folder: Path, field: str = "output") -> None:

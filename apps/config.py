@@ -131,7 +131,8 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
         config = chosen(changes)
         change_values(config, changes)
     except (HydraException, OmegaConfBaseException, RecursionError) as error:
-        raise FedsplitError(f"configuration: {error}") from error
+        key = getattr(error, "full_key", None) or "configuration"
+        raise FedsplitError(f"{key}: {str(error).partition(chr(10))[0]}") from error
     return config
 
 

@@ -6,6 +6,7 @@ from functools import cache
 
 from omegaconf import DictConfig
 
+from fedsplit.errors import within
 from fedsplit.flower.system import System, make_system
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, check_model
@@ -53,8 +54,9 @@ def check_first_round(scheme: Scheme, system: System) -> RoundPlan:
     """
     everyone = dict(enumerate(system.fleet.samples.tolist()))
     scene = system.scene(1, everyone)
-    plan = planned(scheme, scene)
-    planned_evaluation(scheme, scene)
+    with within("strategy"):
+        plan = planned(scheme, scene)
+        planned_evaluation(scheme, scene)
     return plan
 
 

@@ -145,9 +145,9 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        ("file", "is not a folder"),
-        ("file/out", "cannot be written"),
-        ("/proc/x", "cannot be written"),
+        ("file", "must be a folder; File exists"),
+        ("file/out", "must be a folder; Not a directory"),
+        ("/proc/x", "must be a folder; "),
     ],
 )
 def test_a_folder_that_cannot_be_written_is_refused_in_one_line(
