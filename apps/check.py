@@ -221,10 +221,11 @@ def require_data(work: Job, data: DataSpec) -> None:
 def require_own_tests(config: DictConfig, work: Job, data: DataSpec) -> None:
     """Refuse a test set of the server's that cannot be read, and what a model cannot write."""
     settings, source = evaluate_settings(config), work.model.source
-    language = work.model.task == "causal-lm" and source is not None
     given = list(settings.prompts)
-    require(language or not given, "evaluate.prompts", given, "[] but for a language model")
-    tokenizer = read_tokenizer(source) if language and source is not None else None
+    writes = work.model.task == "causal-lm" and source is not None
+    require(writes or not given, "evaluate.prompts", given, "[] but for a language model")
+    reads = work.model.task != IMAGES and source is not None
+    tokenizer = read_tokenizer(str(source)) if reads else None
     if tokenizer is not None:
         for prompt in settings.prompts:
             prompt_tokens(tokenizer, data, prompt)
