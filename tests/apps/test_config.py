@@ -33,15 +33,16 @@ from fedsplit.flower import LinkSettings
 from fedsplit.models import ModelSpec
 from fedsplit.patience import Patience
 from fedsplit.plan import CodecPlan
+from fedsplit.privacy import PrivacySpec
 from fedsplit.schemes import LocalWork, find_scheme
 from fedsplit.transport import ServerLimits
 from fedsplit.wireless import ChannelSpec
 
-# Channels, fleets, papers and topologies have tests of their own.
+# Channels, fleets, papers, studies and topologies have tests of their own.
 GROUPS = sorted(
     (path.parent.name, path.stem)
     for path in config_dir().glob("*/*.yaml")
-    if path.parent.name not in {"channel", "deploy", "fleet", "paper"}
+    if path.parent.name not in {"channel", "deploy", "fleet", "paper", "study"}
 )
 
 
@@ -58,6 +59,7 @@ NEEDED = {
     ("model", "checkpoint"): ["model.source=x"],
     ("data", "e2e"): ["data.path=x"],
     ("data", "text"): ["data.path=x"],
+    ("data", "classification"): ["data.path=x"],
     ("data", "chat"): ["data.path=x"],
     ("data", "hub"): ["data.name=x"],
 }
@@ -186,8 +188,10 @@ def test_every_setting_stands_in_the_configuration() -> None:
     """What is not there is refused, so nothing may be missing."""
     config = load_config([])
     link = settings_of(LinkSettings)
-    assert set(config.train.optimizer) == settings_of(OptimizerSpec)
-    assert set(config.train) - {"optimizer"} == settings_of(LocalWork)
+    recipe = settings_of(OptimizerSpec) - {"part"}  # each turn's own
+    of_train = {*config.train, *config.train.optimizer} - {"optimizer"}
+    assert of_train == recipe | settings_of(LocalWork)
+    assert set(config.privacy) == settings_of(PrivacySpec)
     of_run = {*settings_of(RunSettings), *settings_of(Patience)} - {"rounds", "evaluate_every"}
     assert set(config.evaluate) == {"every"} | settings_of(EvaluateSettings)
     assert set(config.keep) == settings_of(KeepSettings)
@@ -222,7 +226,7 @@ def test_every_setting_that_is_a_path_is_known_as_one() -> None:
     """A new one that is called like a file must be on the list, or here among the others."""
     found = set()
     for group, names in groups().items():
-        for name in names if group != "paper" else ():
+        for name in names if group not in {"paper", "study"} else ():
             config = load_config([f"{group}={name}", *NEEDED.get((group, name), [])])
             found |= set(_leaf_names(plain(config)))
     named = {key for key in found if set(key.rpartition(".")[2].split("_")) & PATH_WORDS}
