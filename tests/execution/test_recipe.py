@@ -158,9 +158,10 @@ def test_micro_batches_draw_dropout_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "nadam", "adagrad", "muon", "adafactor"])
-def test_every_optimizer_of_torch_is_the_same_split_and_whole(name: str) -> None:
+def test_every_optimizer_and_its_schedule_are_the_same_split_and_whole(name: str) -> None:
     model, data = gpt2(), batches(3)
-    spec, adapters = OptimizerSpec(name, lr=1e-2), initial(model)
+    spec = OptimizerSpec(name, lr=1e-2, schedule="cosine", warmup=1)
+    adapters = initial(model)
     with Cluster(model) as cluster:
         _, whole = cluster.train(Route.device_only(BLOCKS), data, adapters, spec)
         _, split = cluster.train(Route.three_tier(BLOCKS, 1, 3), data, adapters, spec)
