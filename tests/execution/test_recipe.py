@@ -19,6 +19,7 @@ from transformers import get_scheduler
 from fedsplit.data import Batch
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import OptimizerSpec
+from fedsplit.execution.tier import Tier
 from fedsplit.models import load
 from fedsplit.plan import Route
 from fedsplit.transport import LinkError, OpenRequest, TurnBounds
@@ -119,9 +120,7 @@ def test_every_recipe_trains_what_the_unsplit_loop_trains_on_every_route(
 
 
 @pytest.mark.parametrize("text", ROUTES[2:])
-def test_checkpointing_changes_no_bit_also_with_dropout_and_branches_side_by_side(
-    text: str,
-) -> None:
+def test_checkpointing_changes_no_bit_also_with_dropout(text: str) -> None:
     model, route = gpt2(dropout=0.2), Route.parse(text, BLOCKS)
     adapters, data = initial(model), batches(3)
     with Cluster(model) as cluster:
@@ -129,6 +128,24 @@ def test_checkpointing_changes_no_bit_also_with_dropout_and_branches_side_by_sid
         again, found = cluster.train(route, data, adapters, replace(PLAIN, checkpointing=True))
     assert again.reports == kept.reports
     assert differing(found, expected) == []
+
+
+def test_a_branch_computes_again_with_its_own_adapters_whoever_ran_since() -> None:
+    """Between its passes another branch has trained on the same backbone, and one was evaluated."""
+    model, (batch,) = load(gpt2(dropout=0.2)), batches(1)
+    segment, adapters = Route.two_tier(BLOCKS, 3).segments[0], initial(gpt2())
+    doubled = {name: 2 * value for name, value in adapters.items()}
+    norms = []
+    for again in (False, True):
+        spec = replace(PLAIN, checkpointing=again, clip=1.0)
+        tiers = [Tier(model, [segment], values, spec, 0) for values in (adapters, doubled)]
+        produced = [tier.forward(segment, batch.inputs) for tier in tiers]
+        Tier(model, [segment], doubled, None, 0).forward(segment, batch.inputs)
+        for tier, boundary in zip(tiers, produced, strict=True):
+            tier.backward(boundary, [torch.ones_like(item) for item in boundary.tensors])
+        norms.append([tier.norm() for tier in tiers])
+    assert norms[0] == norms[1]
+    assert norms[0][0] != norms[0][1]
 
 
 def test_micro_batches_draw_dropout_of_their_own() -> None:
@@ -141,9 +158,10 @@ def test_micro_batches_draw_dropout_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "nadam", "adagrad", "muon", "adafactor"])
-def test_every_optimizer_of_torch_is_the_same_split_and_whole(name: str) -> None:
+def test_every_optimizer_and_its_schedule_are_the_same_split_and_whole(name: str) -> None:
     model, data = gpt2(), batches(3)
-    spec, adapters = OptimizerSpec(name, lr=1e-2), initial(model)
+    spec = OptimizerSpec(name, lr=1e-2, schedule="cosine", warmup=1)
+    adapters = initial(model)
     with Cluster(model) as cluster:
         _, whole = cluster.train(Route.device_only(BLOCKS), data, adapters, spec)
         _, split = cluster.train(Route.three_tier(BLOCKS, 1, 3), data, adapters, spec)
