@@ -79,7 +79,8 @@ class RunReport:
         self.n_rounds = n_rounds
         self._records = records
         self._failures: list[Failure] = []
-        self._texts: list[str] = []  # of the records
+        self._texts: list[str] = []  # of the records, as in results.json
+        self._rows: list[dict[str, Any]] = []  # as in metrics.csv
         self._data = ""
         self._console = console if console is not None else make_console()
         self._scalars: SummaryWriter | None = None
@@ -170,7 +171,9 @@ class RunReport:
 
     def _write(self, summary: Mapping[str, Any] | None) -> None:
         # What was written once is text already: a thousand devices have long rounds.
-        self._texts += [json_part(item.to_json(), 2) for item in self._records[len(self._texts) :]]
+        for record in self._records[len(self._texts) :]:
+            self._texts.append(json_part(record.to_json(), 2))
+            self._rows.append(record.flat())
         results = {"rounds": json_list(self._texts, 1)}
         if self._data:
             results["data"] = self._data
@@ -180,9 +183,8 @@ class RunReport:
         if summary is not None:
             results["summary"] = json_part(summary, 1)
         write_atomically(self.folder / RESULTS, json_object(results))
-        rows = [record.flat() for record in self._records]
         with spared(self.folder / METRICS):
-            write_atomically(self.folder / METRICS, csv_text(rows))
+            write_atomically(self.folder / METRICS, csv_text(self._rows))
 
     def _add_scalars(self, record: RoundRecord) -> None:
         if self._scalars is None:
