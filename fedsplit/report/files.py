@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,22 @@ def write_atomically(path: Path, text: str) -> None:
 def json_text(value: Any) -> str:
     """Return `value` as indented JSON."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def json_part(value: Any, depth: int) -> str:
+    """Return `value` as it stands in `json_text`, so many levels below the top."""
+    return json.dumps(value, indent=2, allow_nan=False).replace("\n", "\n" + "  " * depth)
+
+
+def json_list(parts: Sequence[str], depth: int) -> str:
+    """Return the list of `parts`, which are `json_part` texts of one level below."""
+    inner = "\n" + "  " * (depth + 1)
+    return f"[{inner}{f',{inner}'.join(parts)}\n{'  ' * depth}]" if parts else "[]"
+
+
+def json_object(parts: Mapping[str, str]) -> str:
+    """Return what `json_text` makes of a mapping whose values are `json_part` texts of level 1."""
+    return "{\n" + ",\n".join(f"  {json.dumps(k)}: {v}" for k, v in parts.items()) + "\n}\n"
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:

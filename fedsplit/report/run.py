@@ -12,7 +12,15 @@ from rich.console import Console
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.plan import Failure
-from fedsplit.report.files import csv_text, json_text, needed, spared, write_atomically
+from fedsplit.report.files import (
+    csv_text,
+    json_list,
+    json_object,
+    json_part,
+    needed,
+    spared,
+    write_atomically,
+)
 from fedsplit.report.plots import plot_loss
 from fedsplit.report.records import RoundRecord
 from fedsplit.report.tables import make_console, round_line, summary_table
@@ -71,7 +79,9 @@ class RunReport:
         self.n_rounds = n_rounds
         self._records = records
         self._failures: list[Failure] = []
-        self._data: dict[str, Any] = {}
+        self._texts: list[str] = []  # of the records, as in results.json
+        self._rows: list[dict[str, Any]] = []  # as in metrics.csv
+        self._data = ""
         self._console = console if console is not None else make_console()
         self._scalars: SummaryWriter | None = None
 
@@ -144,11 +154,8 @@ class RunReport:
         left_out: Sequence[str] = (),
     ) -> None:
         """Keep what the devices' data are: `lines` to read, numbers by device, files not read."""
-        self._data = {
-            "lines": list(lines),
-            "devices": dict(devices),
-            "left_out": list(left_out),
-        }
+        data = {"lines": list(lines), "devices": dict(devices), "left_out": list(left_out)}
+        self._data = json_part(data, 1)
         self._write(None)
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
@@ -163,17 +170,21 @@ class RunReport:
             self._console.print(summary_table(self._records, self.folder))
 
     def _write(self, summary: Mapping[str, Any] | None) -> None:
-        results: dict[str, Any] = {"rounds": [record.to_json() for record in self._records]}
+        # What was written once is text already: a thousand devices have long rounds.
+        for record in self._records[len(self._texts) :]:
+            self._texts.append(json_part(record.to_json(), 2))
+            self._rows.append(record.flat())
+        results = {"rounds": json_list(self._texts, 1)}
         if self._data:
             results["data"] = self._data
         if self._failures:
-            results["running"] = {"failures": [asdict(failure) for failure in self._failures]}
+            failures = [asdict(failure) for failure in self._failures]
+            results["running"] = json_part({"failures": failures}, 1)
         if summary is not None:
-            results["summary"] = summary
-        write_atomically(self.folder / RESULTS, json_text(results))
-        rows = [record.flat() for record in self._records]
+            results["summary"] = json_part(summary, 1)
+        write_atomically(self.folder / RESULTS, json_object(results))
         with spared(self.folder / METRICS):
-            write_atomically(self.folder / METRICS, csv_text(rows))
+            write_atomically(self.folder / METRICS, csv_text(self._rows))
 
     def _add_scalars(self, record: RoundRecord) -> None:
         if self._scalars is None:

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fedsplit.errors import FedsplitError
 from fedsplit.plan import Failure
 from fedsplit.report import RoundRecord, RunReport, read_records
+from fedsplit.report.files import json_text
 
 
 def _record(number: int) -> RoundRecord:
@@ -184,3 +185,18 @@ def test_what_cannot_be_resumed_is_refused(tmp_path, log):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(FedsplitError, match="is not a results file"):
         read_records(tmp_path)
+
+
+def test_what_is_put_together_from_rounds_is_the_same_text(tmp_path, log):
+    """A round is turned into text once, however many follow."""
+    report = _report(tmp_path, log)
+    seen = [(tmp_path / "results.json").read_text()]
+    report.add_data(["a line\nand another"], {"0": {"n-train": 3}, "1": {}})
+    for number in range(3):
+        report.add_failure(Failure("device", 1, "train", 'it said "no"', 1.0))
+        seen.append((tmp_path / "results.json").read_text())
+        report.add_round(_record(number))
+        seen.append((tmp_path / "results.json").read_text())
+    report.finish({"best": {"round": 2}})
+    seen.append((tmp_path / "results.json").read_text())
+    assert all(text == json_text(json.loads(text)) for text in seen)
