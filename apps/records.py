@@ -1,29 +1,35 @@
 """From what came out of a round to what is kept of it."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 
+from fedsplit.fleet import Timeline
 from fedsplit.flower import RoundOutcome, TurnOutcome
 from fedsplit.flower.server.outcome import accuracy, macro_f1, mean_loss
 from fedsplit.plan import DEVICE, Route
 from fedsplit.report import RoundRecord, TurnRow
 
+from .outputs import METRICS
+
 # Which tier a link's bytes are counted to, by the name of the link.
 _TIERS = {"": "device", "backhaul-": "edge"}
 
 
-def record_of(outcome: RoundOutcome, task: str) -> RoundRecord:
+def record_of(outcome: RoundOutcome, task: str, metrics: Sequence[str] = METRICS) -> RoundRecord:
     """Return the record of a round; bytes are those of training and evaluation together."""
     eval_loss = mean_loss(outcome.evaluation)
-    language = task == "causal-lm" and eval_loss is not None
     turns = [*outcome.turns, *outcome.evaluation]
+    found = scores(eval_loss, accuracy(outcome.evaluation), task, metrics)
     return RoundRecord(
         round=outcome.server_round,
         train_loss=mean_loss(outcome.turns),
         eval_loss=eval_loss,
-        perplexity=_perplexity(eval_loss) if language else None,
-        accuracy=accuracy(outcome.evaluation),
+        perplexity=found.get("perplexity"),
+        accuracy=found.get("accuracy"),
         macro_f1=macro_f1(outcome.evaluation),
+        token_accuracy=found.get("token_accuracy"),
         bytes_up=_bytes(turns, "up"),
         bytes_down=_bytes(turns, "down"),
         wall_s=outcome.wall_s,
@@ -34,14 +40,44 @@ def record_of(outcome: RoundOutcome, task: str) -> RoundRecord:
     )
 
 
-def turn_rows(outcome: RoundOutcome, sites: Mapping[int, str]) -> list[TurnRow]:
-    """Return a row for each turn of a round, completed or lost; `sites` are devices' names."""
-    done = [("train", turn) for turn in outcome.turns]
-    done += [("evaluate", turn) for turn in outcome.evaluation]
+def scores(
+    loss: float | None, right: float | None, task: str, metrics: Sequence[str]
+) -> dict[str, float]:
+    """Return what goes with an evaluation's loss, by name.
+
+    Of a language model those of `metrics`; of a classifier its accuracy. `right` is the share of
+    targets predicted right.
+    """
+    if task != "causal-lm":
+        return {} if right is None else {"accuracy": right}
+    found = {"perplexity": _perplexity(loss), "token_accuracy": right}
+    if loss is None:
+        return {}
+    return {name: value for name in metrics if (value := found[name]) is not None}
+
+
+def turn_rows(
+    outcome: RoundOutcome, sites: Mapping[int, str], line: Timeline | None = None
+) -> list[TurnRow]:
+    """Return a row for each turn of a round, completed or lost.
+
+    Parameters
+    ----------
+    outcome : RoundOutcome
+        The round.
+    sites : mapping of int to str
+        Devices' names.
+    line : Timeline, optional
+        What its training was modelled to take.
+    """
+    number = outcome.server_round
     rows = [
-        _turn_row(outcome.server_round, phase, turn, sites.get(turn.turn.device, ""))
-        for phase, turn in done
+        replace(
+            _turn_row(number, "train", turn, sites), modelled_compute_s=own, modelled_link_s=rest
+        )
+        for turn, own, rest in _modelled_turns(outcome, line)
     ]
+    rows += [_turn_row(number, "evaluate", turn, sites) for turn in outcome.evaluation]
     return rows + [
         TurnRow(
             round=outcome.server_round,
@@ -55,13 +91,58 @@ def turn_rows(outcome: RoundOutcome, sites: Mapping[int, str]) -> list[TurnRow]:
     ]
 
 
-def _turn_row(server_round: int, phase: str, turn: TurnOutcome, site: str) -> TurnRow:
+def phases(rows: Iterable[TurnRow]) -> dict[str, dict[str, float]] | None:
+    """Return the seconds of a round's training turns together, measured and modelled, by phase.
+
+    "compute" is the devices' own, "link" their waiting for the rest of the route, "wait" what else
+    the server sees of a turn: loading, starting, messages. Nothing models that.
+    """
+    trained = [row for row in rows if row.modelled_compute_s is not None]
+    if not trained:
+        return None
+    measured = {
+        "compute": sum(row.compute_s for row in trained),
+        "link": sum(row.link_s for row in trained),
+        "wait": sum(max(row.wall_s - row.compute_s - row.link_s, 0.0) for row in trained),
+    }
+    modelled = {
+        "compute": sum(row.modelled_compute_s or 0.0 for row in trained),
+        "link": sum(row.modelled_link_s or 0.0 for row in trained),
+        "wait": 0.0,
+    }
+    return {
+        phase: {"measured_s": seconds, "modelled_s": modelled[phase]}
+        for phase, seconds in measured.items()
+    }
+
+
+def _modelled_turns(
+    outcome: RoundOutcome, line: Timeline | None
+) -> Iterator[tuple[TurnOutcome, float | None, float | None]]:
+    """Yield each training turn with its seconds of computing and waiting, modelled."""
+    counts = [len(branch.turns) for branch in outcome.plan.branches]
+    starts = list(accumulate(counts, initial=0))
+    computing = None if line is None else line.turn_device_s()
+    for branch in outcome.branches:
+        for done in branch.turns:
+            if line is None or computing is None:
+                yield done, None, None
+                continue
+            place = starts[branch.index] + branch.branch.turns.index(done.turn)
+            own_s = float(computing[place])
+            whole_s = float(line.turn_end_s[place] - line.turn_start_s[place])
+            yield done, own_s, max(whole_s - own_s, 0.0)
+
+
+def _turn_row(
+    server_round: int, phase: str, turn: TurnOutcome, sites: Mapping[int, str]
+) -> TurnRow:
     link = turn.link_bytes
     return TurnRow(
         round=server_round,
         phase=phase,
         device=turn.turn.device,
-        site=site,
+        site=sites.get(turn.turn.device, ""),
         route=str(turn.turn.route),
         samples=turn.n_samples,
         steps=turn.steps,

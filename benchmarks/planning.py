@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks._cell import BATCH, STEPS, VIT, cell, sft_problem, uplinks
 from benchmarks._conic import conic_s
-from benchmarks._joint import exact_cpu_s, parallel_round, sft_gain, show_gains, split_gain
+from benchmarks._joint import OBJECTIVES, exact_cpu_s, show_gains
 from benchmarks._ten import PLAN_AIMS_S, plan_cpu_s
 from fedsplit.fleet import FleetSpec, build_fleet
 from fedsplit.planning import (
@@ -278,15 +278,7 @@ def main() -> int:
     console = Console(width=120)
     gaps: dict[str, float] = {}
     joint = show_gains(
-        {
-            "SFT: delay of a round, s": lambda seed: sft_gain(sft_problem(20, seed)),
-            "cuts of each alone, parallel round: delay, s": lambda seed: split_gain(
-                parallel_round(VIT, cell(20, seed), BATCH, 20, seed, np.inf)
-            ),
-            "the same: energy + 10 W x delay, J": lambda seed: split_gain(
-                parallel_round(VIT, cell(20, seed), BATCH, 20, seed, 10.0)
-            ),
-        },
+        OBJECTIVES,
         SEEDS,
         console,
     )

@@ -226,6 +226,8 @@ class Turn:
         Bandwidth share; None means an equal share of the channel.
     server_hz : float or None
         Server clock during this turn; None means its maximum.
+    device_hz, uplink_w : float or None
+        The device's clock and transmit power during this turn; None means their maximum.
     repeat : int
         How many turns the device had in this round before; its random draws depend on it.
     """
@@ -238,6 +240,8 @@ class Turn:
     uplink_hz: float | None = None
     downlink_hz: float | None = None
     server_hz: float | None = None
+    device_hz: float | None = None
+    uplink_w: float | None = None
     repeat: int = 0
 
 

@@ -172,6 +172,8 @@ class ModelProfile:
     messages : Messages
         What crosses a cut beside boundaries (`fedsplit.transport.with_messages`); nothing by
         default, as in papers.
+    recomputed : bool
+        Whether blocks are computed again in the backward pass (`checkpointed`).
     """
 
     name: str
@@ -183,6 +185,25 @@ class ModelProfile:
     shared: tuple[SharedWeights, ...] = ()
     crossing: Crossing = Crossing()
     messages: Messages = Messages()
+    recomputed: bool = False
+
+    def checkpointed(self) -> "ModelProfile":
+        """Return the same model with blocks that keep their input only.
+
+        In the backward pass each is computed again, and needs what it did not keep until it is
+        done.
+        """
+        inputs = [unit.boundary_bytes for unit in (self.embed, *self.blocks)]
+        blocks = tuple(
+            replace(
+                block,
+                backward_flops=block.forward_flops + block.backward_flops,
+                activation_bytes=before,
+                workspace_bytes=block.activation_bytes + block.workspace_bytes,
+            )
+            for block, before in zip(self.blocks, inputs[:-1], strict=True)
+        )
+        return replace(self, blocks=blocks, recomputed=True)
 
     @property
     def n_blocks(self) -> int:
@@ -249,6 +270,8 @@ class MeasuredProfile:
         update of what the unit trains.
     memory_bytes : float or None
         Memory of the machine.
+    power_w : float or None
+        What it took meanwhile, where the board tells.
     """
 
     model: str
@@ -257,6 +280,7 @@ class MeasuredProfile:
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
     memory_bytes: float | None = None
+    power_w: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("forward_s", "backward_s"):
@@ -265,7 +289,24 @@ class MeasuredProfile:
             require(good, f"measured.{name}", times, "finite seconds, at least 0, of every unit")
         same = len(self.forward_s) == len(self.backward_s)
         require(same, "measured.backward_s", len(self.backward_s), f"{len(self.forward_s)} units")
-        require(self.batch >= 1, "measured.batch", self.batch, "at least 1")
+        for name in ("batch", "seq_len"):
+            count = getattr(self, name)
+            require(count >= 1, f"measured.{name}", count, "at least 1")
+        for name in ("memory_bytes", "power_w"):
+            value = getattr(self, name)
+            allowed = value is None or 0 < value < 1e18
+            require(allowed, f"measured.{name}", value, "null, or above 0 and below 1e18")
+
+    def fits(self, profile: ModelProfile) -> bool:
+        """Return whether it may be of the model of `profile`."""
+        return len(self.forward_s) == len(profile.units) and self.seq_len == profile.seq_len
+
+    def flops_per_s(self, profile: ModelProfile) -> float:
+        """Return the speed at which the whole model takes the time measured; 0 if it takes none."""
+        seconds = sum(self.forward_s) + sum(self.backward_s)
+        whole = profile.total()
+        flops = float(self.batch * (whole.forward_flops + whole.backward_flops))
+        return flops / seconds if seconds > 0 else 0.0
 
     def seconds(self, profile: ModelProfile) -> ModelProfile:
         """Return `profile` with seconds of a sample on this machine in place of its FLOPs.
@@ -284,9 +325,12 @@ class MeasuredProfile:
         )
         fits = self.seq_len == profile.seq_len
         require(fits, "measured.seq_len", self.seq_len, f"{profile.seq_len}, as the profile")
+        again = [0.0, *(profile.recomputed * up for up in self.forward_s[1:-1]), 0.0]
         timed = [
-            replace(unit, forward_flops=up / self.batch, backward_flops=down / self.batch)
-            for unit, up, down in zip(units, self.forward_s, self.backward_s, strict=True)
+            replace(unit, forward_flops=up / self.batch, backward_flops=(down + more) / self.batch)
+            for unit, up, down, more in zip(
+                units, self.forward_s, self.backward_s, again, strict=True
+            )
         ]
         return replace(
             profile,
@@ -310,8 +354,26 @@ class MeasuredProfile:
             If it cannot be read, or is not such a file.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise FedsplitError(f"measured profile {path}: {error}") from error
-        require(isinstance(values, dict), f"measured profile {path}", type(values), "a mapping")
+        try:
+            return cls.parse(text)
+        except FedsplitError as error:
+            raise FedsplitError(f"measured profile {path}: {error}") from error
+
+    @classmethod
+    def parse(cls, text: str) -> "MeasuredProfile":
+        """Return what the text of such a file says.
+
+        Raises
+        ------
+        FedsplitError
+            If it is not the text of such a file.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FedsplitError(f"measured={text!r:.40}: must be JSON ({error})") from error
+        require(isinstance(values, dict), "measured", type(values).__name__, "a mapping")
         return from_mapping(cls, values, "measured")

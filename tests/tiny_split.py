@@ -196,7 +196,8 @@ class Cluster:
         codec: CodecPlan | None = None,
     ) -> tuple[TurnResult, dict[str, Tensor]]:
         """Run a turn; return the device's result and the adapters of all tiers together."""
-        tokens = self.open(route, adapters, optimizer, seed, codec)
+        bounds = TurnBounds(steps=len(data))
+        tokens = self.open(route, adapters, optimizer, seed, codec, bounds=bounds)
         result = train_turn(
             compute(lambda: load(self.spec, route.on(DEVICE))),
             route,
@@ -204,6 +205,7 @@ class Cluster:
             adapters=adapters,
             optimizer=optimizer,
             seed=seed,
+            steps=len(data),
             codec=codec,
             **self.entrance(route, tokens),
         )

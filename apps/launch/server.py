@@ -2,18 +2,19 @@
 
 import socket
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from fedsplit.errors import FedsplitError
 
 from .. import server_app
 from ..config import load_config
-from .engine import CAUSE, FLOWER, Order
+from .engine import FLOWER, Order
 from .pool import Pool, PoolGrid
 
 
 def serve(order: Order, root: socket.socket) -> int:
-    """Carry out `order`; return the exit code, and leave the cause of a failure in a file.
+    """Carry out `order`; return the exit code, and tell the cause of a failure.
 
     Parameters
     ----------
@@ -32,8 +33,9 @@ def serve(order: Order, root: socket.socket) -> int:
                 grid = PoolGrid(pool, order.devices)
                 server_app.run_job(grid, load_config(order.overrides), Path(order.output))
     except Exception as error:
-        traceback.print_exc()
-        (Path(order.home) / CAUSE).write_text(_words(error), encoding="utf-8")
+        order.tell(_words(error))
+        with suppress(OSError):  # the log's disk may be full
+            traceback.print_exc()
         return 1
     return 0
 

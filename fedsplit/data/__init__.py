@@ -2,7 +2,13 @@
 
 from fedsplit.data.access import confine
 from fedsplit.data.counts import Counts, DeviceCounts, describe
-from fedsplit.data.federated import DeviceData, FederatedData, load_data, load_device
+from fedsplit.data.federated import (
+    DeviceData,
+    FederatedData,
+    load_data,
+    load_device,
+    load_test,
+)
 from fedsplit.data.partition import PARTITIONS
 from fedsplit.data.samples import (
     Batch,
@@ -10,10 +16,11 @@ from fedsplit.data.samples import (
     Samples,
     TokenSamples,
     batches,
+    draw,
     training_batches,
 )
 from fedsplit.data.spec import SOURCES, DataSpec
-from fedsplit.data.tokens import first_sample
+from fedsplit.data.tokens import first_sample, prompt_tokens
 
 __all__ = [
     "PARTITIONS",
@@ -30,8 +37,11 @@ __all__ = [
     "batches",
     "confine",
     "describe",
+    "draw",
     "first_sample",
     "load_data",
     "load_device",
+    "load_test",
+    "prompt_tokens",
     "training_batches",
 ]

@@ -166,6 +166,27 @@ def encode(
         raise FedsplitError(f"{where}: the chat template refuses it: {error}") from error
 
 
+def question(text: str, tokenizer: "PreTrainedTokenizerBase", template: str) -> list[int]:
+    """Return the tokens of a conversation in which a user has said `text`, up to the answer.
+
+    Raises
+    ------
+    FedsplitError
+        If the template refuses it.
+    """
+    try:
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+    except Exception as error:  # whatever a template raises
+        raise FedsplitError(f"prompt: the chat template refuses it: {error}") from error
+    made = tokenizer(str(asked), add_special_tokens=False, verbose=False)
+    return cast("list[int]", made["input_ids"])
+
+
 def _by_prefixes(
     messages: Sequence[dict[str, str]],
     tokenizer: "PreTrainedTokenizerBase",

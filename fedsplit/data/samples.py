@@ -147,6 +147,37 @@ def training_batches(
 
 
 @dataclass(frozen=True)
+class DrawnSamples:
+    """Some of the samples of `whole`: those at `places`."""
+
+    whole: Samples
+    places: tuple[int, ...]
+
+    @property
+    def counts(self) -> Counts:
+        """Return what was read for all of them."""
+        return self.whole.counts
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def select(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return the model inputs of the samples `indices` of those drawn."""
+        return self.whole.select([self.places[index] for index in indices])
+
+
+def draw(samples: Samples, count: int | None, rng: np.random.Generator) -> Samples:
+    """Return `count` samples drawn without replacement, in their old order.
+
+    All, if they are no more than that, or `count` is None.
+    """
+    if count is None or count >= len(samples):
+        return samples
+    places = np.sort(rng.permutation(len(samples))[:count])
+    return DrawnSamples(samples, tuple(places.tolist()))
+
+
+@dataclass(frozen=True)
 class RowSamples:
     """Samples of a data set of the user's own, one mapping of model inputs for each.
 

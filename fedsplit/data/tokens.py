@@ -195,6 +195,29 @@ def encoder(
     return pair
 
 
+def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", spec: DataSpec, prompt: str) -> list[int]:
+    """Return the tokens that a model trained on `spec` is to go on from, as training had them.
+
+    Of conversations `prompt` is what the user says; of pairs it is the prompt; else the beginning
+    of a text.
+
+    Raises
+    ------
+    FedsplitError
+        If the chat template refuses it, or it makes no token.
+    """
+    begin = begin_of_text(tokenizer)
+    if spec.source == "chat":
+        template = chat.template_of(tokenizer, spec.template)
+        asked = chat.question(prompt, tokenizer, template)
+        return asked if spec.template is None else begin + asked
+    pairs = spec.source == "e2e" or spec.prompt_column is not None
+    text = f"{prompt}\n" if pairs else prompt
+    tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    require(len(begin + tokens) > 0, "prompt", prompt, "text of a token at least")
+    return begin + cast("list[int]", tokens)
+
+
 def sizer(
     example: Example, tokenizer: "PreTrainedTokenizerBase | None", spec: DataSpec
 ) -> Callable[[Example], int]:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import compute
-from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.optim import OptimizerSpec, State
 from fedsplit.execution.tier import Tier
-from fedsplit.models import SplitModel
-from fedsplit.plan import DEVICE, CodecPlan, Route
+from fedsplit.models import Boundary, SplitModel
+from fedsplit.plan import DEVICE, CodecPlan, Route, Segment
+from fedsplit.privacy import Defence, PrivacySpec
 from fedsplit.transport import EvalReply, Link, LinkStats, OpenRequest
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class TurnResult:
         Bytes that the device's link carried.
     compute_s, link_s : float
         Wall seconds spent computing, and waiting for the rest of the route.
+    state : dict of str to State
+        What the device's optimizer keeps of each of its parameters, where it is to be kept.
     """
 
     adapters: dict[str, Tensor]
@@ -54,6 +57,7 @@ class TurnResult:
     stats: LinkStats = field(default_factory=LinkStats)
     compute_s: float = 0.0
     link_s: float = 0.0
+    state: dict[str, State] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -101,9 +105,12 @@ def train_turn(
     adapters: Mapping[str, Tensor] | None,
     optimizer: OptimizerSpec,
     seed: int,
+    steps: int | None = None,
+    kept: Mapping[str, State] | None = None,
     link: Link | None = None,
     token: str | None = None,
     codec: CodecPlan | None = None,
+    privacy: PrivacySpec | None = None,
 ) -> TurnResult:
     """Train the device's segments of `route` on `batches`, the rest over `link`.
 
@@ -122,12 +129,18 @@ def train_turn(
         Fresh for this turn.
     seed : int
         Seed of the turn, the same on every tier.
+    steps : int or None
+        How many `batches` there are; needed where the learning rate follows a schedule.
+    kept : mapping of str to State, optional
+        What the device's optimizer kept of its parameters (`TurnResult.state`), to go on with.
     link : Link or None
         Leads to the second segment; None on a device-only route.
     token : str or None
         Opens the turn there.
     codec : CodecPlan or None
         How boundaries travel; None for as they are.
+    privacy : PrivacySpec or None
+        What is done to boundaries and gradients before they leave the device; None for nothing.
 
     Raises
     ------
@@ -136,7 +149,7 @@ def train_turn(
     FedsplitError
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
-    turn = _DeviceTurn(model, route, optimizer, seed, link)
+    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -151,9 +164,10 @@ def evaluate_turn(
     link: Link | None = None,
     token: str | None = None,
     codec: CodecPlan | None = None,
+    privacy: PrivacySpec | None = None,
 ) -> TurnResult:
     """Evaluate on `batches` without training; parameters and errors as in `train_turn`."""
-    turn = _DeviceTurn(model, route, None, seed, link)
+    turn = _DeviceTurn(model, route, None, seed, link, privacy)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -168,6 +182,9 @@ class _DeviceTurn:
         optimizer: OptimizerSpec | None,
         seed: int,
         link: Link | None,
+        privacy: PrivacySpec | None,
+        steps: int | None = None,
+        kept: Mapping[str, State] | None = None,
     ) -> None:
         segments = route.on(DEVICE)
         if (len(route.segments) > 1) != (link is not None):
@@ -180,7 +197,11 @@ class _DeviceTurn:
         self._optimizer = optimizer
         self._seed = seed
         self._train = optimizer is not None
+        self._keeps = optimizer is not None and optimizer.keep_state
+        self._steps, self._kept = steps, kept
         self._link = link
+        self._behind: float | None = 0.0  # norm of a step's gradients on the other tiers
+        self._defence = Defence(privacy or PrivacySpec(), seed)
         self._reports: list[StepReport] = []
         self._stats = LinkStats()
         self._total_s = self._link_s = 0.0
@@ -215,9 +236,19 @@ class _DeviceTurn:
                     returning = compute(lambda: self._model.crossing(cut, pixels))
                 self._wait(lambda: link.open(request, returning))
             start = self._fetch() if adapters is None else adapters
-            self._tier = Tier(self._model, self._segments, start, self._optimizer, self._seed)
-            for batch in batches:
-                self._reports.append(self._step(batch))
+            self._tier = Tier(
+                self._model,
+                self._segments,
+                start,
+                self._optimizer,
+                self._seed,
+                self._steps,
+                self._kept,
+            )
+            together = 1 if self._optimizer is None else self._optimizer.accumulate
+            rest = iter(batches)
+            while group := list(islice(rest, together)):
+                self._run_step(group)
             if link is not None:
                 if adapters is None and self._train:
                     self._wait(lambda: link.hand_up(self._tier.adapters()))
@@ -245,51 +276,74 @@ class _DeviceTurn:
             self._stats,
             self._total_s - self._link_s,
             self._link_s,
+            state=self._tier.state() if self._keeps else {},
         )
 
-    def _step(self, batch: "Batch") -> StepReport:
-        if self._link is None:
-            step = self._local_step(batch)
-        elif self._route.returns_home:
-            step = self._u_step(batch, self._link)
-        else:
-            step = self._open_step(batch, self._link)
-        self._tier.update()
-        return step
+    def _run_step(self, group: "list[Batch]") -> None:
+        """Go through the mini-batches that one update is made of, each weighted by its targets."""
+        counts = [self._model.n_targets(batch.inputs) for batch in group]
+        targets = sum(counts)
+        for batch, count in zip(group, counts, strict=True):
+            share = 1.0 if len(group) == 1 else count / max(targets, 1)
+            if self._train:
+                self._tier.take(share)
+            self._reports.append(self._step(batch, share))
+            self._tier.end()
+        if self._optimizer is not None:
+            norm = None
+            if self._optimizer.clip is not None:
+                norm = self._tier.norm(self._behind)
+                if self._link is not None:
+                    self._link.update(norm)
+            self._tier.update(norm)
 
-    def _local_step(self, batch: "Batch") -> StepReport:
+    def _step(self, batch: "Batch", share: float) -> StepReport:
+        if self._link is None:
+            return self._local_step(batch, share)
+        step = self._u_step if self._route.returns_home else self._open_step
+        return step(batch, share, self._link)
+
+    def _local_step(self, batch: "Batch", share: float) -> StepReport:
         (segment,) = self._segments
         if self._train:
-            score, _ = self._tier.train_on(segment, batch.inputs)
+            score, _ = self._tier.train_on(segment, batch.inputs, share=share)
         else:
             score = self._tier.evaluate(segment, batch.inputs)
         return _report(score, batch)
 
-    def _open_step(self, batch: "Batch", link: Link) -> StepReport:
+    def _open_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
         (segment,) = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
-        boundary = self._tier.forward(segment, batch.inputs)
+        boundary = self._leaving(segment, batch)
         if not self._train:
             return _report(
                 self._wait(lambda: link.evaluate(onward, boundary, batch.samples)), batch
             )
-        reply = self._wait(lambda: link.step(onward, boundary, batch.samples))
+        reply = self._wait(lambda: link.step(onward, boundary, batch.samples, share))
+        self._behind = reply.norm
         self._tier.backward(boundary, reply.gradients)
         return StepReport(reply.loss, reply.n_targets, len(batch.samples))
 
-    def _u_step(self, batch: "Batch", link: Link) -> StepReport:
+    def _u_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
         first, last = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
         at_home = {**onward, "labels": batch.inputs["labels"]}
-        boundary = self._tier.forward(first, batch.inputs)
-        returned = self._wait(lambda: link.forward(onward, boundary, batch.samples))
+        boundary = self._leaving(first, batch)
+        returned = self._wait(lambda: link.forward(onward, boundary, batch.samples, share))
         if not self._train:
             score = self._tier.evaluate(last, at_home, returned)
         else:
-            score, gradients = self._tier.train_on(last, at_home, returned)
-            back = self._wait(lambda: link.backward(gradients))
-            self._tier.backward(boundary, back)
+            score, gradients = self._tier.train_on(last, at_home, returned, share)
+            leaving = compute(lambda: self._defence.gradients(gradients))
+            back = self._wait(lambda: link.backward(leaving))
+            self._behind = back.norm
+            self._tier.backward(boundary, back.gradients)
         return _report(score, batch)
+
+    def _leaving(self, segment: Segment, batch: "Batch") -> Boundary:
+        """Return the boundary of `batch` as it may leave the device."""
+        produced = self._tier.forward(segment, batch.inputs)
+        return compute(lambda: self._defence.boundary(produced))
 
     def _wait(self, call: Callable[[], T]) -> T:
         started = time.perf_counter()

@@ -5,15 +5,20 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import compute
-from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.optim import OptimizerSpec, State, put_state, state_of
 from fedsplit.models import Boundary, Output, SplitModel
 from fedsplit.models.names import SEQUENCES
 from fedsplit.plan import Segment
 from fedsplit.seeds import derive_seed
-from fedsplit.transport import EvalReply, Gradients
+from fedsplit.transport import EvalReply, Gradients, LinkError
+
+# How far the shares of a step's mini-batches may be from 1 in all, for rounding.
+_SLACK = 1e-6
 
 
 class Tier:
@@ -34,11 +39,15 @@ class Tier:
         None for a turn that only evaluates.
     seed : int
         Seed of the turn.
+    steps : int or None
+        Mini-batches of the turn; needed where the learning rate follows a schedule.
+    kept : mapping of str to State, optional
+        What optimizers kept of parameters, to go on with.
 
     Raises
     ------
     FedsplitError
-        If an adapter of the segments is missing or has another shape.
+        If an adapter of the segments is missing or has another shape, or `steps` is needed.
     """
 
     def __init__(
@@ -48,27 +57,83 @@ class Tier:
         adapters: Mapping[str, Tensor],
         optimizer: OptimizerSpec | None,
         seed: int,
+        steps: int | None = None,
+        kept: Mapping[str, State] | None = None,
     ) -> None:
         self._model = model
         self._seed = seed
         self._step = 0
+        self._spec = optimizer
+        self._taken, self._share = 0, 0.0  # of the mini-batches since the last update
+        self._updates = 0
+        if optimizer is not None and optimizer.scheduled and steps is None:
+            raise FedsplitError("steps: must be given, the learning rate follows a schedule")
+        self._steps = steps
         self._parameters: dict[str, nn.Parameter] = {}
         for segment in segments:
             self._parameters |= model.trainable(segment)
         for name, parameter in self._parameters.items():
             _fill(name, parameter, adapters)
         trained = [item for item in self._parameters.values() if item.requires_grad]
+        self._names = [name for name, item in self._parameters.items() if item.requires_grad]
         self._optimizer = optimizer.build(trained) if optimizer and trained else None
+        if self._optimizer is not None and kept:
+            put_state(self._optimizer, self._names, kept)
         self._train = optimizer is not None
-        self._proximal_mu = optimizer.proximal_mu if optimizer else 0.0
-        self._start = [item.detach().clone() for item in trained] if self._proximal_mu else []
+        drawn = optimizer is not None and optimizer.proximal_mu > 0
+        self._start = [item.detach().clone() for item in trained] if drawn else []
         self._trained = trained
+
+    @property
+    def complete(self) -> bool:
+        """Whether the mini-batches taken since the last update are all of the next one."""
+        return self._share > 1 - _SLACK
+
+    def take(self, share: float = 1.0) -> None:
+        """Begin a mini-batch that has `share` of the targets of the update that it is for.
+
+        Raises
+        ------
+        LinkError
+            If the mini-batches of an update are more than planned, or their shares do not sum
+            to 1.
+        """
+        assert self._spec is not None
+        if self.complete:
+            raise LinkError("norm: must come before the next step")
+        self._taken += 1
+        self._share += share
+        most = self._spec.accumulate
+        full = self._taken == most
+        if self._share > 1 + _SLACK or (full and not self.complete):
+            allowed = f"1 over {most} mini-batches at most"
+            raise LinkError(f"shares={self._share:g} of {self._taken}: must sum to {allowed}")
+
+    def require_whole(self) -> None:
+        """Refuse to leave the turn within a step, or before a step's norm came.
+
+        Raises
+        ------
+        LinkError
+            If mini-batches were taken since the last update.
+        """
+        if self._taken:
+            raise LinkError(f"close: must follow an update, {self._taken} mini-batches wait for it")
+
+    def end(self) -> None:
+        """End a mini-batch: the next one draws dropout of its own."""
+        self._step += 1
 
     def adapters(self) -> dict[str, Tensor]:
         """Return copies of the present values, by name."""
         return compute(
             lambda: {name: item.detach().clone() for name, item in self._parameters.items()}
         )
+
+    def state(self) -> dict[str, State]:
+        """Return copies of what the optimizer keeps of each parameter, by name."""
+        optimizer = self._optimizer
+        return {} if optimizer is None else compute(lambda: state_of(optimizer, self._names))
 
     def forward(
         self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None = None
@@ -100,15 +165,23 @@ class Tier:
 
         def run() -> Gradients:
             device = self._model.model.device
+            if self._spec is not None and self._spec.checkpointing:
+                self._enter()  # others may have run, and blocks are computed again
             produced.backward([None if item is None else item.to(device) for item in gradients])
             return self._collect(received)
 
         return compute(run)
 
     def train_on(
-        self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None = None
+        self,
+        segment: Segment,
+        inputs: Mapping[str, Tensor],
+        received: Boundary | None = None,
+        share: float = 1.0,
     ) -> tuple[EvalReply, Gradients]:
         """Run a route's last `segment` forward and backward; raises and returns as the two.
+
+        Gradients are those of `share` times the mean loss.
 
         Raises
         ------
@@ -118,7 +191,8 @@ class Tier:
 
         def run() -> tuple[EvalReply, Gradients]:
             loss, score = self._score(segment, inputs, received)
-            loss.backward()  # type: ignore[no-untyped-call]
+            weighted = loss if share == 1 else loss * share
+            weighted.backward()  # type: ignore[no-untyped-call]
             return score, self._collect(received)
 
         return compute(run)
@@ -135,19 +209,67 @@ class Tier:
         """
         return compute(lambda: self._score(segment, inputs, received)[1])
 
-    def update(self) -> None:
-        """Apply the optimizer to the gradients collected, and go on to the next step."""
-        self._step += 1
-        if self._optimizer is not None:
-            compute(self._update)
+    def norm(self, behind: float | None = 0.0) -> float:
+        """Return the norm of the gradients collected, here and on the tiers `behind`.
 
-    def _update(self) -> None:
+        Raises
+        ------
+        LinkError
+            If those did not say theirs.
+        FedsplitError
+            If it is not finite.
+        """
+        if behind is None:
+            raise LinkError("norm: must come with a step's gradients, where they are clipped")
+
+        def run() -> float:
+            self._draw_near()
+            return float(get_total_norm([x.grad for x in self._trained if x.grad is not None]))
+
+        norm = math.hypot(compute(run), behind)
+        if not math.isfinite(norm):
+            raise FedsplitError(f"norm of gradients={norm}: must be finite (step {self._step})")
+        return norm
+
+    def update(self, norm: float | None = None) -> None:
+        """Apply the optimizer to the gradients collected, of this `norm` over all tiers.
+
+        It must be given where gradients are clipped, as `norm` has to be asked for on every tier.
+        """
+        self._taken, self._share = 0, 0.0
+        self._updates += 1
+        if self._optimizer is not None:
+            compute(lambda: self._update(norm))
+
+    def _update(self, norm: float | None) -> None:
         assert self._optimizer is not None
-        for parameter, start in zip(self._trained, self._start, strict=False):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - start, alpha=self._proximal_mu)
+        assert self._spec is not None
+        spec = self._spec
+        if spec.clip is None:
+            self._draw_near()
+        else:
+            assert norm is not None
+            clip_grads_with_norm_(self._trained, spec.clip, torch.tensor(norm))
+        if spec.scheduled and self._steps is not None:
+            rate = spec.rate(self._updates - 1, spec.updates(self._steps))
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _draw_near(self) -> None:
+        """Add the gradient of FedProx's term."""
+        assert self._spec is not None
+        for parameter, start in zip(self._trained, self._start, strict=False):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=self._spec.proximal_mu)
+
+    def _enter(self) -> None:
+        """Have the model be this turn's: others that share it may have run since."""
+        if self._model.training != self._train:  # a walk through all modules
+            self._model.train(self._train)
+        self._model.checkpointing = self._spec is not None and self._spec.checkpointing
+        self._model.install(self._parameters)
 
     def _forward(
         self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None
@@ -157,11 +279,15 @@ class Tier:
         if received is not None:
             moved = tuple(tensor.to(device) for tensor in received.tensors)
             received = Boundary(moved, received.layout)
-        self._model.train(self._train)
-        self._model.install(self._parameters)
+        self._enter()
         gpus = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus), torch.set_grad_enabled(self._train):
-            torch.manual_seed(dropout_seed(self._seed, self._step, segment))
+            seed = dropout_seed(self._seed, self._step, segment)
+            # `torch.manual_seed` looks for every kind of device each time.
+            torch.default_generator.manual_seed(seed)
+            if gpus:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             return self._model.run(segment, inputs, received)
 
     def _score(
@@ -170,28 +296,29 @@ class Tier:
         """Return the loss with its graph, but not the logits: they are too large to keep."""
         output = self._forward(segment, inputs, received)
         assert isinstance(output, Output)
-        loss = output.loss.item()
+        scalar = output.loss
+        if self._spec is not None and self._spec.label_smoothing:
+            scalar = _smoothed(output, inputs["labels"], self._spec.label_smoothing)
+        loss = scalar.item()
         if not math.isfinite(loss):
             raise FedsplitError(f"loss={loss}: must be finite (step {self._step}, {segment})")
         labels = inputs["labels"]
-        correct = _count_correct(output, labels)
+        tokens = self._model.counts_tokens and not self._train
+        correct = _count_correct(output, labels, tokens=tokens)
         classes = () if self._model.spec.task != SEQUENCES else _count_classes(output, labels)
-        return output.loss, EvalReply(loss, output.n_targets, correct, classes)
+        return scalar, EvalReply(loss, output.n_targets, correct, classes)
 
     def _collect(self, received: Boundary | None) -> Gradients:
         """Return the gradients of `received`; refuse any that is not finite."""
-        for name, parameter in self._parameters.items():
-            self._check_finite(name, parameter.grad)
-        if received is None:
-            return ()
-        collected = received.gradients()
-        for index, gradient in enumerate(collected):
-            self._check_finite(f"boundary tensor {index}", gradient)
+        collected = () if received is None else received.gradients()
+        found = {f"gradient of {name}": item.grad for name, item in self._parameters.items()}
+        found |= {f"gradient of boundary tensor {n}": item for n, item in enumerate(collected)}
+        present = {name: item for name, item in found.items() if item is not None}
+        # Infinite or not a number if any value is; one number to look at in place of many.
+        if present and not get_total_norm(present.values(), math.inf).isfinite():
+            wrong = next(name for name, item in present.items() if not item.isfinite().all())
+            raise FedsplitError(f"{wrong}: must be finite (step {self._step})")
         return collected
-
-    def _check_finite(self, name: str, gradient: Tensor | None) -> None:
-        if gradient is not None and not gradient.isfinite().all():
-            raise FedsplitError(f"gradient of {name}: must be finite (step {self._step})")
 
 
 def dropout_seed(seed: int, step: int, segment: Segment) -> int:
@@ -204,11 +331,24 @@ def dropout_seed(seed: int, step: int, segment: Segment) -> int:
     return derive_seed(seed, "dropout", step, segment.start, *alone)
 
 
-def _count_correct(output: Output, labels: Tensor) -> int | None:
-    """Return how many images are classified right; None where `output` is not a classifier's."""
-    if output.logits is None or output.logits.dim() != 2:
+def _count_correct(output: Output, labels: Tensor, *, tokens: bool) -> int | None:
+    """Return how many images, or `tokens` if asked for, are predicted right; else None."""
+    if output.logits is None or (output.logits.dim() != 2 and not tokens):
         return None
-    return int((output.logits.argmax(-1) == labels.to(output.logits.device)).sum())
+    found, labels = output.logits.argmax(-1), labels.to(output.logits.device)
+    if output.logits.dim() == 3:
+        found, labels = found[:, :-1], labels[:, 1:]  # a label that is ignored is below any token
+    return int((found == labels).sum())
+
+
+def _smoothed(output: Output, labels: Tensor, smoothing: float) -> Tensor:
+    """Return the loss whose targets are spread over all labels, as transformers' Trainer does."""
+    if output.logits is None:
+        raise FedsplitError("label_smoothing: must be 0 for a model that gives no scores")
+    scores, wanted = output.logits, labels.to(output.logits.device).long()
+    if scores.dim() == 3:  # of tokens, each of which predicts the next
+        scores, wanted = scores[:, :-1].flatten(0, 1), wanted[:, 1:].flatten()
+    return cross_entropy(scores.float(), wanted, label_smoothing=smoothing)
 
 
 def _count_classes(output: Output, labels: Tensor) -> tuple[int, ...]:

@@ -3,17 +3,19 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import Places, compute
-from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.optim import OptimizerSpec, State
+from fedsplit.execution.status import ACTIVE, DONE, FAILED, WAITING, TurnStatus
 from fedsplit.execution.tier import Tier
 from fedsplit.models import Arrival, Boundary, SplitModel
 from fedsplit.transport import (
+    BackwardReply,
     EvalReply,
     Gradients,
     Link,
@@ -24,29 +26,8 @@ from fedsplit.transport import (
     take_adapters,
 )
 
-WAITING, ACTIVE, DONE, FAILED = "waiting", "active", "done", "failed"
-
-
-@dataclass(frozen=True)
-class TurnStatus:
-    """How a turn stands on a stage.
-
-    Parameters
-    ----------
-    state : str
-        "waiting" (its link has not been opened), "active", "done" or "failed".
-    steps : int
-        Mini-batches trained or evaluated.
-    reason : str
-        Why it failed.
-    stats : LinkStats
-        Bytes that the stage's own link to the next tier carried; known once "done".
-    """
-
-    state: str = WAITING
-    steps: int = 0
-    reason: str = ""
-    stats: LinkStats = field(default_factory=LinkStats)
+# How far the norm over all tiers may be below that of some, for rounding.
+_ROUNDING = 1e-9
 
 
 class StageTurn:
@@ -64,6 +45,7 @@ class StageTurn:
         optimizer: OptimizerSpec | None,
         downstream: tuple[Link, str] | None,
         supply_timeout_s: float,
+        kept: Mapping[str, State] | None = None,
     ) -> None:
         route = request.route
         self.request = request
@@ -79,6 +61,7 @@ class StageTurn:
             raise FedsplitError("optimizer: must be given for a turn that trains")
         self._model = model
         self._optimizer = optimizer if request.train else None
+        self._kept = kept
         self._supplied = threading.Event()  # also set when the turn fails, to end the wait for it
         self._tier: Tier | None = None
         self._device_adapters: Mapping[str, Tensor] = {}
@@ -94,7 +77,8 @@ class StageTurn:
         if downstream is not None:
             self._link, self._link_token = downstream
         self._pending: tuple[Boundary, Boundary] | None = None  # received, produced
-        self._update_due = False
+        self._batch_due = False  # a mini-batch went through, which `settle` counts
+        self._norm: float | None = None  # of a step that waits for the norm over all tiers
 
     def supply(self, adapters: Mapping[str, Tensor], device_adapters: Mapping[str, Tensor]) -> None:
         """Give the turn the adapters to start from, and those that its device is to fetch.
@@ -109,8 +93,9 @@ class StageTurn:
         if device_adapters and not self.request.adapters_on_link:
             raise FedsplitError("adapters_on_link=False: must be True for a device to fetch any")
         self._device_adapters = dict(device_adapters)
+        seed, steps = self.request.seed, self.request.bounds.steps
         self._tier = Tier(
-            self._model, [self._segment], adapters, self._optimizer, self.request.seed
+            self._model, [self._segment], adapters, self._optimizer, seed, steps, self._kept
         )
         self._supplied.set()
 
@@ -125,6 +110,10 @@ class StageTurn:
         if self.status.state != DONE or self._tier is None:
             raise FedsplitError(f"turn={self.status.state!r}: must be done ({self.status.reason})")
         return self._tier.adapters() | self._handed_up
+
+    def state(self) -> dict[str, State]:
+        """Return what the optimizer keeps of each of the segment's parameters, by name."""
+        return {} if self._tier is None else self._tier.state()
 
     def enter(self) -> None:
         """Make the turn active, once, and enter the turn on the next tier.
@@ -186,37 +175,62 @@ class StageTurn:
             take_adapters(adapters, self._device_adapters, self._handed_up)
 
     def step(
-        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+        self,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        samples: Sequence[int],
+        share: float = 1.0,
     ) -> StepReply:
         """See `fedsplit.transport.Steps.step`."""
         with self._call(), self._place_for_step(self._link is not None):
-            reply = self._step(inputs, boundary, samples)
-            self._update_due = True
-            return reply
+            self._my_tier().take(share)
+            reply = self._step(inputs, boundary, samples, share)
+            self._batch_due = True
+            return replace(reply, norm=self._norm_with(reply.norm))
 
     def forward(
-        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+        self,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        samples: Sequence[int],
+        share: float = 1.0,
     ) -> Boundary:
         """See `fedsplit.transport.Steps.forward`."""
         train = self.request.train
         with self._call(), self._place_for_step(train, keep=train):
-            onward = self._forward(inputs, boundary)
-            if not self.request.train:
+            if train:
+                self._my_tier().take(share)
+            else:
                 self._count_step()
-            return onward if self._link is None else self._link.forward(inputs, onward, samples)
+            onward, link = self._forward(inputs, boundary), self._link
+            return onward if link is None else link.forward(inputs, onward, samples, share)
 
-    def backward(self, gradients: Gradients) -> Gradients:
+    def backward(self, gradients: Gradients) -> BackwardReply:
         """See `fedsplit.transport.Steps.backward`."""
         with self._call():
             self._require_active()
             try:
+                reply = BackwardReply(gradients, 0.0)
                 if self._link is not None:
-                    gradients = self._link.backward(gradients)
-                self._update_due = True
-                return self._backward(gradients)
+                    reply = self._link.backward(gradients)
+                self._batch_due = True
+                returned = self._backward(reply.gradients)
+                return BackwardReply(returned, self._norm_with(reply.norm))
             finally:
                 self._pending = None
                 self._leave_place()
+
+    def update(self, norm: float) -> None:
+        """See `fedsplit.transport.Steps.update`."""
+        with self._call():
+            self._require_active()
+            least, self._norm = self._norm, None
+            if least is None or norm < least * (1 - _ROUNDING):
+                due = "absent, no step waits for it" if least is None else f"at least {least:g}"
+                raise LinkError(f"norm={norm:g}: must be {due}")
+            self._my_tier().update(norm)
+            if self._link is not None:
+                self._link.update(norm)
 
     def evaluate(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
@@ -229,15 +243,18 @@ class StageTurn:
     def settle(self) -> None:
         """See `fedsplit.transport.Visit.settle`."""
         with self._call():
-            if self._update_due:
-                self._update_due = False
-                self._my_tier().update()
+            if self._batch_due:
+                self._batch_due = False
+                tier = self._my_tier()
+                tier.end()
+                if tier.complete and self._norm is None:
+                    tier.update()
                 self._count_step()
 
     def finish(self) -> None:
         """See `fedsplit.transport.Visit.finish`."""
         with self._call():
-            self._my_tier()
+            self._my_tier().require_whole()
             self._require_planned_steps()
             missing = self._device_adapters.keys() - self._handed_up.keys()
             if self.request.train and missing:
@@ -283,14 +300,18 @@ class StageTurn:
     # again when others compute.
 
     def _step(
-        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+        self,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        samples: Sequence[int],
+        share: float,
     ) -> StepReply:
-        if self._link is None:
-            score, gradients = self._my_tier().train_on(self._segment, inputs, boundary)
-            return StepReply(gradients, score.loss, score.n_targets)
         tier = self._my_tier()
+        if self._link is None:
+            score, gradients = tier.train_on(self._segment, inputs, boundary, share)
+            return StepReply(gradients, score.loss, score.n_targets, 0.0)
         produced = tier.forward(self._segment, inputs, boundary)
-        onward = self._link.step(inputs, produced, samples)
+        onward = self._link.step(inputs, produced, samples, share)
         return replace(onward, gradients=tier.backward(produced, onward.gradients, boundary))
 
     def _forward(self, inputs: Mapping[str, Tensor], boundary: Boundary) -> Boundary:
@@ -314,6 +335,13 @@ class StageTurn:
             return self._my_tier().evaluate(self._segment, inputs, boundary)
         produced = self._my_tier().forward(self._segment, inputs, boundary)
         return self._link.evaluate(inputs, produced, samples)
+
+    def _norm_with(self, behind: float | None) -> float | None:
+        """Return the norm of a whole step's gradients, here and `behind`, if they are clipped."""
+        tier = self._my_tier()
+        if self._optimizer is not None and self._optimizer.clip is not None and tier.complete:
+            self._norm = tier.norm(behind)
+        return self._norm
 
     def _my_tier(self) -> Tier:
         """Return the segment with its adapters; wait for them if they are still to come."""

@@ -18,6 +18,7 @@ from fedsplit.fleet.fleet import (
     ServingSpec,
     build_fleet,
 )
+from fedsplit.fleet.measured import measured_fleet
 from fedsplit.fleet.stages import CodecRatio, SentBytes
 from fedsplit.fleet.timeline import RoundCost, Timeline, timeline
 
@@ -40,6 +41,7 @@ __all__ = [
     "compute_delay_s",
     "compute_energy_j",
     "cost_record",
+    "measured_fleet",
     "timeline",
     "training_memory_bytes",
     "transmit_energy_j",

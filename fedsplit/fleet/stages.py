@@ -186,7 +186,9 @@ class StageBuilder:
             station[turns.device] = turns.edge
             states = [state.over(station) for state in states]
         # Bits per second of each turn in each state, [states, T].
-        self._up_bps = np.array([uplink_bps(s, turns.uplink_hz, turns.device) for s in states])
+        self._up_bps = np.array(
+            [uplink_bps(s, turns.uplink_hz, turns.device, turns.uplink_w) for s in states]
+        )
         self._down_bps = np.array(
             [downlink_bps(s, turns.downlink_hz, turns.device) for s in states]
         )
@@ -276,7 +278,7 @@ class StageBuilder:
             bits = 8 * sent[:, [j]]
             if stage.kind == UPLINK:
                 work[:, :, j] = bits / up_bps
-                power = state.power_up_w[device][:, None]
+                power = turns.uplink_w[members][:, None]
                 joules[:, :, j] = transmit_energy_j(power, work[:, :, j])
             elif stage.kind == DOWNLINK:
                 work[:, :, j] = bits / down_bps
@@ -287,7 +289,7 @@ class StageBuilder:
             else:
                 if stage.tier == DEVICE:
                     machines, which_one = fleet.devices, device
-                    clock = machines.clock_hz[device]
+                    clock = turns.device_hz[members]
                 else:
                     machines = fleet.servers
                     which_one = 1 + edge if stage.tier == EDGE else np.zeros_like(edge)

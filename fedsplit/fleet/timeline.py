@@ -14,6 +14,7 @@ from fedsplit.fleet.memory import device_memory_bytes, server_memory_bytes
 from fedsplit.fleet.schedule import Schedule, repeated_blocks, schedule
 from fedsplit.fleet.stages import (
     BACKHAUL,
+    COMPUTE,
     DOWNLINK,
     UPLINK,
     CodecRatio,
@@ -107,6 +108,16 @@ class Timeline:
     _waves: Waves
     _groups: tuple[Group, ...]
     _schedule: Schedule
+
+    def turn_device_s(self) -> Array:
+        """Return the seconds that each turn computes on its device, shape ``[turns]``."""
+        seconds = np.zeros(len(self.turn_start_s))
+        for group in self._groups:
+            for block, repeats in repeated_blocks(group, self._turns):
+                own = [s.kind == COMPUTE and not s.on_server for s in block.stages]
+                busy = np.einsum("ms,msn->mn", repeats, block.work_s)
+                seconds[group.members] += busy[:, own].sum(axis=1)
+        return seconds
 
     @property
     def n_activities(self) -> int:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fedsplit.arrays import Array
 from fedsplit.errors import FedsplitError, require
@@ -36,6 +37,8 @@ class Turns:
     uplink_hz: Array
     downlink_hz: Array
     server_hz: Array
+    device_hz: Array
+    uplink_w: Array
 
 
 class CostTable:
@@ -119,9 +122,10 @@ def read_turns(plan: RoundPlan, fleet: Fleet, state: ChannelState) -> Turns:
     widths = np.array([min(branch.width, len(branch.turns)) for branch in plan.branches])
     n_slots = int(widths.sum())
 
-    def column(read: Callable[[Turn], float | None], default: float) -> Array:
+    def column(read: Callable[[Turn], float | None], default: ArrayLike) -> Array:
+        others = np.broadcast_to(default, len(flat)).tolist()
         values = (read(turn) for _, _, turn in flat)
-        return np.array([default if value is None else value for value in values])
+        return np.array([d if v is None else v for v, d in zip(values, others, strict=True)])
 
     branch = np.array([b for b, _, _ in flat])
     place = np.array([p for _, p, _ in flat])
@@ -135,12 +139,18 @@ def read_turns(plan: RoundPlan, fleet: Fleet, state: ChannelState) -> Turns:
     _require_index("turn.edge", edge, max(fleet.n_edges, 1))
     steps = column(lambda turn: turn.steps, 0).astype(np.int64)
     require(int(steps.min()) >= 0, "turn.steps", int(steps.min()), "at least 0")
-    top = float(fleet.servers.clock_hz[0])
-    clock = column(lambda turn: turn.server_hz, top)
-    bad = ~((clock > 0) & (clock <= top * (1 + 1e-9)))
-    if bad.any():
-        allowed = f"above 0 and at most {top:g}, the server's highest clock"
-        require(False, "turn.server_hz", float(clock[bad][0]), allowed)
+    limited = {}
+    for name, highest, what in (
+        ("server_hz", fleet.servers.clock_hz[:1], "the server's highest clock"),
+        ("device_hz", fleet.devices.clock_hz[device], "the device's highest clock"),
+        ("uplink_w", state.power_up_w[device], "the device's power"),
+    ):
+        limited[name] = given = column(attrgetter(name), highest)
+        bad = np.flatnonzero(~((given > 0) & (given <= highest * (1 + 1e-9))))
+        if len(bad):
+            top = np.broadcast_to(highest, len(flat))[bad[0]]
+            allowed = f"above 0 and at most {top:g}, {what}"
+            require(False, f"turn.{name}", float(given[bad[0]]), allowed)
     shares = []
     for name, band, read in (
         ("uplink_hz", state.uplink_hz, lambda turn: turn.uplink_hz),
@@ -166,7 +176,7 @@ def read_turns(plan: RoundPlan, fleet: Fleet, state: ChannelState) -> Turns:
         edge=edge,
         uplink_hz=shares[0],
         downlink_hz=shares[1],
-        server_hz=clock,
+        **limited,
     )
 
 

@@ -11,6 +11,7 @@ from fedsplit.flower.link_settings import PLAIN, SECURITIES
 from fedsplit.models import ModelSpec
 from fedsplit.patience import Patience
 from fedsplit.plan import AdapterWay, Turn
+from fedsplit.privacy import PrivacySpec
 from fedsplit.transport import ServerLimits, TurnBounds
 
 
@@ -48,8 +49,14 @@ class Job:
         How long who waits for whom.
     limits : ServerLimits
         What servers take from their peers; its time limits are those of `patience`.
+    privacy : PrivacySpec
+        How devices defend what they send.
     max_tokens : int
         Tokens of a sample at most, where devices have loaders of their own.
+    max_eval_samples : int or None
+        Test samples of a device at most, drawn once for the run; None: all.
+    token_accuracy : bool
+        Whether an evaluation of a language model counts the tokens predicted right.
 
     Raises
     ------
@@ -70,12 +77,17 @@ class Job:
     security: str = PLAIN
     patience: Patience = field(default_factory=Patience)
     limits: ServerLimits = field(default_factory=ServerLimits)
+    privacy: PrivacySpec = field(default_factory=PrivacySpec)
     max_tokens: int = 2048
+    max_eval_samples: int | None = None
+    token_accuracy: bool = False
 
     def __post_init__(self) -> None:
         require_choice("security", self.security, SECURITIES)
         for name in ("n_devices", "batch_size", "threads", "max_tokens"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        most = self.max_eval_samples
+        require(most is None or most >= 1, "max_eval_samples", most, "at least 1, or null for all")
         in_force = replace(
             self.limits,
             backward_timeout_s=self.patience.backward_s,
@@ -137,7 +149,8 @@ class TurnTask:
 class EdgeTurn:
     """One turn that an edge is to serve.
 
-    Who may enter it, where it goes on, its mini-batches (in evaluation, at most), and its weight.
+    Who may enter it, where it goes on, what trains it, its mini-batches (in evaluation, at most),
+    and its weight.
     """
 
     token: str
@@ -145,6 +158,7 @@ class EdgeTurn:
     steps: int
     seed: int
     onward: Contact | None
+    optimizer: OptimizerSpec | None = None
     weight: float = 1.0
 
 

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -12,11 +13,13 @@ from torch.optim import AdamW
 
 from fedsplit.errors import require
 from fedsplit.models.blocks import find_blocks
+from fedsplit.models.loading import load
 from fedsplit.models.private import tree_leaves
 from fedsplit.models.profile import example_batch, profile_model
 from fedsplit.models.spec import ModelSpec
-from fedsplit.models.split import load
 from fedsplit.profiles import MeasuredProfile
+
+_COUNTERS = Path("/sys/class/powercap")
 
 
 def measure_machine(
@@ -55,12 +58,14 @@ def measure_machine(
     trained = [item for item in held.model.parameters() if item.requires_grad]
     optimizer = AdamW(trained)
     runs, updates = [], []
+    joules, since = _joules(), time.perf_counter()
     for _ in range(repeats + 1):
         runs.append(unit_seconds(held.model, inputs, blocks, clock))
         started = clock()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         updates.append(clock() - started)
+    spent, lasted = _joules(), time.perf_counter() - since
     forward, backward = (
         [median(run[turn][unit] for run in runs[1:]) for unit in range(len(blocks) + 2)]
         for turn in range(2)
@@ -75,7 +80,18 @@ def measure_machine(
         forward_s=tuple(forward),
         backward_s=tuple(s + update * size for s, size in zip(backward, adapters, strict=True)),
         memory_bytes=float(pages),
+        # A counter that started anew in between tells nothing.
+        power_w=(spent - joules) / lasted if spent > joules else None,
     )
+
+
+def _joules() -> float:
+    """Return what the processors' own counters say they used so far; 0 where none may be read."""
+    counters = sorted(_COUNTERS.glob("intel-rapl:?/energy_uj"))
+    try:
+        return sum(int(file.read_text()) for file in counters) / 1e6
+    except (OSError, ValueError):
+        return 0.0
 
 
 def unit_seconds(

@@ -90,10 +90,8 @@ class ModelSpec:
     share_token_ids: bool = False
 
     def __post_init__(self) -> None:
-        if (self.source is None) == (self.model_type is None):
-            raise FedsplitError(
-                f"source={self.source!r}, model_type={self.model_type!r}: exactly one must be given"
-            )
+        one = (self.source is None) != (self.model_type is None)
+        require(one, "source", self.source, f"given, or model_type={self.model_type}, and not both")
         require_choice("task", self.task, TASKS)
         require_choice("dtype", self.dtype, [AUTO, *DTYPES])
         require_choice("train", self.train, TRAIN)
@@ -169,7 +167,11 @@ class ModelSpec:
     def _why_no_config(self) -> str:
         """Return what else the source is, if it is something known."""
         folder = Path(self.source or "")
-        if self.source is None or not folder.is_dir():
+        if self.source is None:
+            return ""
+        if folder.is_absolute() and not folder.is_dir():
+            return "; there is no such folder"
+        if not folder.is_dir():
             return ""
         if is_lfs_pointer(folder / "config.json"):
             return "; config.json is a Git LFS pointer, not the file: fetch it (git lfs pull)"

@@ -28,6 +28,8 @@ from fedsplit.planning.sft import SftPlan, SftProblem, plan_large_timescale, pla
 from fedsplit.planning.sft_alm import AlmResult, plan_large_timescale_alm
 from fedsplit.planning.sqp import minmax_shares_sqp
 from fedsplit.planning.system import devices_of, downlink_efficiency, server_of, uplink_snr_hz
+from fedsplit.planning.weighted import plan_weighted
+from fedsplit.planning.weighted_problem import WeightedPlan, WeightedProblem
 
 __all__ = [
     "Allocation",
@@ -56,6 +58,8 @@ __all__ = [
     "SftProblem",
     "ShannonPool",
     "SplitProblem",
+    "WeightedPlan",
+    "WeightedProblem",
     "associate_by_channel",
     "associate_by_load",
     "balanced_groups",
@@ -73,6 +77,7 @@ __all__ = [
     "plan_large_timescale",
     "plan_large_timescale_alm",
     "plan_small_timescale",
+    "plan_weighted",
     "random_groups",
     "select_users",
     "server_of",

@@ -71,7 +71,12 @@ class JointPlan:
 
 
 def plan_joint(
-    problem: SftProblem, *, iterations: int = 30, trials: int = 60, tolerance: float = 1e-3
+    problem: SftProblem,
+    *,
+    divide_server: bool = True,
+    iterations: int = 30,
+    trials: int = 60,
+    tolerance: float = 1e-3,
 ) -> JointPlan:
     """Minimise the delay of a round over each device's cut and codec, both bands and the clock.
 
@@ -80,7 +85,9 @@ def plan_joint(
     Parameters
     ----------
     problem : SftProblem
-        The fleet on the channel of the round. The sum of `server_flops_per_s` is divided anew.
+        The fleet on the channel of the round.
+    divide_server : bool
+        Whether the sum of `server_flops_per_s` is divided anew, or each device keeps its own.
     iterations : int
         Most exchanges of prices and answers.
     trials : int
@@ -102,7 +109,7 @@ def plan_joint(
     """
     require(iterations >= 1, "iterations", iterations, "at least 1")
     common = plan_large_timescale(problem)
-    options = _Options(problem, common.table)
+    options = _Options(problem, common.table, divide_server)
     chosen = common.cut * len(common.table) + common.setting
     best, bound = options.divide(chosen), 0.0
     multipliers = _logs(best)
@@ -125,7 +132,9 @@ def plan_joint(
         table=common.table,
         uplink_hz=best.shares[0],
         downlink_hz=best.shares[1],
-        server_flops_per_s=best.shares[2],
+        server_flops_per_s=(
+            best.shares[2] if divide_server else np.asarray(problem.server_flops_per_s)
+        ),
         delay_s=best.delay_s,
         round_s=best.objective_s,
         bound_s=min(bound, best.objective_s),
@@ -163,7 +172,7 @@ def _change_one(
 class _Options:
     """Every device's choices: cut times codec setting; arrays ``[N, O]`` and ``[O]``."""
 
-    def __init__(self, problem: SftProblem, table: CodecTable) -> None:
+    def __init__(self, problem: SftProblem, table: CodecTable, divide_server: bool) -> None:
         costs, devices = problem.costs, problem.devices
         n_devices, ratio = len(devices), table.ratio
         shape = (n_devices, (costs.n_blocks + 1) * len(table))
@@ -189,9 +198,12 @@ class _Options:
         self._down = (
             sent(costs.downlink_bits, gradient_ratio) / problem.downlink_efficiency[:, None]
         )
-        self._server = per_cut(steps[:, 0] * costs.server_flops)
+        served = steps[:, 0] * costs.server_flops
+        self._server = per_cut(served if divide_server else np.zeros_like(served))
         allowed = devices.allowed_cuts(costs, problem.min_cut)
         compute = steps[:, 0] * (costs.device_flops / devices.flops_per_s[:, None])
+        if not divide_server:
+            compute = compute + served / np.asarray(problem.server_flops_per_s)[:, None]
         self._fixed = per_cut(np.where(allowed, compute, np.inf))
         self._loss = np.tile(table.loss_increase, costs.n_blocks + 1)
 

@@ -8,16 +8,17 @@ from copy import copy
 from pathlib import Path
 
 from peft import LoraConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import Parameter
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.models import SplitModel, read_tokenizer
+from fedsplit.models.lora import ADAPTER, as_plain_lora, lora_config
 from fedsplit.models.names import IMAGES
 from fedsplit.models.private import quiet_bars
 
@@ -60,8 +61,28 @@ def save_adapter(
     _save(folder / SAFETENSORS_WEIGHTS_NAME, adapters)
 
 
+def save_trained(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    model: SplitModel,
+    initial: Mapping[str, Tensor],
+) -> None:
+    """Write what was trained of `model`: its adapter for PEFT, or all of it for transformers.
+
+    `initial` are the values that its adapters began with: some were taken out of the base weights.
+    """
+    spec = model.spec
+    if spec.train == "lora":
+        config, adapters = as_plain_lora(lora_config(spec, model.model), weights, initial)
+        save_adapter(folder, adapters, config, spec.source or str(spec.model_type))
+    else:
+        save_model(folder, weights, model)
+
+
 def save_model(folder: Path, weights: Mapping[str, Tensor], model: SplitModel) -> None:
-    """Write a model trained whole, for ``from_pretrained(folder)``.
+    """Write a model trained whole, or its adapters merged into it, for ``from_pretrained(folder)``.
+
+    Merged, `model` has no adapters any more; weights in a type of 16 bits are rounded to it.
 
     Parameters
     ----------
@@ -78,8 +99,10 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], model: SplitModel) -
     FedsplitError
         If a weight is not the model's.
     """
-    model.install({name: Parameter(value, value.requires_grad) for name, value in weights.items()})
+    model.put(weights)
     inner, source = model.model, model.spec.source
+    if model.spec.train == "lora":
+        _merge(inner)
     config = model.spec.restore(inner.config)
     held = inner.config
     inner.config = config
@@ -101,6 +124,16 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], model: SplitModel) -
     with contextlib.suppress(OSError):
         if (found := cached_file(source, IMAGE_PROCESSOR_NAME)) is not None:
             shutil.copy(found, folder)
+
+
+def _merge(model: PreTrainedModel) -> None:
+    """Put adapters into the weights that they adapt, and plain modules in their layers' place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True, adapter_names=[ADAPTER])
+            model.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, module.modules_to_save[ADAPTER])
 
 
 def _generation_config(source: str | None, config: PretrainedConfig) -> GenerationConfig:

@@ -11,6 +11,14 @@ from fedsplit.plan import Failure
 
 
 @dataclass(frozen=True)
+class Written:
+    """What the model wrote after a prompt."""
+
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """The outcome of one round, measured and modelled kept apart.
 
@@ -41,6 +49,20 @@ class RoundRecord:
     modelled : mapping or None
         What the round costs on the modelled system (``delay_s``, ``energy_j``, ...): never mixed
         with what was measured.
+    phases : mapping or None
+        Seconds of all turns that trained, measured beside modelled (``measured_s``,
+        ``modelled_s``), by phase: ``compute``, ``link``, ``wait``.
+    token_accuracy : float or None
+        Share of test tokens that the model held for the likeliest, where it is asked for.
+    central : mapping or None
+        What the server measured on a test set of its own: ``loss`` (nats per target) and, as for
+        the devices, ``perplexity``, ``accuracy``, ``token_accuracy``.
+    written : tuple of Written
+        What the model wrote after the configured prompts.
+    privacy : mapping or None
+        What the run has spent so far where devices add noise: ``epsilon`` and ``delta``, the
+        ``unit`` they are said of, and how often a sample was used at most (``evaluated``, and
+        ``trained`` by device).
     """
 
     round: int
@@ -57,11 +79,23 @@ class RoundRecord:
     participants: tuple[int, ...] = ()
     failures: tuple[Failure, ...] = ()
     modelled: Mapping[str, Any] | None = None
+    phases: Mapping[str, Mapping[str, float]] | None = None
+    token_accuracy: float | None = None
+    central: Mapping[str, Any] | None = None
+    written: tuple[Written, ...] = ()
+    privacy: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON values; a number that is not finite becomes null."""
+        """Return the record as JSON values; a number that is not finite becomes null.
+
+        What a run has only if it is asked for is absent where there is none.
+        """
         values: dict[str, Any] = _finite(asdict(self))
-        return values
+        return {
+            name: item
+            for name, item in values.items()
+            if item not in _NOTHING or name not in _ASKED_FOR
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "RoundRecord":
@@ -81,6 +115,8 @@ class RoundRecord:
         """Return the record as one row: nested keys joined by dots, tuples as their lengths."""
         row: dict[str, Any] = {}
         for name, value in self.to_json().items():
+            if name == "written":
+                continue
             if isinstance(value, list):
                 row[name] = len(value)
             elif isinstance(value, dict):
@@ -88,6 +124,10 @@ class RoundRecord:
             elif name != "modelled":
                 row[name] = value
         return row
+
+
+_ASKED_FOR = ("phases", "token_accuracy", "central", "written", "privacy")
+_NOTHING: tuple[Any, ...] = (None, [])
 
 
 def _finite(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,11 @@ from rich.console import Console
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.plan import Failure
-from fedsplit.report.files import csv_text, json_text, write_atomically
+from fedsplit.report.files import csv_text, json_text, needed, spared, write_atomically
 from fedsplit.report.plots import plot_loss
 from fedsplit.report.records import RoundRecord
 from fedsplit.report.tables import make_console, round_line, summary_table
-from fedsplit.report.turns import TurnRow, append_turns, cut_turns
+from fedsplit.report.turns import TURNS, TurnRow, append_turns, cut_turns
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -121,30 +122,45 @@ class RunReport:
             due = self._records[-1].round + 1
             require(record.round == due, "record.round", record.round, f"{due}, the round due")
         # Turns first: of a round that is not in the results, a resumed run takes them away.
-        append_turns(self.folder, turns)
+        with needed(self.folder / TURNS):
+            append_turns(self.folder, turns)
         self._records.append(record)
         self._failures = []
         self._write(None)
-        self._add_scalars(record)
-        self._console.print(round_line(record, self.n_rounds), soft_wrap=True, highlight=True)
+        with spared(self.folder / SCALARS):
+            self._add_scalars(record)
+        with suppress(OSError):  # the console is a file in `fedsplit run`
+            self._console.print(round_line(record, self.n_rounds), soft_wrap=True, highlight=True)
 
     def add_failure(self, failure: Failure) -> None:
         """Show a failure of the round under way, under `running` until the round is kept."""
         self._failures.append(failure)
         self._write(None)
 
-    def add_data(self, lines: Sequence[str], devices: Mapping[str, Mapping[str, int]]) -> None:
-        """Keep what the devices' data are, as `lines` to read and as numbers by device."""
-        self._data = {"lines": list(lines), "devices": dict(devices)}
+    def add_data(
+        self,
+        lines: Sequence[str],
+        devices: Mapping[str, Mapping[str, int]],
+        left_out: Sequence[str] = (),
+    ) -> None:
+        """Keep what the devices' data are: `lines` to read, numbers by device, files not read."""
+        self._data = {
+            "lines": list(lines),
+            "devices": dict(devices),
+            "left_out": list(left_out),
+        }
         self._write(None)
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
         """Close the report: `summary` into results.json, the plot, and the table on the console."""
         self._write(dict(summary or {}))
-        plot_loss(self._records, self.folder / PLOT)
+        with spared(self.folder / PLOT):
+            plot_loss(self._records, self.folder / PLOT)
         if self._scalars is not None:
-            self._scalars.close()
-        self._console.print(summary_table(self._records, self.folder))
+            with spared(self.folder / SCALARS):
+                self._scalars.close()
+        with suppress(OSError):
+            self._console.print(summary_table(self._records, self.folder))
 
     def _write(self, summary: Mapping[str, Any] | None) -> None:
         results: dict[str, Any] = {"rounds": [record.to_json() for record in self._records]}
@@ -156,7 +172,8 @@ class RunReport:
             results["summary"] = summary
         write_atomically(self.folder / RESULTS, json_text(results))
         rows = [record.flat() for record in self._records]
-        write_atomically(self.folder / METRICS, csv_text(rows))
+        with spared(self.folder / METRICS):
+            write_atomically(self.folder / METRICS, csv_text(rows))
 
     def _add_scalars(self, record: RoundRecord) -> None:
         if self._scalars is None:
@@ -206,6 +223,19 @@ def is_finished(folder: Path) -> bool:
         As for `read_records`.
     """
     return "summary" in _results(folder)
+
+
+def read_stopped(folder: Path) -> str | None:
+    """Return why the run in `folder` ended before its last round; None if it did not.
+
+    Raises
+    ------
+    FedsplitError
+        As for `read_records`.
+    """
+    summary = _results(folder).get("summary")
+    stopped = summary.get("stopped") if isinstance(summary, dict) else None
+    return None if stopped is None else str(stopped)
 
 
 def _results(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ TURNS = "turns.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class TurnRow:
-    """What one turn of a device did, or why it was lost; all of it measured, nothing modelled.
+    """What one turn of a device did, or why it was lost; measured, but for what says "modelled".
 
     Parameters
     ----------
@@ -50,6 +50,8 @@ class TurnRow:
         The most resident memory of the device's process during the turn, libraries included, and
         what torch took on a GPU. In a simulation the process is a worker that devices share. 0
         where the system does not tell.
+    modelled_compute_s, modelled_link_s : float or None
+        What `compute_s` and `link_s` are on the modelled system, of a turn that trained.
     failure : str
         Why the turn was lost; it is empty where it was not. A lost turn has no numbers.
     """
@@ -74,6 +76,8 @@ class TurnRow:
     link_s: float = 0.0
     wall_s: float = 0.0
     peak_bytes: int = 0
+    modelled_compute_s: float | None = None
+    modelled_link_s: float | None = None
     failure: str = ""
 
 

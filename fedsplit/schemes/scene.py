@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from fedsplit.arrays import Array
 from fedsplit.errors import require
 from fedsplit.fleet import CodecRatio, Fleet, SentBytes, Timeline, timeline
 from fedsplit.plan import CodecPlan, RoundPlan, Route, Turn
@@ -80,6 +81,9 @@ class Scene:
         ``possible_cuts()``: the cuts of two-tier routes that the model allows; all by default.
     try_route : callable, optional
         ``try_route(route)`` raises unless the model can be trained on the route.
+    spent_j : ndarray, optional
+        Modelled energy of every device of the fleet in the rounds before this one, for what keeps
+        a budget; None where nothing was spent yet.
     channel_by_step : callable, optional
         ``channel_by_step(steps)``: the links at each of so many mini-batches of the round, where
         they change within it; `channel` all the time by default.
@@ -97,6 +101,7 @@ class Scene:
     codec_ratio: CodecRatio = _uncompressed
     possible_cuts: Callable[[], Sequence[int]] | None = None
     try_route: Callable[[Route], None] | None = None
+    spent_j: Array | None = None
     channel_by_step: Callable[[int], Sequence[ChannelState]] | None = None
 
     @property

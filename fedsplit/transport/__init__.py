@@ -7,6 +7,7 @@ from fedsplit.transport.grpc_link import GrpcLink
 from fedsplit.transport.grpc_server import GrpcServer
 from fedsplit.transport.in_process import InProcessLink
 from fedsplit.transport.link import (
+    BackwardReply,
     EvalReply,
     Gradients,
     Host,
@@ -27,6 +28,7 @@ from fedsplit.transport.tensors import take_adapters
 __all__ = [
     "Attendance",
     "Attention",
+    "BackwardReply",
     "EvalReply",
     "FrameError",
     "Gradients",

@@ -11,6 +11,7 @@ from fedsplit.models import Boundary, Crossing
 from fedsplit.transport.arriving import check_boundary, tokens_of
 from fedsplit.transport.frames import ADAPTERS, Frame, FrameError, Kind, Limits, decode, encode
 from fedsplit.transport.link import (
+    BackwardReply,
     EvalReply,
     Gradients,
     LinkError,
@@ -45,6 +46,7 @@ class FrameLink(ABC):
         self._request: OpenRequest | None = None
         self._sent: Sequence[Tensor] = ()
         self._samples: Sequence[int] = ()
+        self._norm: float | None = None  # to go with the next frame that may carry it
 
     @abstractmethod
     def _exchange(self, frame: bytes) -> bytes:
@@ -53,6 +55,10 @@ class FrameLink(ABC):
     @abstractmethod
     def _hang_up(self) -> None:
         """Drop the connection; nothing if there is none."""
+
+    def _part(self) -> None:
+        """Let go of the connection in good order: the other end has closed the stream."""
+        self._hang_up()
 
     def open(self, request: OpenRequest, returning: Crossing | None = None) -> None:
         """See `Link.open`."""
@@ -85,18 +91,28 @@ class FrameLink(ABC):
             self._ask(Kind.HAND_UP, Kind.HANDED_UP, inputs=pack_inputs(part))
 
     def step(
-        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+        self,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        samples: Sequence[int],
+        share: float = 1.0,
     ) -> StepReply:
         """See `Steps.step`."""
-        reply = self._send_boundary(Kind.STEP, Kind.STEP_REPLY, inputs, boundary, samples)
+        reply = self._send_boundary(Kind.STEP, Kind.STEP_REPLY, inputs, boundary, samples, share)
         gradients = self._gradients(reply, boundary.tensors, samples)
-        return StepReply(gradients, float(reply.fields["loss"]), reply.fields["targets"])
+        loss, norm = float(reply.fields["loss"]), reply.fields.get("norm")
+        return StepReply(gradients, loss, reply.fields["targets"], norm)
 
     def forward(
-        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+        self,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        samples: Sequence[int],
+        share: float = 1.0,
     ) -> Boundary:
         """See `Steps.forward`."""
-        reply = self._send_boundary(Kind.FORWARD, Kind.FORWARD_REPLY, inputs, boundary, samples)
+        kinds = Kind.FORWARD, Kind.FORWARD_REPLY
+        reply = self._send_boundary(*kinds, inputs, boundary, samples, share)
         assert self._returning is not None  # else the other end refuses
         shape = len(samples), tokens_of(inputs)
         try:
@@ -109,12 +125,17 @@ class FrameLink(ABC):
             Stream.BOUNDARY_DOWN, reply.tensors, reply.layout, samples, self._opened().train
         )
 
-    def backward(self, gradients: Gradients) -> Gradients:
+    def backward(self, gradients: Gradients) -> BackwardReply:
         """See `Steps.backward`."""
         self._opened()
         tensors = self._coder.pack(Stream.GRADIENT_UP, gradients, self._samples)
         reply = self._ask(Kind.BACKWARD, Kind.BACKWARD_REPLY, tensors=tensors)
-        return self._gradients(reply, self._sent, self._samples)
+        returned = self._gradients(reply, self._sent, self._samples)
+        return BackwardReply(returned, reply.fields.get("norm"))
+
+    def update(self, norm: float) -> None:
+        """See `Steps.update`."""
+        self._norm = norm
 
     def evaluate(
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
@@ -130,8 +151,8 @@ class FrameLink(ABC):
 
     def close(self) -> LinkStats:
         """See `Link.close`."""
-        self._ask(Kind.CLOSE, Kind.CLOSED)
-        self._hang_up()
+        self._ask(Kind.CLOSE, Kind.CLOSED, fields=self._told())
+        self._part()
         return self._stats
 
     def abort(self) -> None:
@@ -150,17 +171,25 @@ class FrameLink(ABC):
         inputs: Mapping[str, Tensor],
         boundary: Boundary,
         samples: Sequence[int],
+        share: float = 1.0,
     ) -> Frame:
         self._opened()
+        fields = self._told() | ({"share": share} if share != 1 else {})
         tensors = self._coder.pack(Stream.BOUNDARY_UP, boundary.tensors, samples)
         return self._ask(
             kind,
             answer,
+            fields=fields,
             inputs=pack_inputs(inputs),
             tensors=tensors,
             layout=boundary.layout,
             samples=tuple(samples),
         )
+
+    def _told(self) -> dict[str, float]:
+        """Return the norm that is still to be said, once."""
+        norm, self._norm = self._norm, None
+        return {} if norm is None else {"norm": norm}
 
     def _gradients(self, reply: Frame, sent: Sequence[Tensor], samples: Sequence[int]) -> Gradients:
         check_gradients(reply.tensors, sent)

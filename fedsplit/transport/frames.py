@@ -10,6 +10,7 @@ import hmac
 import json
 import math
 import struct
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +72,7 @@ class Kind(enum.IntEnum):
 
 
 _NUMBER = (int, float)
+_LARGEST = sys.float_info.max
 _FIELDS: Mapping[Kind, Mapping[str, type | tuple[type, ...]]] = {
     Kind.OPEN: {
         "route": str,
@@ -92,6 +94,14 @@ _FIELDS: Mapping[Kind, Mapping[str, type | tuple[type, ...]]] = {
     Kind.PRESENT: {"who": str},
     Kind.TELL: {"words": dict},
     Kind.LEAVE: {"reason": str},
+}
+# What steps of several mini-batches, and clipped ones, say as well.
+_OPTIONAL: Mapping[Kind, Mapping[str, float]] = {
+    Kind.STEP: {"share": 1.0, "norm": math.inf},
+    Kind.FORWARD: {"share": 1.0, "norm": math.inf},
+    Kind.CLOSE: {"norm": math.inf},
+    Kind.STEP_REPLY: {"norm": math.inf},
+    Kind.BACKWARD_REPLY: {"norm": math.inf},
 }
 # What carries adapters; they are named like inputs, and travel as they are.
 ADAPTERS = frozenset({Kind.FETCH_REPLY, Kind.HAND_UP})
@@ -326,8 +336,13 @@ class _Reader:
 
     @staticmethod
     def _check_fields(kind: Kind, fields: dict[str, Any]) -> None:
-        schema = _FIELDS.get(kind, {})
-        _check(fields.keys() == schema.keys(), "fields", sorted(fields), f"{sorted(schema)}")
+        schema, optional = _FIELDS.get(kind, {}), _OPTIONAL.get(kind, {})
+        known = {*schema, *(fields.keys() & optional.keys())}
+        _check(fields.keys() == known, "fields", sorted(fields), f"{sorted(schema)}")
+        for name in known - schema.keys():
+            value, most = fields[name], optional[name]
+            number = isinstance(value, _NUMBER) and not isinstance(value, bool)
+            _check(number and 0 <= value <= min(most, _LARGEST), name, value, f"0 to {most:g}")
         for name, types in schema.items():
             value = fields[name]
             wrong_bool = isinstance(value, bool) and types is not bool

@@ -116,12 +116,25 @@ class OpenRequest:
 class StepReply:
     """What comes back from the rest of an open route: boundary gradients and the loss.
 
-    `loss` is the mean over `n_targets`.
+    `loss` is the mean over `n_targets`; for `norm` see `BackwardReply`.
     """
 
     gradients: Gradients
     loss: float
     n_targets: int
+    norm: float | None = None
+
+
+@dataclass(frozen=True)
+class BackwardReply:
+    """What comes back of a U-shaped route's second half: gradients of the boundary sent first.
+
+    `norm` is that of the gradients of all parameters from there on, with the last mini-batch of a
+    step whose gradients are clipped.
+    """
+
+    gradients: Gradients
+    norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +182,11 @@ class Steps(Protocol):
     """What happens at a cut during a turn: the calls of a link, and of the tier it leads to."""
 
     def step(
-        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+        self,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        samples: Sequence[int],
+        share: float = 1.0,
     ) -> StepReply:
         """Train on a mini-batch on an open route: one trip up, gradients and loss down.
 
@@ -181,17 +198,30 @@ class Steps(Protocol):
             Tensors at the cut; the reply has a gradient for each that requires one.
         samples : sequence of int
             Identity of each sample of the mini-batch, for codecs with memory.
+        share : float
+            Its part of the targets of the mini-batches that one update is made of.
         """
         ...
 
     def forward(
-        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+        self,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        samples: Sequence[int],
+        share: float = 1.0,
     ) -> Boundary:
         """Send a boundary up and return the next one (U shape); `backward` follows in training."""
         ...
 
-    def backward(self, gradients: Gradients) -> Gradients:
+    def backward(self, gradients: Gradients) -> BackwardReply:
         """Send the gradients of `forward`'s result up and return those of its argument."""
+        ...
+
+    def update(self, norm: float) -> None:
+        """Say, where gradients are clipped, the norm of a step's gradients over all tiers.
+
+        It travels with the next message; who is told it has the optimizer make its step.
+        """
         ...
 
     def evaluate(

@@ -76,17 +76,23 @@ class Session:
 
     @property
     def unpacked_bytes(self) -> int:
-        """What a codec may make of the frame that is due, beyond the frame itself."""
+        """What a codec may take for the frame that is due, and make of it, beyond the frame."""
         if self._visit is None:
             return 0
         if self.mid_step:
-            coded = self._coder.is_coded(Stream.GRADIENT_UP)
-            return sum(item.nbytes for item in self._returned) if coded else 0
+            if not self._coder.is_coded(Stream.GRADIENT_UP):
+                return 0
+            working = self._coder.working_bytes(
+                Stream.GRADIENT_UP, [item.shape for item in self._returned]
+            )
+            return working + sum(item.nbytes for item in self._returned)
         if not self._coder.is_coded(Stream.BOUNDARY_UP) or self._due != self._between_steps:
             return 0
-        bounds = self._visit.request.bounds
-        most = self._visit.arrival.boundary.size_bytes(bounds.samples, bounds.tokens)
-        return min(most, self._limits.frame_bytes)
+        bounds, due = self._visit.request.bounds, self._visit.arrival.boundary
+        shapes = [form.shape(bounds.samples, bounds.tokens) for form in due.forms]
+        made = due.size_bytes(bounds.samples, bounds.tokens)
+        working = self._coder.working_bytes(Stream.BOUNDARY_UP, shapes)
+        return working + min(made, self._limits.frame_bytes)
 
     @property
     def opened(self) -> bool:
@@ -113,6 +119,8 @@ class Session:
             frame = decode(
                 data, self._limits, kinds=self._due, number=self._number, token=self._token
             )
+            if (norm := frame.fields.get("norm")) is not None:
+                self._entered().update(norm)
             reply = _ANSWERS[frame.kind](self, frame)
         except FedsplitError as error:
             return self.refuse(data, str(error))
@@ -215,18 +223,21 @@ class Session:
 
     def _step(self, frame: Frame) -> Frame:
         inputs, boundary = self._arrived(frame)
-        result = self._entered().step(inputs, boundary, frame.samples)
+        share = frame.fields.get("share", 1.0)
+        result = self._entered().step(inputs, boundary, frame.samples, share)
+        fields = {"loss": result.loss, "targets": result.n_targets}
         return self._reply(
             Kind.STEP_REPLY,
             frame,
-            fields={"loss": result.loss, "targets": result.n_targets},
+            fields=fields | _norm(result.norm),
             tensors=self._pack_gradients(result.gradients, frame.samples),
         )
 
     def _forward(self, frame: Frame) -> Frame:
         visit = self._entered()
         inputs, boundary = self._arrived(frame)
-        result = visit.forward(inputs, boundary, frame.samples)
+        share = frame.fields.get("share", 1.0)
+        result = visit.forward(inputs, boundary, frame.samples, share)
         if visit.request.train:
             self._returned, self._samples = result.tensors, frame.samples
             self._due = (Kind.BACKWARD,)
@@ -241,10 +252,10 @@ class Session:
         check_gradients(frame.tensors, self._returned)
         gradients = self._coder.unpack(Stream.GRADIENT_UP, frame.tensors, self._samples)
         result = self._entered().backward(gradients)
-        tensors = self._pack_gradients(result, self._samples)
+        tensors = self._pack_gradients(result.gradients, self._samples)
         self._returned, self._samples = (), ()
         self._due = self._between_steps
-        return self._reply(Kind.BACKWARD_REPLY, frame, tensors=tensors)
+        return self._reply(Kind.BACKWARD_REPLY, frame, tensors=tensors, fields=_norm(result.norm))
 
     def _evaluate(self, frame: Frame) -> Frame:
         inputs, boundary = self._arrived(frame)
@@ -278,6 +289,10 @@ _ANSWERS: dict[Kind, Callable[[Session, Frame], Frame]] = {
     Kind.FETCH: Session._fetch,
     Kind.HAND_UP: Session._hand_up,
 }
+
+
+def _norm(norm: float | None) -> dict[str, float]:
+    return {} if norm is None else {"norm": norm}
 
 
 def _plain(value: object) -> object:

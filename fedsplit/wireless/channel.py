@@ -91,7 +91,12 @@ class ChannelState:
         return replace(self, gain_up=up, gain_down=down, home=wanted)
 
 
-def uplink_bps(state: ChannelState, share_hz: ArrayLike, devices: ArrayLike | None = None) -> Array:
+def uplink_bps(
+    state: ChannelState,
+    share_hz: ArrayLike,
+    devices: ArrayLike | None = None,
+    power_w: ArrayLike | None = None,
+) -> Array:
     """Return the uplink rate of devices that hold a share of the band (FDMA).
 
     ``R = B_n log2(1 + p_n g_n / (N0 B_n))``: a device puts all its power in its share (the rate of
@@ -105,6 +110,8 @@ def uplink_bps(state: ChannelState, share_hz: ArrayLike, devices: ArrayLike | No
         Share of each device, scalar or shape ``[M]``.
     devices : array_like of int, optional
         Which devices, shape ``[M]``; all by default.
+    power_w : array_like, optional
+        What they send with, scalar or shape ``[M]``; all their power by default.
 
     Returns
     -------
@@ -112,7 +119,8 @@ def uplink_bps(state: ChannelState, share_hz: ArrayLike, devices: ArrayLike | No
         Rates in bit/s, shape ``[M]``.
     """
     which = slice(None) if devices is None else np.asarray(devices)
-    gain, power = state.gain_up[which], state.power_up_w[which]
+    gain = state.gain_up[which]
+    power = state.power_up_w[which] if power_w is None else np.asarray(power_w)
     share = np.broadcast_to(np.asarray(share_hz, dtype=np.float64), gain.shape)
     used = share > 0
     noise = state.noise_w_hz * np.where(used, share, 1.0)

@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 from fedsplit.apps.cli import main
 from fedsplit.apps.config import load_config
-from fedsplit.apps.plan import build_scenario, plan, scenarios
+from fedsplit.apps.plan import build_scenario, plan
 from rich.console import Console
 
 from fedsplit.errors import FedsplitError
@@ -17,22 +17,6 @@ def printed(overrides, multirun=False):
     console = Console(file=StringIO(), width=80)
     assert plan(overrides, multirun, console) == 0
     return console.file.getvalue()
-
-
-def test_sweeps_multiply_out_and_groups_expand():
-    swept = ["strategy=glob(*)", "channel.bandwidth_hz=5e6,10e6", "rounds=2"]
-    expanded = list(scenarios(swept, multirun=True).values())
-    names = {dict(item.split("=") for item in chosen)["strategy"] for chosen in expanded}
-    assert {"splitfed", "vanilla", "fedlora"} <= names
-    assert len(expanded) == 2 * len(names)
-    assert all(chosen[2] == "rounds=2" for chosen in expanded)
-
-
-def test_sweep_without_multirun_is_refused():
-    with pytest.raises(
-        FedsplitError, match="rounds='1,2': must be one value; several .* --multirun"
-    ):
-        scenarios(["rounds=1,2"], multirun=False)
 
 
 def test_comparison_of_schemes_and_bands(tmp_path):
@@ -74,13 +58,13 @@ def test_a_single_scenario_leaves_its_timeline(tmp_path):
 def test_rounds_are_planned_independently_of_each_other():
     config = load_config(["fleet=heterogeneous", "channel=umi", "channel.mobility.enabled=true"])
     late_first, in_order = build_scenario(config), build_scenario(config)
-    seventh = late_first.row(7)
-    assert [in_order.row(r) for r in range(1, 8)][-1] == seventh
+    seventh = late_first.plan_round(7)
+    assert [in_order.plan_round(r) for r in range(1, 8)][-1] == seventh
 
 
 def test_a_smaller_codec_sends_less():
     plain, small = (
-        build_scenario(load_config([f"codec={name}"])).row(1) for name in ("identity", "int8")
+        build_scenario(load_config([f"codec={name}"])).rows(1)[0] for name in ("identity", "int8")
     )
     assert 3 < plain.uplink_bytes / small.uplink_bytes < 4.5
 
@@ -88,7 +72,7 @@ def test_a_smaller_codec_sends_less():
 def test_a_machine_that_is_too_small_is_counted(tmp_path):
     tiny = "{flops_per_cycle: 512, min_hz: 1e8, max_hz: 1e9, memory_bytes: 1e6, power_w: 5}"
     overrides = [f"+fleet.processors.tiny={tiny}".replace(": ", ":"), "fleet.types=[tiny]"]
-    assert build_scenario(load_config(overrides)).row(1).devices_over_memory == 4
+    assert build_scenario(load_config(overrides)).rows(1)[0].devices_over_memory == 4
     assert "more than the machine has" in printed([f"output={tmp_path}", *overrides])
 
 

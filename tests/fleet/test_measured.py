@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fedsplit.errors import FedsplitError
-from fedsplit.fleet import timeline
+from fedsplit.fleet import measured_fleet, timeline
 from fedsplit.models import ModelSpec
 from fedsplit.models.profile_measured import measure_machine
 from fedsplit.plan import RoundPlan, Route, Turn
@@ -39,6 +39,37 @@ def test_a_measured_tier_takes_the_seconds_that_it_takes(tiers):
     # Power times time, as at any load.
     watts = counted.device_compute_j[0] / counted.device_compute_s[0]
     assert found.device_compute_j[0] == pytest.approx(watts * found.device_compute_s[0])
+
+
+def test_a_fleet_takes_the_speed_memory_and_power_that_its_devices_measured():
+    profile, fleet = random_profile(0), random_fleet(0, 3)
+    found = measured_fleet(fleet, profile, {1: replace(TIMES, memory_bytes=5e9, power_w=7.0)})
+    route = Route.device_only(N_BLOCKS)
+    plan = RoundPlan.parallel([Turn(n, route, 3) for n in range(3)])
+    state = random_state(0, fleet)
+    before, after = (timeline(plan, profile, one, state, BATCH).cost for one in (fleet, found))
+    seconds = 3 * BATCH / TIMES.batch * (sum(TIMES.forward_s) + sum(TIMES.backward_s))
+    assert after.device_compute_s[1] == pytest.approx(seconds)
+    assert after.device_compute_j[1] == pytest.approx(7.0 * seconds)
+    assert found.devices.memory_bytes[1] == 5e9
+    for others in ([0], [2]):
+        assert after.device_compute_s[others] == before.device_compute_s[others]
+        assert found.devices.memory_bytes[others] == fleet.devices.memory_bytes[others]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seq_len": 65},
+        {"forward_s": (1.0, 1.0), "backward_s": (1.0, 1.0)},
+        {"forward_s": (0.0,) * 7, "backward_s": (0.0,) * 7},
+        {"forward_s": (1e300,) * 7},
+        {"forward_s": (1e-300,) * 7, "backward_s": (0.0,) * 7},
+    ],
+)
+def test_what_does_not_fit_the_model_or_no_machine_can_be_changes_nothing(change):
+    profile, fleet = random_profile(0), random_fleet(0, 3)
+    assert measured_fleet(fleet, profile, {1: replace(TIMES, **change)}) is fleet
 
 
 def test_a_machine_is_measured_and_its_file_read_back(tmp_path):

@@ -305,6 +305,29 @@ def test_server_clock_trades_delay_for_energy_as_in_card(seed, cut, fraction):
     assert cost.server_compute_j[0] == close(xi * clock**2 * cycles)
 
 
+@few
+@given(seed=seeds, clock=st.floats(0.1, 1), power=st.floats(0.01, 1))
+def test_a_device_s_clock_and_power_trade_delay_for_energy(seed, clock, power):
+    profile, fleet, state, _ = scene(seed, 1)
+    plain = turn(0, Route.two_tier(N_BLOCKS, 2), 3)
+    slower = replace(
+        plain,
+        device_hz=clock * fleet.devices.clock_hz[0],
+        uplink_w=power * state.power_up_w[0],
+    )
+    fast, slow = (
+        timeline(RoundPlan((Branch((one,)),)), profile, fleet, state, BATCH).cost
+        for one in (plain, slower)
+    )
+    assert slow.device_compute_s == close(fast.device_compute_s / clock)
+    assert slow.device_compute_j == close(fast.device_compute_j * clock**2)
+    weaker = replace(state, power_up_w=power * state.power_up_w)
+    same = timeline(RoundPlan((Branch((plain,)),)), profile, fleet, weaker, BATCH).cost
+    assert slow.uplink_s == close(same.uplink_s)
+    assert slow.device_transmit_j == close(same.device_transmit_j)
+    assert slow.downlink_s == close(fast.downlink_s)
+
+
 @settings(max_examples=120, deadline=None)
 @given(scenario=rounds())
 def test_time_energy_and_bytes_are_conserved(scenario):
@@ -467,6 +490,8 @@ def test_bytes_of_a_real_run_replace_the_estimate():
         ({"uplink_hz": 1e9}, "sum of turn.uplink_hz=1000000000.0: must be at most 2e\\+07"),
         ({"server_hz": 1e12}, "turn.server_hz=1000000000000.0: must be above 0 and at most"),
         ({"server_hz": float("nan")}, "turn.server_hz=nan"),
+        ({"device_hz": 1e12}, "turn.device_hz=1000000000000.0: must be above 0 and at most"),
+        ({"uplink_w": 0.0}, "turn.uplink_w=0.0: must be above 0"),
         ({"route": Route.two_tier(3, 1)}, "route=.*must be of 5 blocks"),
         ({"route": Route.three_tier(5, 1, 2)}, "fleet.edges=0: must be at least 1"),
     ],

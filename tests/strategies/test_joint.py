@@ -3,16 +3,23 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fedsplit.apps.config import load_config
 from fedsplit.apps.plan import Scenario, build_scenario
 from fedsplit.strategies.joint import Joint
+from fedsplit.strategies.sft import Sft
 from fedsplit.strategies.splitfed import SplitFed
 from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import FedsplitError
+from fedsplit.fleet import ServingSpec
+from fedsplit.fleet.fleet import DISCIPLINES
 from fedsplit.plan import RoundPlan, Route, Turn
+from fedsplit.planning import plan_weighted
+from fedsplit.schemes import Scene, planned
+from fedsplit.testing.scenes import make_scene
 from tests.flower.conftest import Federation
 
 # Weak devices on a wide band, who gain by a server.
@@ -96,10 +103,75 @@ def test_bands_and_server_are_given_away_once() -> None:
     scenario = scenario_of(UNCONTENDED, *SPLIT)
     turns = turns_of(scenario)
     assert {len(turn.route.segments) for turn in turns} == {2}
-    top = float(scenario.system.fleet.servers.clock_hz[0])
     assert sum(turn.uplink_hz or 0 for turn in turns) == pytest.approx(1e9, rel=1e-6)
     assert sum(turn.downlink_hz or 0 for turn in turns) == pytest.approx(1e9, rel=1e-6)
-    assert sum(turn.server_hz or 0 for turn in turns) == pytest.approx(top, rel=1e-6)
+    # Nobody waits for another: dividing the server would only slow it down.
+    assert {turn.server_hz for turn in turns} == {None}
+
+
+@pytest.mark.parametrize("discipline", DISCIPLINES)
+def test_it_shares_the_server_as_sft_does(discipline: str) -> None:
+    """Of devices all alike, cut alike, both expect the same of the server."""
+    scene = replace_serving(make_scene(4), discipline)
+    problems = [
+        Joint(codec_table=None)._problem(scene),
+        Sft(codec_table=None)._problem(
+            scene, scene.devices, scene.channel, list(scene.samples.values())
+        ),
+    ]
+    first, second = (np.asarray(problem.server_flops_per_s) for problem in problems)
+    np.testing.assert_array_equal(first, second)
+
+
+def replace_serving(scene: Scene, discipline: str) -> Scene:
+    return replace(scene, fleet=replace(scene.fleet, serving=ServingSpec(discipline)))
+
+
+@pytest.mark.parametrize("discipline", DISCIPLINES)
+@pytest.mark.parametrize("goal", [{"goal": "energy"}, {"goal": "weighted", "delay_weight": 20.0}])
+def test_rounds_cost_what_was_planned(goal: dict[str, object], discipline: str) -> None:
+    """The timeline finds the plan's energy, and no more delay than it promises."""
+    scene = replace_serving(make_scene(5), discipline)
+    scheme = Joint(codec_table=None, **goal)  # type: ignore[arg-type]
+    problem = scheme._problem(scene)
+    promised = plan_weighted(scheme._weighted_problem(scene, problem, problem.costs))
+    line = scene.timeline(planned(scheme, scene))
+    assert line.cost.device_energy_j == pytest.approx(promised.device_j, rel=1e-6)
+    assert line.cost.energy_j - line.aggregation_j == pytest.approx(promised.energy_j, rel=1e-6)
+    assert line.cost.delay_s - line.aggregation_s <= promised.delay_s * (1 + 1e-9)
+    if discipline in ("unlimited", "partition"):
+        assert line.cost.delay_s - line.aggregation_s == pytest.approx(promised.delay_s, rel=1e-6)
+
+
+def test_goals_reach_what_they_are_named_after() -> None:
+    scene = make_scene(6)
+    settings = ({}, {"goal": "weighted", "delay_weight": 0.5}, {"goal": "energy"})
+    costs = [
+        scene.timeline(planned(Joint(codec_table=None, **one), scene)).cost  # type: ignore[arg-type]
+        for one in settings
+    ]
+    assert costs[0].delay_s < costs[1].delay_s < costs[2].delay_s
+    assert costs[0].energy_j > costs[1].energy_j > costs[2].energy_j
+    both = [cost.energy_j + 0.5 * cost.delay_s for cost in costs]
+    assert min(both) == both[1]
+
+
+@pytest.mark.parametrize("goal", ["delay", "weighted"])
+def test_budgets_hold_in_the_long_run_and_not_at_any_price(goal: str) -> None:
+    """A budget of less than a device would spend: kept on average, while others stay fast."""
+    free, n_rounds = Joint(goal=goal, codec_table=None, delay_weight=50.0), 25
+    first = make_scene(3)
+    usual = first.timeline(planned(free, first)).cost
+    budget = 0.7 * float(usual.device_energy_j.max())
+    kept = Joint(goal=goal, codec_table=None, delay_weight=50.0, budget_j=budget)
+    spent = np.zeros(3)
+    for server_round in range(1, n_rounds + 1):
+        scene = replace(make_scene(3, server_round=server_round), spent_j=spent)
+        cost = scene.timeline(planned(kept, scene)).cost
+        spent = spent + cost.device_energy_j
+    assert (spent / n_rounds).max() <= 1.05 * budget
+    # It is used, too: who stays far below it needlessly is slow.
+    assert (spent / n_rounds).max() >= 0.9 * budget
 
 
 def test_a_server_with_a_queue_keeps_its_clock() -> None:
@@ -140,6 +212,9 @@ def test_it_trains_as_splitfed(federation: Federation, fedavg: Strategy) -> None
     [
         ({"max_loss_increase": float("nan")}, "strategy.max_loss_increase=nan"),
         ({"min_cut": -1}, "strategy.min_cut=-1"),
+        ({"goal": "fame"}, "strategy.goal='fame'"),
+        ({"delay_weight": -1.0}, "strategy.delay_weight=-1.0"),
+        ({"budget_j": 0.0}, "strategy.budget_j=0.0"),
         ({"codec_table": "nowhere.csv"}, "nowhere.csv"),
     ],
 )

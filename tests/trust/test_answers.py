@@ -206,7 +206,13 @@ def info(name: str, value: str) -> Change:
         without("info"),
         info("source", "another"),
         info("role", "admin"),
+        info("left-out", "[1]"),
+        info("left-out", "[" * 9999),
         metric("train-read", -1),
+        info("profile", "{"),
+        info("profile", "[" * 50_000),
+        info("profile", "x" * 10**6),
+        info("profile", '{"model": "m", "seq_len": 8, "batch": 1, "forward_s": [1e999, 1]}'),
     ],
 )
 def test_a_node_that_says_what_cannot_be_is_left_out_and_named(

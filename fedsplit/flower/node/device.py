@@ -23,6 +23,7 @@ from fedsplit.data import (
     Samples,
     batches,
     confine,
+    draw,
     load_data,
     load_device,
     training_batches,
@@ -32,7 +33,8 @@ from fedsplit.errors import FedsplitError, SettingsError
 from fedsplit.execution import TurnResult, evaluate_turn, train_turn
 from fedsplit.execution.peak import forget_peak, peak_bytes
 from fedsplit.flower.link_settings import LinkSettings
-from fedsplit.flower.messages import answer, read_arrays, read_task
+from fedsplit.flower.messages import MOST_FILES, answer, read_arrays, read_task
+from fedsplit.flower.node.kept import read_state, write_state
 from fedsplit.flower.node.models import cached_model
 from fedsplit.flower.source import source_hash
 from fedsplit.flower.tasks import Contact, Job, TurnTask
@@ -40,6 +42,7 @@ from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, SplitModel
 from fedsplit.models.names import IMAGES
 from fedsplit.plan import DEVICE, AdapterWay
+from fedsplit.profiles import MeasuredProfile
 from fedsplit.seeds import generator
 from fedsplit.transport import GrpcLink, Presence
 
@@ -50,8 +53,9 @@ Loader: TypeAlias = Callable[[Context], tuple[Samples | Rows, Samples | Rows]]
 """``load_data(context) -> train, test``: a device's own data."""
 
 
-# Devices whose samples a process keeps, so that they are not made again at every turn.
-_KEPT = 64
+# Samples that a process keeps of the devices that it plays, so that they are not made again at each
+# turn. Those of 128 tokens take some 2 KiB.
+_KEPT = 100_000
 
 
 class Device:
@@ -67,6 +71,7 @@ class Device:
     def __init__(self, loader: Loader | None = None) -> None:
         self._loader = loader
         self._kept: dict[str, tuple[Samples, Samples]] = {}
+        self._count = 0  # of the samples kept
 
     def hello(self, message: Message, context: Context) -> Message:
         """Say which device this node is, what data it holds and which source it runs."""
@@ -84,6 +89,8 @@ class Device:
                 "source": source_hash(),
                 "role": "device",
                 "site": str(context.node_config.get("site", "")),
+                "left-out": json.dumps(self._left_out(job, context)[:MOST_FILES]),
+                "profile": _own_profile(context),
             },
         )
 
@@ -105,12 +112,17 @@ class Device:
                 adapters=_adapters(task, message),
                 optimizer=job.optimizer,
                 seed=task.seed,
+                steps=turn.steps,
+                kept=read_state(context) if job.optimizer.keep_state else None,
                 link=link,
                 token=token,
                 codec=turn.codec,
+                privacy=job.privacy,
             )
             wall_s = time.perf_counter() - started
             log(INFO, "device %s: %s steps, loss %.4f", turn.device, result.steps, result.loss)
+            if job.optimizer.keep_state:
+                write_state(context, result.state)
             trained = result.adapters if task.way is AdapterWay.MESSAGE else None
             return answer(message, _metrics(result, wall_s), arrays=trained)
 
@@ -119,7 +131,8 @@ class Device:
         task = _read(message, context)
         with at_work(task.presence, context, task.job) as presence:
             job, turn, model = task.job, task.turn, _load(task)
-            _, data = self._data(job, context)
+            _, held = self._data(job, context)
+            data = draw(held, job.max_eval_samples, generator(job.seed, "evaluate", turn.device))
             link, token = _dial(task, context, presence)
             started = time.perf_counter()
             forget_peak()
@@ -132,8 +145,15 @@ class Device:
                 link=link,
                 token=token,
                 codec=turn.codec,
+                privacy=job.privacy,
             )
             return answer(message, _metrics(result, time.perf_counter() - started))
+
+    def _left_out(self, job: Job, context: Context) -> tuple[str, ...]:
+        """Return the files beside the data that were not read, if the server named them itself."""
+        if self._loader is not None or job.data is None or job.data.partition == LOCAL:
+            return ()
+        return named_data(job, context.node_config.get("data-root")).left_out
 
     def _data(self, job: Job, context: Context) -> tuple[Samples, Samples]:
         """Return the samples to train and to test on; a process keeps those of a few devices."""
@@ -151,10 +171,19 @@ class Device:
             else:
                 named = named_data(job, context.node_config.get("data-root"))
                 samples = named.train(index), named.test(index)
-            while len(self._kept) >= _KEPT:
-                del self._kept[next(iter(self._kept))]
             self._kept[key] = samples
+            self._count += sum(map(len, samples))
+            while self._count > _KEPT and len(self._kept) > 1:
+                oldest = self._kept.pop(next(iter(self._kept)))
+                self._count -= sum(map(len, oldest))
+            return samples
         return self._kept[key]
+
+
+def _own_profile(context: Context) -> str:
+    """Return the text of this node's file of `fedsplit measure`; empty if it names none."""
+    path = context.node_config.get("profile")
+    return "" if path is None else json.dumps(to_mapping(MeasuredProfile.read(str(path))))
 
 
 def device_index(context: Context) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import Stage, TurnStatus, weighted_mean
-from fedsplit.execution.turn import DONE, FAILED
+from fedsplit.execution.status import DONE, FAILED
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import answer, read_arrays, read_task
 from fedsplit.flower.node.device import at_work
@@ -82,7 +82,7 @@ def _serve(task: EdgeTask, message: Message, context: Context, presence: Presenc
         for turn, request in zip(branch.turns, wanted, strict=True):
             stage.open_turn(
                 request,
-                optimizer=task.job.optimizer if task.train else None,
+                optimizer=turn.optimizer,
                 downstream=_onward(turn, settings, task.job),
             )
         stays.append(_Stay(stage, model, branch, wanted, adapters))

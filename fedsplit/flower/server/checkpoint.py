@@ -36,11 +36,14 @@ class Checkpoint:
         The global adapters after it.
     strategy : dict of str to array
         The wrapped strategy's own state (moments of FedAdam and the like).
+    spent_j : tuple of float
+        Modelled energy of each device so far; empty if it was not kept.
     """
 
     server_round: int
     adapters: dict[str, Tensor]
     strategy: dict[str, NDArray[Any]]
+    spent_j: tuple[float, ...] = ()
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -56,12 +59,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     target, fresh, old = folder / _FOLDER, folder / f"{_FOLDER}.new", folder / f"{_FOLDER}.old"
     try:
         _write(fresh, checkpoint)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        fresh.rename(target)
     except (OSError, SafetensorError) as error:
         raise FedsplitError(f"{fresh}: checkpoint cannot be written ({error})") from error
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -70,7 +73,8 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     folder.mkdir(parents=True)
     save_tensors({n: t.contiguous() for n, t in checkpoint.adapters.items()}, folder / _ADAPTERS)
     save_file(checkpoint.strategy, folder / _STRATEGY)
-    (folder / _STATE).write_text(json.dumps({"server_round": checkpoint.server_round}))
+    state = {"server_round": checkpoint.server_round, "spent_j": checkpoint.spent_j}
+    (folder / _STATE).write_text(json.dumps(state))
     for file in folder.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -98,6 +102,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
                     int(state["server_round"]),
                     load_tensors(place / _ADAPTERS),
                     load_file(place / _STRATEGY),
+                    tuple(float(joules) for joules in state.get("spent_j", ())),
                 )
             except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
                 raise FedsplitError(f"{place}: is not a checkpoint of a run ({error})") from error

@@ -5,7 +5,7 @@ One message hands an edge all that waits for it, and has one answer; `node.edge`
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -213,7 +213,7 @@ class RemoteEdges:
 
     def _message(self, edge: int, assignments: list[Assignment], presence: Contact) -> Message:
         task = EdgeTask(
-            job=replace(self._job, optimizer=assignments[0].optimizer or self._job.optimizer),
+            job=self._job,
             presence=presence,
             branches=tuple(assignment.branch for assignment in assignments),
             train=assignments[0].optimizer is not None,

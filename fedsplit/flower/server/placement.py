@@ -64,6 +64,7 @@ class Placement:
             host=self._host,
             stages=stages,
             door=door,
+            optimizer=optimizer,
         )
 
     def at_remote_edge(
@@ -106,12 +107,18 @@ class Placement:
         assert first.edge is not None
         address = edges.address(first.edge)
         stays = way is AdapterWay.EDGE
-        runs = [
-            self.one(server_round, turn, optimizer=optimizer, steps=count, way=way)
-            for turn, count in zip(branch.turns, steps, strict=True)
-        ]
         tiers = (DEVICE, EDGE) if stays else (EDGE,)
         names = [name for tier in tiers for name in self._host.adapter_names(first.route, tier)]
+        waves = branch.waves
+        trainers = [
+            optimizer and optimizer.within(number, len(waves))
+            for number, wave in enumerate(waves)
+            for _ in wave
+        ]
+        runs = [
+            self.one(server_round, turn, optimizer=trainer, steps=count, way=way)
+            for turn, trainer, count in zip(branch.turns, trainers, steps, strict=True)
+        ]
         turns = tuple(
             EdgeTurn(
                 token=new_token(),
@@ -119,6 +126,7 @@ class Placement:
                 steps=count,
                 seed=run.seed,
                 onward=run.door,
+                optimizer=run.optimizer,
                 weight=weight,
             )
             for run, weight, count in zip(runs, weights, steps, strict=True)

@@ -8,8 +8,8 @@ from typing import TypeAlias
 from torch import Tensor
 
 from fedsplit.errors import NodeLost
-from fedsplit.execution import Stage
-from fedsplit.execution.turn import DONE, FAILED
+from fedsplit.execution import OptimizerSpec, Stage
+from fedsplit.execution.status import DONE, FAILED
 from fedsplit.flower.server.edges import Assignment
 from fedsplit.flower.server.host import StageHost
 from fedsplit.flower.server.liveness import StartClock
@@ -44,6 +44,8 @@ class TurnRun:
         Where the device's link leads; None on a route that never leaves the device.
     assignment : Assignment or None
         At an edge that is a node of its own.
+    optimizer : OptimizerSpec or None
+        What trains it; None if it evaluates.
     place : int
         Of the turn in the assignment's branch.
     adapters : mapping of str to Tensor, optional
@@ -63,6 +65,7 @@ class TurnRun:
     stages: list[tuple[Stage, str]]
     door: Contact | None
     assignment: Assignment | None = None
+    optimizer: OptimizerSpec | None = None
     place: int = 0
     adapters: Mapping[str, Tensor] | None = None
     presence: str = ""
@@ -132,6 +135,8 @@ class TurnRun:
             if status.state != DONE:
                 raise NodeLost(f"answered while its turn was {status.state} {status.reason}")
             adapters |= stage.adapters(token)
+        if self.optimizer is not None and self.optimizer.keep_state:
+            self.host.keep(self.turn.device, self.stages)
         return adapters
 
     def link_bytes(self) -> dict[str, int]:

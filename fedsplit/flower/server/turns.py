@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from fedsplit.errors import NodeLost
@@ -17,6 +17,7 @@ from fedsplit.flower.messages import (
     read_error,
     read_metrics,
     task_message,
+    to_record,
 )
 from fedsplit.flower.server.drive import Answer, Await, Call, Lost, Turns, Waited
 from fedsplit.flower.server.host import StageHost
@@ -41,6 +42,12 @@ class Work:
     def train(self) -> bool:
         """Whether it trains."""
         return self.optimizer is not None
+
+    def within(self, index: int, count: int) -> "Work":
+        """Return the work of the `index`-th of `count` waves."""
+        if self.optimizer is None:
+            return self
+        return replace(self, optimizer=self.optimizer.within(index, count))
 
     @property
     def phase(self) -> str:
@@ -74,6 +81,7 @@ class TurnRunner:
         max_update_norm: float,
         on_failure: Callable[[Failure], None],
     ) -> None:
+        self._sent: tuple[dict[str, Tensor], ArrayRecord] = {}, ArrayRecord()
         self.gone: set[int] = set()  # nodes that were lost with their last task
         self._host = host
         self._job = job
@@ -85,7 +93,8 @@ class TurnRunner:
         """Return the mini-batches that a turn has to have."""
         if work.train:
             return turn.steps
-        return math.ceil(roster.by_index(turn.device).n_test / self._job.batch_size)
+        held, most = roster.by_index(turn.device).n_test, self._job.max_eval_samples
+        return math.ceil((held if most is None else min(held, most)) / self._job.batch_size)
 
     def attempt(self, work: Work, run: TurnRun, roster: Roster) -> Turns:
         """Run one turn; `TurnRun.result` holds what came of it."""
@@ -128,6 +137,9 @@ class TurnRunner:
         if run.begun_s is None or run.adapters is None:
             raise NodeLost("answered before its turn began")
         given = run.adapters
+        # Before its edge is waited for, which may hear nothing more of such a device.
+        outcome = turn_outcome(run.turn, read_metrics(reply), {}, run.begun_s)
+        check_counts(outcome, self._job.bounds(self.steps(work, run.turn, roster)))
         own = self._host.adapter_names(run.turn.route, DEVICE)
         carried = own if work.train and run.way is AdapterWay.MESSAGE else ()
         trained = read_arrays(reply, self._host.likes(carried))
@@ -142,9 +154,7 @@ class TurnRunner:
             kept = {name: given[name] for name in given if name not in absent}
             check_complete(trained, kept)
             check_update(trained, kept, self._max_update_norm)
-        outcome = turn_outcome(run.turn, read_metrics(reply), run.link_bytes(), run.begun_s)
-        check_counts(outcome, self._job.bounds(self.steps(work, run.turn, roster)))
-        return trained, outcome
+        return trained, replace(outcome, link_bytes={**outcome.link_bytes, **run.link_bytes()})
 
     def from_edge(self, run: TurnRun) -> Generator[Waited, Answer, dict[str, Tensor]]:
         """Return what an edge that is a node answers."""
@@ -158,7 +168,7 @@ class TurnRunner:
     def _message(self, work: Work, run: TurnRun, presence: Contact, roster: Roster) -> Message:
         turn, adapters = run.turn, run.adapters
         task = TurnTask(
-            job=replace(self._job, optimizer=work.optimizer or self._job.optimizer),
+            job=replace(self._job, optimizer=run.optimizer or self._job.optimizer),
             presence=presence,
             server_round=work.server_round,
             turn=turn,
@@ -172,4 +182,14 @@ class TurnRunner:
             names = self._host.adapter_names(turn.route, DEVICE)
             sent = {name: adapters[name] for name in names}
         node_id = roster.by_index(turn.device).node_id
-        return task_message(node_id, TRAIN if work.train else EVALUATE, task, sent)
+        return task_message(
+            node_id, TRAIN if work.train else EVALUATE, task, self._serialized(sent)
+        )
+
+    def _serialized(self, sent: dict[str, Tensor]) -> ArrayRecord:
+        """Return Flower's form of `sent`; branches that start from the same tensors share one."""
+        before, record = self._sent
+        if before.keys() != sent.keys() or any(before[name] is not sent[name] for name in sent):
+            record = to_record(sent)
+            self._sent = sent, record
+        return record

@@ -1,0 +1,237 @@
+"""A real model on real tasks: quality against traffic and memory, for each way to train it.
+
+    python -m benchmarks.real --model FOLDER --data FOLDER [--quick]
+
+The model is any causal one with a chat template, such as SmolLM2-135M-Instruct; the data are a
+folder with e2e, glue and gsm8k as published.
+
+Tasks (`benchmarks._real_tasks`): E2E (BLEU, ROUGE-L), SST-2 by the likelier of two label words
+(accuracy), GSM8K as chat (loss, exact answers). Members: the unsplit model trained by a plain PEFT
+loop that sees in each step what all devices see in theirs (`central`), FedLoRA, SplitFed cut after
+1, 15 and 29 blocks, in a U shape, and at the middle cut with SFT's codec and with bfloat16
+boundaries. All train the same adapters on the same samples with the same optimizer; all are judged
+by the same plain transformers code on the same test items, none of which was trained on.
+``--quick`` has one task and four members.
+
+A member that is done is a JSON file in ``--work`` and is not run again; a run that was cut short
+goes on. Prints a table and, last, one JSON object. Exit code 1 if a floor is missed:
+
+- a split run without compression has the loss of FedLoRA in every turn, to 1e-5;
+- every member ends within 15 % of the central loss;
+- every member improves on the untrained model: its loss by a tenth at least, and E2E's BLEU and
+  SST-2's accuracy by 5 points.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fedsplit.apps.config import data_spec, job, load_config
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks._real_page import tables, write_page
+from benchmarks._real_tasks import TASKS, Task, draw, judge, write_training_file
+from fedsplit.data import load_data, training_batches
+from fedsplit.report import read_records, read_turns
+from fedsplit.report.files import json_text, write_atomically
+from fedsplit.seeds import generator
+
+DEVICES, BATCH, RANK, ALPHA, LR, SEED = 2, 8, 8, 16, 2e-3, 0
+EQUAL, MARGIN, CLEARLY, POINTS = 1e-5, 0.15, 0.9, 5.0
+MEMBERS: Mapping[str, Sequence[str]] = {
+    "untrained": (),
+    "central": (),
+    "fedlora": ("strategy=fedlora",),
+    "splitfed_1": ("strategy=splitfed", "strategy.cut=1"),
+    "splitfed_15": ("strategy=splitfed", "strategy.cut=15"),
+    "splitfed_29": ("strategy=splitfed", "strategy.cut=29"),
+    "u_shape": ("strategy=splitfed", "strategy.cut=1", "strategy.tail=1"),
+    "sft": ("strategy=splitfed", "strategy.cut=15", "codec=sft"),
+    "bf16": ("strategy=splitfed", "strategy.cut=15", "codec=bf16"),
+}
+EXACT = ("splitfed_1", "splitfed_15", "splitfed_29", "u_shape")
+QUICK = ("untrained", "central", "fedlora", "splitfed_15", "sft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much of a task is trained and judged: `steps` of each device in each of `rounds`."""
+
+    rounds: int
+    steps: int
+    n_test: int
+    n_written: int
+
+
+FULL = {
+    "e2e": Size(rounds=4, steps=8, n_test=160, n_written=96),
+    "sst2": Size(rounds=4, steps=8, n_test=320, n_written=0),
+    "gsm8k": Size(rounds=2, steps=8, n_test=64, n_written=32),
+}
+SHORT = {"e2e": Size(rounds=2, steps=6, n_test=48, n_written=32)}
+
+
+class Study:
+    """One task's members, each in a file of its own below `folder`."""
+
+    def __init__(self, task: Task, size: Size, model: str, data: Path, folder: Path) -> None:
+        self.task, self.size, self.model, self.folder = task, size, model, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {**asdict(size), "model": Path(model).name, "lr": LR, "batch": BATCH}
+        said = folder / "study.json"
+        if said.exists() and json.loads(said.read_text()) != settings:
+            raise SystemExit(f"{folder}: holds members of another study; use another --work")
+        write_atomically(said, json_text(settings))
+        # Each device holds out a tenth, which nobody looks at.
+        n_train = DEVICES * size.rounds * size.steps * BATCH * 10 // 9
+        train, self.test = draw(task, data, n_train, size.n_test)
+        self.file = write_training_file(task, train, folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def member(self, name: str) -> dict[str, Any]:
+        """Return what came of a member, from its file if it was run before."""
+        file = self.folder / f"{name}.json"
+        if not file.exists():
+            started = time.perf_counter()
+            found = self._plain(name) if name in ("untrained", "central") else self._run(name)
+            found["wall_s"] = time.perf_counter() - started
+            write_atomically(file, json_text(found))
+            gc.collect()
+        result: dict[str, Any] = json.loads(file.read_text())
+        return result
+
+    def _overrides(self) -> list[str]:
+        columns = "data=chat" if self.task.chat else "data=text"
+        return [
+            f"model={self.model}", "model.dtype=float32", f"model.r={RANK}",
+            f"model.alpha={ALPHA}.0", columns, f"data.path={self.file}",
+            "data.prompt_column=prompt", "data.target_column=completion", "data.padding=longest",
+            f"data.seq_len={self.task.seq_len}", "data.partition=iid", f"fleet.devices={DEVICES}",
+            f"rounds={self.size.rounds}", f"train.steps={self.size.steps}",
+            f"train.batch_size={BATCH}", f"train.optimizer.lr={LR}", f"seed={SEED}",
+            f"evaluate.every={self.size.rounds}", "evaluate.max_samples=1", "run.accelerator=cpu",
+        ]  # fmt: skip
+
+    def _judged(self, model: Any) -> dict[str, Any]:
+        torch.set_num_threads(2)
+        return judge(self.task, model, self.tokenizer, self.test, self.size.n_written)
+
+    def _plain(self, name: str) -> dict[str, Any]:
+        """Train the unsplit model with PEFT as a script would, or leave it as it is."""
+        torch.manual_seed(SEED)
+        model = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
+        if name == "untrained":
+            return self._judged(model)
+        config = load_config(self._overrides())
+        optimizer = job(config).optimizer
+        samples = load_data(data_spec(config), self.tokenizer, 1, SEED).train(0)
+        lora = LoraConfig(r=RANK, lora_alpha=ALPHA, task_type=TaskType.CAUSAL_LM)
+        trained = get_peft_model(model, lora).train()
+        steps = self.size.rounds * self.size.steps
+        order = generator(SEED, "centralised")
+        torch.set_num_threads(2)
+        rule = optimizer.build(p for p in trained.parameters() if p.requires_grad)
+        for batch in training_batches(samples, DEVICES * BATCH, order, steps):
+            rule.zero_grad()
+            trained(**batch.inputs).loss.backward()
+            rule.step()
+        return self._judged(trained)
+
+    def _run(self, name: str) -> dict[str, Any]:
+        """Train with ``fedsplit run``; judge the adapter that it leaves with plain PEFT."""
+        run = self.folder / name
+        command = ["-m", "fedsplit.apps", "run", *self._overrides(), *MEMBERS[name]]
+        subprocess.run([sys.executable, *command, f"output={run}"], check=True)
+        base = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
+        found = self._judged(PeftModel.from_pretrained(base, run / "adapter"))
+        turns = [turn for turn in read_turns(run) if turn.phase == "train"]
+        modelled = [record.modelled for record in read_records(run) if record.modelled]
+        return {
+            **found,
+            "turns": {f"{turn.round}/{turn.device}": turn.loss for turn in turns},
+            "device_link_bytes": sum(turn.bytes_up + turn.bytes_down for turn in turns),
+            "device_peak_bytes": max(turn.peak_bytes for turn in turns),
+            "modelled_radio_bytes": sum(r["uplink_bytes"] + r["downlink_bytes"] for r in modelled),
+            "modelled_device_bytes": max(r["device_peak_bytes"] for r in modelled),
+            "modelled_s": sum(r["delay_s"] for r in modelled),
+            "modelled_j": sum(r["energy_j"] for r in modelled),
+        }
+
+
+def floors(task: Task, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return which floors the members of a task miss, in words."""
+    missed = []
+    central, before = found["central"], found["untrained"]
+    for name, member in found.items():
+        if name == "untrained":
+            continue
+        if member["loss"] > (1 + MARGIN) * central["loss"]:
+            missed.append(f"{task.name} {name}: loss {member['loss']:.4f}, central's exceeded")
+        if member["loss"] > CLEARLY * before["loss"]:
+            missed.append(f"{task.name} {name}: loss {member['loss']:.4f}, hardly learnt")
+        gain = member[task.better] - before[task.better]
+        if task.better != "loss" and gain < POINTS:
+            missed.append(f"{task.name} {name}: {task.better} {gain:+.1f} points only")
+    whole = found["fedlora"]["turns"]
+    for name in EXACT:
+        turns = found.get(name, {}).get("turns", whole)
+        if turns.keys() != whole.keys():
+            missed.append(f"{task.name} {name}: its turns are not FedLoRA's")
+            continue
+        apart = max(abs(turns[key] - whole[key]) for key in whole)
+        if apart > EQUAL:
+            missed.append(f"{task.name} {name}: a turn's loss is {apart:.2g} from FedLoRA's")
+    return missed
+
+
+def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a task's members as the JSON object has them: SplitFed by its cut."""
+    kept = {
+        name: {key: value for key, value in member.items() if key != "turns"}
+        for name, member in found.items()
+    }
+    cuts = {name.removeprefix("splitfed_"): kept.pop(name) for name in list(kept) if name in EXACT}
+    return {**kept, "splitfed": cuts}
+
+
+def main() -> int:
+    """Run what is not done yet, print all; exit 1 if a floor is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="folder of a causal language model")
+    parser.add_argument("--data", type=Path, required=True, help="folder with e2e, glue, gsm8k")
+    parser.add_argument("--work", type=Path, default=Path("outputs/real"), help="for members")
+    parser.add_argument("--quick", action="store_true", help="one task, four members")
+    parser.add_argument("--docs", type=Path, help="write the figures into this folder's results.md")
+    options = parser.parse_args()
+    members, sizes = (QUICK, SHORT) if options.quick else (tuple(MEMBERS), FULL)
+    missed: list[str] = []
+    results: dict[str, Any] = {}
+    model = str(Path(options.model).resolve())
+    for name, size in sizes.items():
+        folder = options.work.resolve() / ("quick" if options.quick else "full") / name
+        study = Study(TASKS[name], size, model, options.data, folder)
+        found = {member: study.member(member) for member in members}
+        missed += floors(study.task, found)
+        results[name] = {"size": asdict(size), **summary(found)}
+    settings = {"devices": DEVICES, "batch": BATCH, "r": RANK, "lr": LR, "seed": SEED}
+    result = {"settings": settings, "tasks": results, "missed": missed}
+    print(tables(result))
+    for line in missed:
+        print(f"missed: {line}")
+    if options.docs is not None:
+        write_page(result, options.docs, "real_quick" if options.quick else "real")
+    print(json.dumps(result))
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
