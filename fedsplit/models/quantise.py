@@ -73,9 +73,8 @@ def quantise(model: PreTrainedModel, kind: str, owns: Owns, spared: frozenset[st
             continue
         if owns(name) and type(module) in (nn.Linear, Conv1D, nn.Embedding):
             parent, _, short = name.rpartition(".")
-            setattr(model.get_submodule(parent), short, _quantised(bnb, module, kind))
-            if not (shared and module is embedding):
-                give_back(cast("Tensor", module.weight))
+            made = _quantised(bnb, module, kind, keep=shared and module is embedding)
+            setattr(model.get_submodule(parent), short, made)
     setattr(model, "is_loaded_in_8bit" if kind == INT8 else "is_loaded_in_4bit", True)
 
 
@@ -93,8 +92,8 @@ def _untie(model: PreTrainedModel, owns: Owns) -> bool:
     return all(here.values())
 
 
-def _quantised(bnb: Any, module: nn.Module, kind: str) -> Any:
-    """Return `module` with quantised weights."""
+def _quantised(bnb: Any, module: nn.Module, kind: str, *, keep: bool) -> Any:
+    """Return `module` with quantised weights; it gives back its own, unless they are to `keep`."""
     weight = cast("Tensor", module.weight).detach()
     if isinstance(module, Conv1D):
         weight = weight.t()
@@ -105,28 +104,30 @@ def _quantised(bnb: Any, module: nn.Module, kind: str) -> Any:
         data = torch.empty((-(-size // 2), 1), dtype=torch.uint8)
         scale = torch.empty(-(-size // _RUN))
     there = scaled = 0
-    for part, scales in _pieces(bnb, weight, kind):
+    for piece, part, scales in _pieces(bnb, weight, kind):
         data[there : there + len(part)] = part
         scale[scaled : scaled + len(scales)] = scales
         there, scaled = there + len(part), scaled + len(scales)
+        if not keep:
+            give_back(piece)
     made = _empty_like(bnb, module, weight, kind)
     made.weight = _parameter(bnb, data, scale, weight, kind, made)
     made.train(module.training)
     return made
 
 
-def _pieces(bnb: Any, weight: Tensor, kind: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield numbers and scales of some rows after the other, some megabytes at a time."""
+def _pieces(bnb: Any, weight: Tensor, kind: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield some rows after the other, with the numbers and scales that they become."""
     rows = max(1, _CHUNK_BYTES // (weight[0].nbytes * _RUN)) * _RUN
     for piece in weight.split(rows):  # type: ignore[no-untyped-call]
         if kind == INT8:
             made: Any = bnb.nn.Int8Params(piece.contiguous(), requires_grad=False).to("cpu")
-            yield made.data, made.SCB
+            yield piece, made.data, made.SCB
         else:
             found, state = bnb.functional.quantize_4bit(
                 piece.contiguous(), blocksize=_RUN, quant_type=NF4
             )
-            yield found, state.absmax
+            yield piece, found, state.absmax
 
 
 def _parameter(

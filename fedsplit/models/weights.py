@@ -5,6 +5,8 @@ one from memory-mapped safetensors files (or drawn at random); all others become
 of a single zero, so that a tier never holds another tier's weights, not even while loading.
 """
 
+from collections import defaultdict
+
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -35,7 +37,7 @@ def build(spec: ModelSpec, config: PretrainedConfig, owns: Owns) -> PreTrainedMo
     absent = None
     if spec.source is not None:
         absent = read_weights(model, spec, owns, dtype)
-    _fill_in(model, owns)
+    _fill_in(model, owns, _to_be_tied(model, absent))
     _initialise(model, spec.seed)
     # Tied to whichever of them the checkpoint has, and not at all if it has both and they differ.
     model.tie_weights(absent, recompute_mapping=absent is None)
@@ -99,8 +101,22 @@ def held_bytes(model: nn.Module) -> int:
     return sum(storages.values()) + quantised_bytes(model)
 
 
-def _fill_in(model: PreTrainedModel, owns: Owns) -> None:
-    """Replace what is still on the meta device: phantoms for others' weights, memory for own."""
+def _to_be_tied(model: PreTrainedModel, absent: set[str] | None) -> set[str]:
+    """Return the weights that will be another one by `tie_weights`: they need no memory before."""
+    tied = model.all_tied_weights_keys
+    if absent is None:
+        return set(tied)
+    groups: dict[str, set[str]] = defaultdict(set)
+    for name, source in tied.items():
+        groups[source] |= {name, source}
+    return {name for group in groups.values() if group - absent for name in group & absent}
+
+
+def _fill_in(model: PreTrainedModel, owns: Owns, tied: set[str]) -> None:
+    """Replace what is still on the meta device: phantoms for others' weights, memory for own.
+
+    Those to be `tied` to another weight are phantoms until then.
+    """
     stored = set(model.state_dict())
     for prefix, module in model.named_modules():
         tables = (module._parameters, module._buffers)
@@ -109,7 +125,7 @@ def _fill_in(model: PreTrainedModel, owns: Owns) -> None:
                 if tensor is None or tensor.device.type != "meta":
                     continue
                 name = f"{prefix}.{short}" if prefix else short
-                own = name not in stored or owns(name)
+                own = name not in stored or (owns(name) and name not in tied)
                 value = torch.zeros_like(tensor, device="cpu") if own else phantom(tensor)
                 if isinstance(tensor, nn.Parameter):
                     value = nn.Parameter(value, requires_grad=False)

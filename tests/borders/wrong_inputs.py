@@ -330,6 +330,8 @@ WRONG = [
         "run model.train=full model.lora.use_dora=true",
         "model.lora={'use_dora': True}: must be abse",
     ),
+    ("run model.quantize=int4", "model.quantize='int4': must be one of None, int8, nf4"),
+    ("run model.quantize=nf4 model.train=full", "model.quantize='nf4': must be absent with train"),
     ("run model.train=ia3", "model.train='ia3': must be one of lora, full"),
     ("run model.adapter=nowhere", "must be a folder with PEFT's adapter_config.json"),
     (
