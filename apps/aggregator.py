@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.mapping import call
+from fedsplit.plan import RoundPlan
 
 _TARGET = "_target_"
 _FLOWERS = "flwr.serverapp.strategy"
@@ -73,6 +74,9 @@ def find_strategy_class(target: object, field: str) -> type[Strategy]:
     allowed = "the dotted name of a Flower strategy's class, such as"
     example = _DEFAULT
     require(isinstance(target, str) and "." in target, field, target, f"{allowed} {example}")
+    secure = "secagg" in str(target).lower()
+    apart = "a strategy; secure aggregation hides updates of which a server itself trains a part"
+    require(not secure, field, target, apart)
     module_name, _, name = str(target).rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -104,6 +108,25 @@ def require_enough_devices(strategy: Strategy, n_devices: int) -> None:
             least = getattr(part, name, 0)
             allowed = f"at most fleet.devices={n_devices}, or the run would wait for ever"
             require(least <= n_devices, f"aggregator.{name}", least, allowed)
+
+
+def require_enough_updates(strategy: Strategy, plan: RoundPlan) -> None:
+    """Refuse differential privacy whose noise is for the mean of more updates than a round has.
+
+    Each branch of `plan` gives one update, whose norm is bounded, however many devices trained it.
+
+    Raises
+    ------
+    SettingsError
+        Naming the setting.
+    """
+    count = len(plan.branches)
+    for part in _with_wrapped(strategy):
+        assumed = getattr(part, "num_sampled_clients", 0)
+        allowed = (
+            f"at most {count}, the updates of a round of this scheme; the noise is divided by it"
+        )
+        require(assumed <= count, "aggregator.num_sampled_clients", assumed, allowed)
 
 
 def _with_wrapped(strategy: Strategy) -> Iterator[Strategy]:

@@ -7,7 +7,7 @@ which the SFT planner chooses, and a plot.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -20,8 +20,10 @@ from fedsplit.codec import Loopback
 from fedsplit.data import DataSpec, Samples, batches, load_data, training_batches
 from fedsplit.errors import require, require_choice
 from fedsplit.execution import OptimizerSpec
+from fedsplit.figures import figure, legend, styles
 from fedsplit.models import Boundary, ModelSpec, SplitModel, load
 from fedsplit.plan import Route
+from fedsplit.privacy import Defence, PrivacySpec
 from fedsplit.report.files import csv_text, write_atomically
 from fedsplit.seeds import derive_seed, generator
 
@@ -64,6 +66,8 @@ class CutTraining:
         Mini-batches trained.
     eval_samples : int
         Test samples of the final loss, at most.
+    privacy : PrivacySpec
+        What the device does to boundaries before they are compressed.
     """
 
     model: ModelSpec
@@ -73,6 +77,7 @@ class CutTraining:
     batch_size: int
     steps: int
     eval_samples: int = 256
+    privacy: PrivacySpec = field(default_factory=PrivacySpec)
 
 
 @dataclass(frozen=True)
@@ -126,19 +131,26 @@ def fine_tune(training: CutTraining, uplink: Settings, downlink: Settings, seed:
         down=down,
         optimizer=training.optimizer,
         rate=lambda step: 1 - step / training.steps,
+        defence=Defence(training.privacy, derive_seed(seed, "defence")),
     )
+    coded = Loopback(uplink, derive_seed(seed, "evaluation"))
+    defence = Defence(training.privacy, derive_seed(seed, "evaluation"))
     loss, coded_loss = (
-        evaluate(model, route, data.test(0), training.eval_samples, codec)
-        for codec in (None, Loopback(uplink, derive_seed(seed, "evaluation")))
+        evaluate(model, route, data.test(0), training.eval_samples, way)
+        for way in (None, (defence, coded))
     )
     traffic = up.n_bytes / up.n_raw_bytes, down.n_bytes / down.n_raw_bytes
     return Outcome(loss, coded_loss, *traffic, itemsize)
 
 
 def evaluate(
-    model: SplitModel, route: Route, samples: Samples, limit: int, codec: Loopback | None = None
+    model: SplitModel,
+    route: Route,
+    samples: Samples,
+    limit: int,
+    way: tuple[Defence, Loopback] | None = None,
 ) -> float:
-    """Return the mean loss per target on the first `limit` samples, through `codec` if given."""
+    """Return the mean loss per target on the first `limit` samples, sent over `way` if given."""
     total, n_targets = 0.0, 0
     model.eval()
     with torch.no_grad():
@@ -146,7 +158,9 @@ def evaluate(
             if i * _EVAL_BATCH >= limit:
                 break
             boundary = first_part(model, route, batch.inputs)
-            if codec is not None:
+            if way is not None:
+                defence, codec = way
+                boundary = defence.boundary(boundary)
                 sent = tuple(codec.send(tensor, batch.samples) for tensor in boundary.tensors)
                 boundary = Boundary(sent, boundary.layout)
             output = second_part(model, route, batch.inputs, boundary)
@@ -236,9 +250,9 @@ def calibrate(
     FedsplitError
         If the configuration, a setting or an argument is wrong, before anything is trained.
     """
-    require_choice("direction", direction, DIRECTIONS)
-    require(steps >= 1, "steps", steps, "at least 1")
-    require(seeds >= 1, "seeds", seeds, "at least 1")
+    require_choice("--direction", direction, DIRECTIONS)
+    require(steps >= 1, "--steps", steps, "at least 1")
+    require(seeds >= 1, "--seeds", seeds, "at least 1")
     require(len(grid) > 0, "grid", list(grid), "at least one setting")
     for settings in grid:
         Loopback(settings, 0)
@@ -259,6 +273,7 @@ def calibrate(
         cut=cut,
         batch_size=work.batch_size,
         steps=steps,
+        privacy=work.privacy,
     )
 
     baseline = {
@@ -307,20 +322,14 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw loss increase over ratio to a PNG at `path`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(
-        xlabel="bytes sent / uncompressed", ylabel="loss increase (nats)", xscale="log"
-    )
-    for name in dict.fromkeys(str(row.settings["name"]) for row in rows):
-        chosen = [row for row in rows if row.settings["name"] == name]
-        axes.plot(
-            [row.ratio for row in chosen], [row.loss_increase for row in chosen], "o", label=name
-        )
-    axes.axhline(0, color="grey", linewidth=0.8)
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    names = list(dict.fromkeys(str(row.settings["name"]) for row in rows))
+    with figure(path) as (_, axes):
+        for name, style in zip(names, styles(len(names)), strict=True):
+            chosen = [row for row in rows if row.settings["name"] == name]
+            ratios, increases = zip(
+                *((row.ratio, row.loss_increase) for row in chosen), strict=True
+            )
+            axes.plot(ratios, increases, label=name, **{**style, "linestyle": "none"})
+        axes.axhline(0, color="0.5", linewidth=0.8)
+        axes.set(xlabel="bytes sent / uncompressed", ylabel="loss increase (nats)", xscale="log")
+        legend(axes)

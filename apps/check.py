@@ -14,20 +14,23 @@ from transformers import AutoTokenizer, PretrainedConfig
 from fedsplit.codec import make_codec
 from fedsplit.data import DataSpec, load_data, load_device, load_test, prompt_tokens
 from fedsplit.data.partition import LOCAL
+from fedsplit.data.spec import LABEL, LONGEST
 from fedsplit.errors import FedsplitError, SettingsError, require, require_known
 from fedsplit.flower import Job, LinkSettings
 from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import ModelSpec, read_tokenizer
+from fedsplit.models.names import IMAGES, SEQUENCES
+from fedsplit.privacy import PrivacySpec, epsilon
 from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
 
-from .aggregator import build_aggregator, require_enough_devices
-from .config import codec_plan, data_spec, job, link_settings, plain, run_settings
+from .aggregator import build_aggregator, require_enough_devices, require_enough_updates
+from .config import codec_plan, data_spec, job, run_settings
+from .link_config import link_settings
 from .outputs import evaluate_settings, stop_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
-
-_IMAGES = "image-classification"
+from .values import plain
 
 
 def check(config: DictConfig, folder: Path) -> None:
@@ -49,15 +52,19 @@ def check(config: DictConfig, folder: Path) -> None:
     require(link.login is None, "link.login", link.login, "null, simulated nodes log in nowhere")
     require_codecs(config)
     require_folder(folder)
-    require_enough_devices(build_aggregator(plain(config.aggregator)), devices)
+    aggregator = build_aggregator(plain(config.aggregator))
+    require_enough_devices(aggregator, devices)
     data = data_spec(config)
+    require_budget(work.privacy)
     require_model(work.model, data)
     require_data(work, data)
     with blaming_the_configuration(work.model):
         system = build_system(config)
     edges = system.fleet.n_edges
     require(edges > 0 or not settings.edge_nodes, "run.edge_nodes", True, "false without edges")
-    check_first_round(build_scheme(config), system)
+    forgetful = settings.edge_nodes and work.optimizer.keep_state
+    require(not forgetful, "train.keep_state", True, "false with run.edge_nodes, which forget")
+    require_enough_updates(aggregator, check_first_round(build_scheme(config), system))
     require_own_tests(config, work, data)
     if config.resume is not None:
         reached = load_checkpoint(folder).server_round
@@ -67,6 +74,14 @@ def check(config: DictConfig, folder: Path) -> None:
         require(why is None, "stop.patience", stop.patience, f"larger to go on: {why}")
         least = reached + 1 if is_finished(folder) else reached
         require(config.rounds >= least, "rounds", config.rounds, f"above {reached}, already done")
+
+
+def require_budget(spec: PrivacySpec) -> None:
+    """Refuse a budget that a single use of a sample would overspend, and noise without account."""
+    if spec.noise_multiplier > 0:
+        least = epsilon(spec, 1)
+        enough = spec.budget is None or spec.budget >= least
+        require(enough, "privacy.budget", spec.budget, f"at least {least:.3g}, what one use spends")
 
 
 def require_accelerator(name: str, on_this_machine: bool) -> None:
@@ -94,12 +109,15 @@ def require_link_files(link: LinkSettings) -> None:
 
 def require_codecs(config: DictConfig) -> None:
     """Refuse unknown codecs and settings."""
-    plan = codec_plan(config)
+    plan, padding = codec_plan(config), config.data.get("padding")
     for way, settings in (("uplink", plan.uplink), ("downlink", plan.downlink)):
         try:
-            make_codec(settings, 0)
+            remembers = make_codec(settings, 0).remembers
         except FedsplitError as error:
             raise FedsplitError(str(error).replace("codec.", f"codec.{way}.", 1)) from error
+        # Padded to the longest of its mini-batch, a sample has another length every time.
+        fits = not remembers or padding != LONGEST
+        require(fits, "data.padding", padding, f"fixed with codec.{way}.name={settings['name']}")
 
 
 def require_folder(folder: Path, field: str = "output") -> None:
@@ -117,9 +135,13 @@ def require_model(spec: ModelSpec, data: DataSpec) -> None:
     with blaming_the_configuration(spec):
         config = spec.load_config()
     images = data.source == "digits" or data.image_column is not None
-    kind = "images" if spec.task == _IMAGES else "texts"
-    right = images == (spec.task == _IMAGES)
+    kind = "images" if spec.task == IMAGES else "texts"
+    right = images == (spec.task == IMAGES)
     require(right, "data.source", data.source, f"{kind} for model.task={spec.task}")
+    labelled = data.loss_on == LABEL
+    fits = labelled == (spec.task == SEQUENCES)
+    wanted = f"{LABEL} for model.task={SEQUENCES}, and only then"
+    require(fits, "data.loss_on", data.loss_on, f"{wanted}; it is {spec.task}")
     pixels = getattr(config, "image_size", None)
     if images and isinstance(pixels, int):
         size = data.image_size
@@ -140,7 +162,9 @@ def blaming_the_configuration(spec: ModelSpec) -> Iterator[None]:
     try:
         yield
     except FedsplitError as error:
-        named = re.match(r"(source|model_type|target_modules|adapter|lora[\w.]*)=", str(error))
+        named = re.match(
+            r"(source|model_type|target_modules|adapter|quantize|lora[\w.]*)=", str(error)
+        )
         if named is None:
             raise
         raise FedsplitError(f"model.{error}") from error
@@ -173,7 +197,7 @@ def _require_fields(values: Mapping[str, Any], config: PretrainedConfig, where: 
 def require_data(work: Job, data: DataSpec) -> None:
     """Refuse data that is not there, cannot be read, or does not suffice for all devices."""
     tokenizer = None
-    if work.model.task != _IMAGES and work.model.source is not None:
+    if work.model.task != IMAGES and work.model.source is not None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(work.model.source)
         except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
@@ -183,7 +207,8 @@ def require_data(work: Job, data: DataSpec) -> None:
         if data.partition == LOCAL:
             require_own_data(work, data, tokenizer)
         else:
-            load_data(data, tokenizer, work.n_devices, work.seed)
+            held = load_data(data, tokenizer, work.n_devices, work.seed)
+            require_classes(work.model, held.n_labels)
     except SettingsError as error:
         field = {"n_devices": "fleet.devices"}.get(error.field, error.field)
         raise SettingsError(field, error.value, error.allowed) from error
@@ -196,10 +221,11 @@ def require_data(work: Job, data: DataSpec) -> None:
 def require_own_tests(config: DictConfig, work: Job, data: DataSpec) -> None:
     """Refuse a test set of the server's that cannot be read, and what a model cannot write."""
     settings, source = evaluate_settings(config), work.model.source
-    language = work.model.task == "causal-lm" and source is not None
     given = list(settings.prompts)
-    require(language or not given, "evaluate.prompts", given, "[] but for a language model")
-    tokenizer = read_tokenizer(source) if language and source is not None else None
+    writes = work.model.task == "causal-lm" and source is not None
+    require(writes or not given, "evaluate.prompts", given, "[] but for a language model")
+    reads = work.model.task != IMAGES and source is not None
+    tokenizer = read_tokenizer(str(source)) if reads else None
     if tokenizer is not None:
         for prompt in settings.prompts:
             prompt_tokens(tokenizer, data, prompt)
@@ -213,6 +239,13 @@ def require_own_tests(config: DictConfig, work: Job, data: DataSpec) -> None:
     except (OSError, UnicodeError, ImportError) as error:
         allowed = f"a test set that can be read ({error})"
         raise SettingsError("evaluate.central", settings.central, allowed) from error
+
+
+def require_classes(spec: ModelSpec, n_labels: int | None) -> None:
+    """Refuse a model with fewer classes than the data."""
+    has = int(spec.load_config().num_labels or 0)
+    enough = n_labels is None or has >= n_labels
+    require(enough, "model.config.num_labels", has, f"at least {n_labels}, the data's classes")
 
 
 def require_own_data(work: Job, data: DataSpec, tokenizer: Any) -> None:

@@ -10,6 +10,7 @@ from fedsplit.data import Batch
 from fedsplit.execution import OptimizerSpec
 from fedsplit.models import Boundary, Output, SplitModel
 from fedsplit.plan import Route
+from fedsplit.privacy import Defence
 
 
 def first_part(model: SplitModel, route: Route, inputs: Mapping[str, Tensor]) -> Boundary:
@@ -37,10 +38,12 @@ def train_coded(
     down: Loopback,
     optimizer: OptimizerSpec,
     rate: Callable[[int], float],
+    defence: Defence | None = None,
 ) -> int:
     """Train with boundaries through `up` and their gradients through `down`.
 
-    At step `i` the optimizer's learning rate is multiplied by ``rate(i)``.
+    Boundaries pass the device's `defence` first, if it has one. At step `i` the optimizer's
+    learning rate is multiplied by ``rate(i)``.
 
     Returns
     -------
@@ -59,6 +62,8 @@ def train_coded(
     model.train()
     for batch in batches:
         boundary = first_part(model, route, batch.inputs)
+        if defence is not None:
+            boundary = defence.boundary(boundary)
         crossed = tuple(
             straight_through(tensor, up, down, batch.samples) for tensor in boundary.tensors
         )

@@ -22,6 +22,7 @@ from fedsplit.errors import FedsplitError, SettingsError, require, require_choic
 PATHS = (
     "channel.trace_file",
     "data.path",
+    "data.test_path",
     "evaluate.central",
     "link.certificate",
     "link.key",
@@ -53,6 +54,8 @@ OPEN = (
 _SHORT = {"path": "data.path", "name": "data.name"}
 _WRITTEN = re.compile(r"\+{0,2}(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
 _QUOTED = re.compile(r"(['\"]).*\1", re.DOTALL)
+_HYDRAS_OWN = re.compile(r"\+{0,2}(hydra[./][\w./-]*)=(.*)", re.DOTALL)
+_NO_GROUPS = ("deploy", "study")
 _PACKAGED = "package:"
 _SCHEMES = "fedsplit.strategies"
 
@@ -92,8 +95,7 @@ def groups() -> Mapping[str, tuple[str, ...]]:
     named = {
         path.name: tuple(sorted(file.stem for file in path.glob("*.yaml"))) for path in folders
     }
-    del named["deploy"]
-    return named
+    return {name: files for name, files in named.items() if name not in _NO_GROUPS}
 
 
 def parse(texts: Sequence[str]) -> list[Override]:
@@ -119,14 +121,14 @@ def expand_sweeps(texts: Sequence[str], multirun: bool) -> list[list[str]]:
 
 
 def _values_of(text: str, multirun: bool) -> list[str]:
-    key, value = _split(text)
+    key, value = split(text)
     try:
         swept = _hydra(f"{key}={value}")
     except HydraException:
         return [text]
     if not swept.is_sweep_override() or (_is_path(key) and not multirun):
         return [text]
-    require(multirun, key, value, "one value; several need `fedsplit plan --multirun` (-m)")
+    require(multirun, key, value, "one value; several need --multirun (-m)")
     try:
         items = list(swept.sweep_string_iterator())
         # Hydra escapes what it sweeps over; a path is taken as it stands there.
@@ -143,7 +145,7 @@ def _plain(escaped: str) -> str:
 
 
 def _parse(text: str) -> Iterator[Override]:
-    key, value = _split(text)
+    key, value = split(text)
     if key in groups() and not value.startswith("{"):
         yield from _choice(key, _unquoted(value) if key == "model" else _value(key, value))
     elif _is_path(key):
@@ -156,7 +158,17 @@ def _parse(text: str) -> Iterator[Override]:
         yield Override(key, _value(key, value), f"{key}={value}")
 
 
-def _split(text: str) -> tuple[str, str]:
+def split(text: str) -> tuple[str, str]:
+    """Return the key, whole, and the value of KEY=VALUE as they are written.
+
+    Raises
+    ------
+    FedsplitError
+        If `text` is not written so.
+    """
+    if hydras := _HYDRAS_OWN.fullmatch(text):
+        served = "absent; with -m, runs follow one another (Hydra's basic launcher and sweeper)"
+        raise SettingsError(hydras[1], hydras[2], served)
     written = _WRITTEN.fullmatch(text)
     if written is None:
         removing = "; a setting cannot be removed" if text.startswith("~") else ""
@@ -222,7 +234,10 @@ def absolute_path(key: str, text: str | None) -> str | None:
 def _value(key: str, text: str) -> Any:
     try:
         parsed = _hydra(f"{key}={text}")
-        require(not parsed.is_sweep_override(), key, text, "one value, not several")
+        several = parsed.is_sweep_override()
+        require(
+            not several, key, text, "one value, not several (plan and run take several with -m)"
+        )
         return parsed.value()
     except HydraException as error:
         raise _unparsable(key, text, error) from error

@@ -1,9 +1,7 @@
 """``fedsplit plan``: what a scheme would cost, round by round, without training anything."""
 
-import itertools
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,20 +10,20 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fedsplit.arrays import Array
-from fedsplit.errors import FedsplitError, require
+from fedsplit.errors import FedsplitError
 from fedsplit.fleet import Timeline, write_chrome_trace, write_gantt, write_json
 from fedsplit.flower import System
 from fedsplit.plan import RoundPlan
 from fedsplit.report import plain_text
 from fedsplit.schemes import Scheme, planned
 
-from .check import blaming_the_configuration, require_fields, require_folder
+from .check import blaming_the_configuration, require_codecs, require_fields, require_folder
 from .config import load_config, model_spec, output_folder, require_plain
 from .outputs import make_folder
-from .overrides import expand_sweeps
 from .plan_report import RoundRow, comparison_table, round_row, write_results
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
+from .sweep import members
 
 # Beyond this, pictures and traces sum a turn's mini-batches up.
 MAX_DETAILED_ACTIVITIES = 20_000
@@ -76,26 +74,8 @@ def build_scenario(config: DictConfig) -> Scenario:
     FedsplitError
         If a part of the configuration is wrong; names the group, the field and what is allowed.
     """
+    require_codecs(config)
     return Scenario(build_system(config), build_scheme(config))
-
-
-def scenarios(overrides: Sequence[str], multirun: bool) -> dict[str, tuple[str, ...]]:
-    """Return the overrides of each scenario by its name: the product of all that is swept over.
-
-    Raises
-    ------
-    FedsplitError
-        If an override cannot be parsed, or sweeps without `multirun`.
-    """
-    choices = expand_sweeps(overrides, multirun)
-    named = {}
-    for chosen in itertools.product(*choices):
-        swept = [text for text, values in zip(chosen, choices, strict=True) if len(values) > 1]
-        named[" ".join(map(_short_name, swept or chosen)) or "default"] = chosen
-    empty = next((text for text, values in zip(overrides, choices, strict=True) if not values), "")
-    key, _, value = empty.partition("=")
-    require(not empty, key, value, "something that there is")
-    return named
 
 
 def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
@@ -125,9 +105,10 @@ def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
     refused: dict[str, str] = {}
     output = ""
     first: Scenario | None = None
-    for name, chosen in scenarios(overrides, multirun).items():
+    for member in members(overrides, multirun):
+        name = member.name
         try:
-            config = load_config(chosen)
+            config = load_config(member.overrides)
             require_plain(config)
             require_folder(output_folder(config))
             spec = model_spec(config)
@@ -157,11 +138,3 @@ def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
     console.print(comparison_table(results, refused))
     console.print(f"[bold]{plain_text(folder)}[/bold]", highlight=False, soft_wrap=True)
     return 0
-
-
-def _short_name(override: str) -> str:
-    """Return ``bandwidth_hz=5e+06`` for ``channel.bandwidth_hz=5000000.0``."""
-    key, _, value = override.partition("=")
-    with suppress(ValueError):
-        value = f"{float(value):g}"
-    return f"{key.rpartition('.')[2]}={value}"

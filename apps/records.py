@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from fedsplit.fleet import Timeline
 from fedsplit.flower import RoundOutcome, TurnOutcome
-from fedsplit.flower.server.outcome import accuracy, mean_loss
+from fedsplit.flower.server.outcome import accuracy, macro_f1, mean_loss
 from fedsplit.plan import DEVICE, Route
 from fedsplit.report import RoundRecord, TurnRow
 
@@ -28,6 +28,7 @@ def record_of(outcome: RoundOutcome, task: str, metrics: Sequence[str] = METRICS
         eval_loss=eval_loss,
         perplexity=found.get("perplexity"),
         accuracy=found.get("accuracy"),
+        macro_f1=macro_f1(outcome.evaluation),
         token_accuracy=found.get("token_accuracy"),
         bytes_up=_bytes(turns, "up"),
         bytes_down=_bytes(turns, "down"),

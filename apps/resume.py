@@ -9,11 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedsplit.errors import FedsplitError, SettingsError, require
 
-from .config import absolute, change_values, chosen, load_config, plain
+from .config import absolute, change_values, chosen, load_config
 from .overrides import Override
+from .values import plain
 
 MAY_CHANGE = (
-    "aggregator", "evaluate", "keep", "link", "rounds", "run", "stop", "tracker", "train"
+    "aggregator", "evaluate", "keep", "link", "privacy.budget", "rounds", "run", "stop", "tracker",
+    "train",
 )  # fmt: skip
 """Settings that a run may go on with in another way: how long, how fast, and where."""
 _MUST_STAY = ("aggregator._target_",)
@@ -85,7 +87,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _require_unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     old, new = dict(_leaves(before)), dict(_leaves(after))
     for key in dict.fromkeys((*new, *old)):
-        may_change = key.split(".")[0] in MAY_CHANGE and key not in _MUST_STAY
+        named = key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE
+        may_change = named and key not in _MUST_STAY
         if not may_change and new.get(key) != old.get(key):
             allowed = (
                 f"{old.get(key)!r} as in the run that goes on; start another for anything else"
@@ -99,6 +102,25 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}{name}.")
         elif prefix or name not in ("output", "resume"):
             yield f"{prefix}{name}", value
+
+
+def is_done(overrides: Sequence[str], config: DictConfig, folder: Path) -> bool:
+    """Return whether `folder` holds the run that `overrides` describe, to its end.
+
+    Raises
+    ------
+    FedsplitError
+        If it holds another run.
+    """
+    from fedsplit.report import is_finished
+
+    if not (folder / RESULTS).exists():
+        return False
+    if read_config(folder) != plain(load_config(absolute(overrides, config))):
+        raise FedsplitError(
+            f"output={str(folder)!r}: holds another run; use resume= or another folder"
+        )
+    return is_finished(folder)
 
 
 def cut_short(
@@ -115,15 +137,11 @@ def cut_short(
         If `folder` holds another run, or this one is complete.
     """
     from fedsplit.flower.server.checkpoint import holds_checkpoint
-    from fedsplit.report import is_finished
 
     if config.resume is not None or not (folder / RESULTS).exists():
         return overrides, config
-    name = f"output={str(folder)!r}"
-    if read_config(folder) != plain(load_config(absolute(overrides, config))):
-        raise FedsplitError(f"{name}: holds another run; use resume= or another folder")
-    if is_finished(folder):
-        raise FedsplitError(f"{name}: holds this run already, to its end")
+    if is_done(overrides, config, folder):
+        raise FedsplitError(f"output={str(folder)!r}: holds this run already, to its end")
     if holds_checkpoint(folder):
         resumed = [f"resume={folder}"]
         return resumed, load_config(resumed)

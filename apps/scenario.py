@@ -6,15 +6,19 @@ from functools import cache
 
 from omegaconf import DictConfig
 
+from fedsplit.errors import within
 from fedsplit.flower.system import System, make_system
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, check_model
+from fedsplit.models.names import IMAGES
 from fedsplit.models.profile import profile_model
+from fedsplit.plan import RoundPlan
 from fedsplit.profiles import ModelProfile
 from fedsplit.schemes import Scheme, planned, planned_evaluation
 from fedsplit.wireless import ChannelSpec
 
-from .config import codec_plan, fleet_spec, local_work, model_spec, plain
+from .config import codec_plan, fleet_spec, local_work, model_spec, optimizer_spec
+from .values import plain
 
 
 def build_system(config: DictConfig) -> System:
@@ -33,14 +37,15 @@ def build_system(config: DictConfig) -> System:
         fleet=fleet_spec(config),
         channel=from_mapping(ChannelSpec, plain(config.channel), "channel"),
         work=local_work(config),
+        optimizer=optimizer_spec(config),
         codec=codec_plan(config),
         seed=config.seed,
         profile=_profile(model, config.data.get("seq_len", 1)),
     )
 
 
-def check_first_round(scheme: Scheme, system: System) -> None:
-    """Refuse a scheme whose plan for the first round cannot be carried out.
+def check_first_round(scheme: Scheme, system: System) -> RoundPlan:
+    """Return a scheme's plan for the first round; refuse one that cannot be carried out.
 
     Raises
     ------
@@ -49,13 +54,15 @@ def check_first_round(scheme: Scheme, system: System) -> None:
     """
     everyone = dict(enumerate(system.fleet.samples.tolist()))
     scene = system.scene(1, everyone)
-    planned(scheme, scene)
-    planned_evaluation(scheme, scene)
+    with within("strategy"):
+        plan = planned(scheme, scene)
+        planned_evaluation(scheme, scene)
+    return plan
 
 
 @cache
 def _profile(model: str, seq_len: int) -> ModelProfile:
     """Check and profile a model once, however many scenarios sweep over something else."""
     spec = from_mapping(ModelSpec, json.loads(model), "model")
-    check_model(spec, seq_len if spec.task == "causal-lm" else None)
+    check_model(spec, None if spec.task == IMAGES else seq_len)
     return profile_model(spec, seq_len)

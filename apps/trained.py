@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from fedsplit.report.export import save_model, save_trained
 from .check import require_folder
 from .config import data_spec, model_spec
 from .keeper import kept_folder
-from .resume import read_config
+from .resume import read_config, resumed
 
 LAST = "last"
 
@@ -65,7 +64,7 @@ def write_text(folder: Path, which: str, prompt: str, how: Generation, console: 
     FedsplitError
         As `export`; or if the model writes no text.
     """
-    config = OmegaConf.create(read_config(folder))
+    config = resumed(folder, [])
     spec = model_spec(config)
     writes = spec.task == "causal-lm" and spec.source is not None
     require(writes, "model.task", spec.task, "causal-lm with a tokenizer, to write text")
@@ -80,7 +79,7 @@ def write_text(folder: Path, which: str, prompt: str, how: Generation, console: 
 
 def _trained(folder: Path, which: str) -> tuple[SplitModel, dict[str, Tensor], int]:
     """Return the whole model, what was trained of it, and in which round."""
-    spec = model_spec(OmegaConf.create(read_config(folder)))
+    spec = model_spec(resumed(folder, []))
     if which == LAST:
         try:
             state = load_checkpoint(folder)

@@ -1,12 +1,14 @@
 """Nodes that are processes of their own, and what may befall them."""
 
+import itertools
 import multiprocessing
 import os
 import signal
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,13 +17,15 @@ from typing import Any
 
 import psutil
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsplit.flower.local_grid import LocalGrid
-from fedsplit.flower.messages import TRAIN
+from fedsplit.flower.messages import TRAIN, answer
 
 DEVICES, EDGES = 4, 2
+JOINER = DEVICES + EDGES
+_GOES_ON = ("cut", "reset")  # told so by the one who did it
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ class Fault:
 
     @property
     def role(self) -> str:
-        """ "device" or "edge"."""
+        """ "device", "edge" or "joiner" (a node that none of them is)."""
+        if self.node == JOINER:
+            return "joiner"
         return "device" if self.node < DEVICES else "edge"
 
     @property
@@ -43,6 +49,8 @@ class Fault:
         """Devices whose turns may be lost."""
         if self.role == "device":
             return {self.node}
+        if self.role == "joiner":
+            return set()
         return {device for device in range(DEVICES) if device % EDGES == self.node - DEVICES}
 
 
@@ -66,6 +74,21 @@ class Relay:
             if pid is not None:
                 found = psutil.Process(pid).net_connections("tcp")
                 self._cut |= {item.laddr.port for item in found}
+
+    def reset(self, pid: int | None = None) -> None:
+        """Have the connections of a process, or all, end as those of a machine that forgot them."""
+        ports = None
+        if pid is not None:
+            found = psutil.Process(pid).net_connections("tcp")
+            ports = {item.laddr.port for item in found}
+        with self._lock:
+            pairs = [pair for port, pair in self._open.items() if ports is None or port in ports]
+        for pair in pairs:
+            for end in pair:
+                with suppress(OSError):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    end.shutdown(socket.SHUT_RDWR)
+                    end.close()
 
     def mend(self) -> None:
         """Drop all connections, and let new ones through again."""
@@ -132,12 +155,15 @@ class ProcessGrid(LocalGrid):
         self.struck_unix_s: float | None = None
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return all nodes: devices, then edges."""
-        return range(1, DEVICES + EDGES + 1)
+        """Return all nodes: devices, then edges, and once these work, who joins."""
+        joined = self._fault is not None and self._fault.role == "joiner" and self._processes
+        return range(1, DEVICES + EDGES + 1 + bool(joined))
 
     def submit(self, message: Message) -> Future[Message]:
-        """Start a process for a message."""
+        """Start a process for a message; who joins has none."""
         node = message.metadata.dst_node_id - 1
+        if node == JOINER:
+            return self._joiner(message)
         struck = self._fault if self._fault is not None and self._fault.node == node else None
         if struck is not None and self.struck_unix_s is not None:
             struck = None
@@ -147,21 +173,21 @@ class ProcessGrid(LocalGrid):
         )
         process.start()
         there.close()
-        answer: Future[Message] = Future()
+        coming: Future[Message] = Future()
         self._processes.append((process, here))
-        self._heard.append((process, here, answer))
-        return answer
+        self._heard.append((process, here, coming))
+        return coming
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the answers that came; a process that died never answers."""
         for listened in list(self._heard):
-            process, pipe, answer = listened
+            process, pipe, coming = listened
             with suppress(EOFError, OSError):
                 if pipe.poll():
                     received = pipe.recv()
-                    self._heard.remove(listened)
                     if isinstance(received, Message):
-                        answer.set_result(received)
+                        self._heard.remove(listened)
+                        coming.set_result(received)
                     else:
                         self._struck(process.pid, received, pipe)
         return super().pull_messages(message_ids)
@@ -176,12 +202,24 @@ class ProcessGrid(LocalGrid):
     def _struck(self, pid: int, unix_s: float, pipe: Connection) -> None:
         assert self._fault is not None
         self.struck_unix_s = unix_s
-        if self._fault.kind == "cut":
+        if self._fault.kind in _GOES_ON:
             for relay in self._relays:
-                relay.cut(pid)
+                getattr(relay, self._fault.kind)(pid)
             if self._fault.role == "edge":
-                self._relays[1 + self._fault.node - DEVICES].cut()
-            pipe.send("cut")
+                getattr(self._relays[1 + self._fault.node - DEVICES], self._fault.kind)()
+            pipe.send(self._fault.kind)
+
+    def _joiner(self, message: Message) -> Future[Message]:
+        """Answer, when asked who it is: that it is device 0, or nonsense, or nothing at all."""
+        assert self._fault is not None
+        self.struck_unix_s = time.time()
+        said: Future[Message] = Future()
+        if self._fault.phase == "claim":
+            numbers = {"index": 0, "n-train": 8, "n-test": 8}
+            said.set_result(answer(message, numbers, {"role": "device", "source": ""}))
+        elif self._fault.phase == "nonsense":
+            said.set_result(answer(message, {"index": float("nan")}))
+        return said
 
     def _node_config(self, node: int) -> dict[str, str | int]:
         if node < DEVICES:
@@ -193,8 +231,12 @@ def _work(
     message: Message, node_config: dict[str, Any], fault: Fault | None, pipe: Connection
 ) -> None:
     """Answer one message in this process, or be struck."""
-    from fedsplit.apps.client_app import app
+    from fedsplit.apps.client_app import app as honest
 
+    app: Callable[[Message, Context], Message] = honest
+    if fault is not None and fault.kind == "malformed":
+        app = _malformed(honest, fault, pipe)
+        fault = None
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     torch.set_num_threads(1)
     context = Context(1, message.metadata.dst_node_id, node_config, RecordDict(), {})
@@ -217,8 +259,49 @@ def _strike(fault: Fault, pipe: Connection) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault.kind == "freeze":
         os.kill(os.getpid(), signal.SIGSTOP)
-    else:
+    elif fault.kind in _GOES_ON:
         pipe.recv()
+
+
+def _malformed(
+    honest: Callable[[Message, Context], Message], fault: Fault, pipe: Connection
+) -> Callable[[Message, Context], Message]:
+    """Return an app that answers nothing at once, sends noise on the link, or lies at the end."""
+    from fedsplit.transport import GrpcLink
+    from fedsplit.transport.session import Session
+
+    def app(message: Message, context: Context) -> Message:
+        if fault.phase == "start":
+            _strike(fault, pipe)
+            return Message(RecordDict(), reply_to=message)
+        reply = honest(message, context)
+        if fault.phase == "end":
+            _strike(fault, pipe)
+            for name in reply.content.array_records:
+                arrays = reply.content.array_records[name].to_torch_state_dict()
+                broken = {key: value * float("nan") for key, value in arrays.items()}
+                reply.content[name] = ArrayRecord(broken)
+            reply.content["metrics"] = MetricRecord({"steps": 10**9})
+        return reply
+
+    def noisy(speak: Callable[[Any, bytes], bytes]) -> Callable[[Any, bytes], bytes]:
+        calls = itertools.count()
+
+        def spoken(self: Any, frame: bytes) -> bytes:
+            if next(calls) != 2:
+                return speak(self, frame)
+            _strike(fault, pipe)
+            if fault.role == "device":
+                return speak(self, frame[:48] + os.urandom(len(frame) - 48))
+            return os.urandom(len(speak(self, frame)))
+
+        return spoken
+
+    if fault.phase == "step" and fault.role == "device":
+        GrpcLink._exchange = noisy(GrpcLink._exchange)  # type: ignore[method-assign]
+    elif fault.phase == "step":
+        Session.handle = noisy(Session.handle)  # type: ignore[method-assign]
+    return app
 
 
 def _strike_before_loading(fault: Fault, pipe: Connection) -> None:

@@ -1,4 +1,4 @@
-"""The server of a real ``fedsplit run``, killed in a round; then the same command again."""
+"""The server of a real ``fedsplit run``, struck in a round; then the same command again."""
 
 import json
 import os
@@ -14,9 +14,9 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-SERVER_KINDS = ("server", "run", "write")
+SERVER_KINDS = ("server", "run", "write", "disk", "twice", "root")
 ROUNDS, DEVICES, STEPS = 3, 2, 60
-PATIENCE_S, GONE_S = 400.0, 30.0
+PATIENCE_S, GONE_S = 400.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,12 @@ class ServerOutcome:
     equal : bool
         Whether the adapters at the end are those of an undisturbed run, bit for bit.
     hung : bool
-        Whether a command or a process outstayed its time.
+        Whether a command outstayed its time.
+    orphans : int
+        Processes of the run that were left ten seconds after its command had ended.
     detect_s : float or None
-        Seconds until the command said so and ended; None if it was killed itself.
+        Seconds until the command said so and ended (of a second start, until that was refused);
+        None if it was killed itself.
     resumed_from : int
         The round of the checkpoint that was found.
     wall_s : float
@@ -39,6 +42,7 @@ class ServerOutcome:
 
     equal: bool
     hung: bool
+    orphans: int
     detect_s: float | None
     resumed_from: int
     wall_s: float
@@ -69,25 +73,33 @@ class ServerFaults:
         return finished
 
     def strike(self, name: str, kind: str) -> ServerOutcome:
-        """Kill a run called `name` in its second round, and go on with it.
+        """Strike a run called `name` in its second round, and go on with it.
 
-        `kind` is "server" (the process that serves and aggregates), "run" (the command itself)
-        or "write" (the server while it writes a checkpoint).
+        `kind` is what is killed: "server" (the process that serves and aggregates), "root" (from
+        which all are forked), "run" (the command itself) or "write" (the server while it writes a
+        checkpoint); or else "disk" (the server can write nothing more) or "twice" (the same
+        command is started beside it).
         """
         process = self._start(name)
         below = self._strike(process, name, kind)
         struck = time.monotonic()
+        if kind == "twice":
+            refused = self._finish(self._start(name))
+            detect_s: float | None = time.monotonic() - struck
+            status = self._finish(process)
+            equal = refused == 2 and status == 0 and _equal(self._adapters(name), self._expected)
+            left = _outlive(below)
+            hung = None in (refused, status)
+            return ServerOutcome(equal, hung, left, detect_s, 0, time.monotonic() - struck)
         hung = self._finish(process) is None
         detect_s = None if kind == "run" else time.monotonic() - struck
-        _, left = psutil.wait_procs(below, GONE_S)
+        left = _outlive(below)
         resumed_from = self._reached(name)
         started = time.monotonic()
         status = self._finish(self._start(name))
         wall_s = time.monotonic() - started
         equal = status == 0 and _equal(self._adapters(name), self._expected)
-        return ServerOutcome(
-            equal, hung or bool(left) or status is None, detect_s, resumed_from, wall_s
-        )
+        return ServerOutcome(equal, hung or status is None, left, detect_s, resumed_from, wall_s)
 
     def _start(self, name: str) -> subprocess.Popen[bytes]:
         settings = {
@@ -138,10 +150,14 @@ class ServerFaults:
             ):
                 break
             time.sleep(0.0002 if below else 0.05)
-        victims = [psutil.Process(process.pid)] if kind == "run" else _servers(below)
-        for victim in victims:
+        if kind != "twice":
             with suppress(psutil.NoSuchProcess):
-                victim.kill()
+                struck = {"run": [psutil.Process(process.pid)], "root": _roots(below)[:1]}
+                for victim in struck.get(kind, _servers(below)):
+                    if kind == "disk":
+                        victim.rlimit(psutil.RLIMIT_FSIZE, (0, 0))
+                    else:
+                        victim.kill()
         return below
 
     def _reached(self, name: str) -> int:
@@ -162,19 +178,28 @@ def _in_mid_round(output: Path) -> bool:
     return False
 
 
-def _servers(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Return the first child of the run's root process: the others are devices."""
-    family = {}
+def _roots(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Return the run's root process, then its children in the order of their age."""
+    family = []
     for process in processes:
         with suppress(psutil.Error):
             if "fedsplit.apps.launch.root" in process.cmdline():
-                family[process.pid] = process, process.ppid(), process.create_time()
-    children = [
-        (started, number, process)
-        for number, (process, parent, started) in family.items()
-        if parent in family
-    ]
-    return [min(children)[2]] if children else []
+                family.append((process.create_time(), process.pid, process))
+    return [process for _, _, process in sorted(family, key=lambda one: one[:2])]
+
+
+def _servers(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Return the first child of the run's root process: the others are devices."""
+    return _roots(processes)[1:2]
+
+
+def _outlive(processes: Sequence[psutil.Process]) -> int:
+    """Return how many processes are left, and end those."""
+    _, left = psutil.wait_procs(processes, GONE_S)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    return len(left)
 
 
 def _equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:

@@ -1,6 +1,7 @@
 """Train every causal language model that transformers knows, split and unsplit, and compare.
 
     python -m benchmarks.conformance [--only gpt2 ...] [--jobs 2] [--lora '{"use_dora":true}']
+        [--checkpointing]
 
 For each architecture of transformers' causal-LM mapping a tiny model is built, once as plain
 transformers + PEFT and once per route by fedsplit, with equal weights. Both make one step in
@@ -39,10 +40,10 @@ from fedsplit.errors import FedsplitError
 from fedsplit.models import ModelSpec
 from fedsplit.models.adapters import peft_key
 from fedsplit.models.anatomy import anatomy, build_twin
+from fedsplit.models.loading import assemble
 from fedsplit.models.lora import DEFAULT_TARGETS, lora_config
 from fedsplit.models.routes import compare, gradients
 from fedsplit.models.spec import model_class, usable_config
-from fedsplit.models.split import assemble
 from fedsplit.models.tiny import example_inputs, tiny_config
 from fedsplit.models.weights import stir, weights_dtype
 from fedsplit.plan import Route
@@ -133,7 +134,7 @@ def own_linears(config: PretrainedConfig) -> tuple[str, ...]:
     )
 
 
-def examine(model_type: str, lora: Mapping[str, Any]) -> Verdict:
+def examine(model_type: str, lora: Mapping[str, Any], checkpointing: bool = False) -> Verdict:
     """Try one architecture, with ever fewer adapters and then with shared token ids."""
     try:
         config = usable_config(tiny_config(model_type, BLOCKS), "causal-lm")
@@ -157,7 +158,7 @@ def examine(model_type: str, lora: Mapping[str, Any]) -> Verdict:
                 lora=lora,
             )
             place = "own linear layers" if targets is None else str(targets)
-            found = replace(_compare_routes(spec, config), targets=place)
+            found = replace(_compare_routes(spec, config, checkpointing), targets=place)
             if found.built and (found.problem is None or not verdict.built):
                 verdict = found
             elif not verdict.built:
@@ -167,7 +168,7 @@ def examine(model_type: str, lora: Mapping[str, Any]) -> Verdict:
     return verdict
 
 
-def _compare_routes(spec: ModelSpec, config: PretrainedConfig) -> Verdict:
+def _compare_routes(spec: ModelSpec, config: PretrainedConfig, checkpointing: bool) -> Verdict:
     verdict = Verdict(False, None, "", spec.share_token_ids)
     inputs = example_inputs(config, spec.task)
     try:
@@ -176,7 +177,8 @@ def _compare_routes(spec: ModelSpec, config: PretrainedConfig) -> Verdict:
         return replace(verdict, problem=_said(error))
     for route in routes(BLOCKS):
         try:
-            problem = compare(expected, gradients(spec, config, route, inputs))
+            found = gradients(spec, config, route, inputs, checkpointing=checkpointing)
+            problem = compare(expected, found)
         except Exception as error:
             problem = _said(error)
         if problem is not None:
@@ -188,16 +190,18 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _work(model_type: str, lora: Mapping[str, Any], answer: Connection) -> None:
+def _work(
+    model_type: str, lora: Mapping[str, Any], checkpointing: bool, answer: Connection
+) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    answer.send(examine(model_type, lora))
+    answer.send(examine(model_type, lora, checkpointing))
 
 
-def guarded(model_type: str, lora: Mapping[str, Any]) -> Verdict:
+def guarded(model_type: str, lora: Mapping[str, Any], checkpointing: bool) -> Verdict:
     """Try one architecture in a process of its own, with limits on time and memory."""
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(model_type, lora, sending))
+    process = context.Process(target=_work, args=(model_type, lora, checkpointing, sending))
     process.start()
     sending.close()
     try:
@@ -213,11 +217,13 @@ def guarded(model_type: str, lora: Mapping[str, Any]) -> Verdict:
 
 
 def _all(
-    model_types: Iterable[str], jobs: int, lora: Mapping[str, Any]
+    model_types: Iterable[str], jobs: int, lora: Mapping[str, Any], checkpointing: bool
 ) -> Iterator[tuple[str, Verdict]]:
     names = list(model_types)
     with ThreadPoolExecutor(jobs) as pool:
-        yield from zip(names, pool.map(guarded, names, repeat(lora)), strict=True)
+        yield from zip(
+            names, pool.map(guarded, names, repeat(lora), repeat(checkpointing)), strict=True
+        )
 
 
 def main() -> int:
@@ -226,6 +232,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=None, help="architectures to try")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--lora", type=json.loads, default={}, help="fields of LoraConfig, JSON")
+    parser.add_argument("--checkpointing", action="store_true", help="compute blocks again")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()
@@ -234,7 +241,10 @@ def main() -> int:
     start = time.monotonic()
     verdicts = {}
     for name, verdict in _all(
-        options.only or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), options.jobs, options.lora
+        options.only or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        options.jobs,
+        options.lora,
+        options.checkpointing,
     ):
         verdicts[name] = verdict
         state = "not built" if not verdict.built else "INEXACT" if verdict.problem else "exact"

@@ -8,16 +8,23 @@ is left out: a process that dies never answers, which is the worst case. Each fa
 node at a drawn phase of its work (before its model is loaded, between two mini-batches, after its
 last one) in training or evaluation:
 
-    kill     SIGKILL
-    freeze   SIGSTOP, connections stay open
-    cut      the node runs on, but none of its bytes arrive any more, in either direction
+    kill       SIGKILL
+    freeze     SIGSTOP, connections stay open
+    cut        the node runs on, but none of its bytes arrive any more, in either direction
+    reset      its connections end as if the other machine had forgotten them
+    malformed  it answers nothing, sends noise on the link, or answers nonsense
 
+A node may also join in the middle of a round: it says that it is device 0, or nonsense, or nothing.
 The other branches must end with exactly the numbers of an undisturbed round.
 
-One fault of ten is the server's, in a real ``fedsplit run``: killed (SIGKILL) in the middle of a
-round, or while it writes a checkpoint, or the command itself is killed. Nothing may be left
-running, and the same command must go on from the last checkpoint to the adapters of a run that was
-never disturbed.
+One fault of ten befalls a real ``fedsplit run`` in the middle of a round: its server is killed, or
+killed while it writes a checkpoint, or can write nothing more (a full disk); the process that all
+are forked from is killed, or the command itself; or the same command is started beside it. Nothing
+may be left running, and the same command must go on from the last checkpoint to the adapters of a
+run that was never disturbed; a second command is refused, and the first goes on.
+
+JSON: `injected` faults, rounds `survived`, spared branches `lost` or changed, `hangs`, `orphans`
+(processes left ten seconds after), `detect_s_max`: seconds until a node's fault was noticed.
 """
 
 import argparse
@@ -38,7 +45,7 @@ import torch
 from fedsplit.apps.launch.flower_tools import free_ports
 from flwr.supercore.task_identity import TaskIdentity
 
-from benchmarks._faults import DEVICES, EDGES, Fault, ProcessGrid, Relay
+from benchmarks._faults import DEVICES, EDGES, JOINER, Fault, ProcessGrid, Relay
 from benchmarks._server_faults import SERVER_KINDS, ServerFaults
 from fedsplit.assets import default_checkpoint
 from fedsplit.data import DataSpec
@@ -53,7 +60,8 @@ from fedsplit.patience import Patience
 from fedsplit.plan import Branch, Failure, Route, Turn
 
 STEPS = 3
-KINDS, PHASES = ("kill", "freeze", "cut"), ("start", "step", "end")
+KINDS, PHASES = ("kill", "freeze", "cut", "reset", "malformed"), ("start", "step", "end")
+JOINERS = ("claim", "nonsense", "silence")
 START_S, CONNECT_S, DEADLINE_S, HANG_S = 30.0, 30.0, 60.0, 90.0
 FLOOR_SURVIVED, CEILING_DETECT_S = 1.0, 5.0
 ONE_IN = 10
@@ -102,13 +110,21 @@ class Federation:
             if work == TRAIN:
                 branches = [Branch((turn,)) for turn in self._turns]
                 outcomes, failures = coordinator.train(1, branches, adapters)
+                self._nobody_moved(coordinator)
                 return _trained(outcomes, failures, grid.struck_unix_s, time.monotonic() - started)
             turns, failures = coordinator.evaluate(1, self._turns, adapters)
+            self._nobody_moved(coordinator)
             return _evaluated(turns, failures, grid.struck_unix_s, time.monotonic() - started)
         finally:
             grid.close()
             for relay in self._relays:
                 relay.mend()
+
+    def _nobody_moved(self, coordinator: Coordinator) -> None:
+        coordinator.welcome_back()
+        nodes = coordinator.roster.nodes, coordinator.roster.edges
+        if nodes != (self._roster.nodes, self._roster.edges):
+            raise RuntimeError(f"somebody took another's place: {nodes}")
 
 
 @dataclass(frozen=True)
@@ -153,11 +169,13 @@ def draw(count: int, seed: int) -> list[Fault]:
     """Return `count` faults: every role, kind and phase in turn, nodes and work drawn."""
     rng = random.Random(seed)
     places = [(r, k, p) for r in ("device", "edge") for k in KINDS for p in PHASES]
+    places += [("joiner", "joiner", phase) for phase in JOINERS]
     rng.shuffle(places)
     faults = []
     for index in range(count):
         role, kind, phase = places[index % len(places)]
-        node = rng.randrange(DEVICES) if role == "device" else DEVICES + rng.randrange(EDGES)
+        device, edge = rng.randrange(DEVICES), DEVICES + rng.randrange(EDGES)
+        node = {"device": device, "edge": edge, "joiner": JOINER}[role]
         work = rng.choice((TRAIN, EVALUATE))
         faults.append(Fault(node, work, phase, kind))
     return faults
@@ -172,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     folder = Path(tempfile.mkdtemp(prefix="fedsplit-faults-"))
-    survived = lost = hangs = 0
+    survived = lost = hangs = orphans = 0
     detect: dict[str, list[float]] = defaultdict(list)
     server_detect: list[float] = []
     with ExitStack() as stack:
@@ -205,8 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             detect[fault.phase] += when
             shown = f"{max(when):5.1f} s" if when else "   none"
             print(
-                f"{fault.role:6} {fault.node % DEVICES} {fault.work:15} {fault.phase:5} "
-                f"{fault.kind:6}  noticed {shown}  dropped {len(outcome.failures)}  "
+                f"{fault.role:6} {fault.node % DEVICES} {fault.work:15} {fault.phase:8} "
+                f"{fault.kind:9}  noticed {shown}  dropped {len(outcome.failures)}  "
                 f"round {outcome.wall_s:5.1f} s  "
                 f"{f'LOST {broken}' if broken else 'ok' if struck else 'NOT STRUCK'}",
                 flush=True,
@@ -219,15 +237,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for index in range(n_server):
             kind = SERVER_KINDS[index % len(SERVER_KINDS)]
             end = server_faults.strike(f"{index}-{kind}", kind)
-            lost, hangs = lost + (not end.equal), hangs + end.hung
-            survived += end.equal and not end.hung
+            lost, hangs, orphans = lost + (not end.equal), hangs + end.hung, orphans + end.orphans
+            survived += end.equal and not end.hung and not end.orphans
             if end.detect_s is not None:
                 server_detect.append(end.detect_s)
             shown = "   none" if end.detect_s is None else f"{end.detect_s:5.1f} s"
             print(
-                f"server   {'fedsplit run':15} round {kind:6}  noticed {shown}  "
+                f"server   {'fedsplit run':15} round {kind:9}  noticed {shown}  "
                 f"resumed from round {end.resumed_from}  run {end.wall_s:5.1f} s  "
-                f"{'ok' if end.equal else 'LOST'}{', HUNG' if end.hung else ''}",
+                f"{'ok' if end.equal else 'LOST'}{', HUNG' if end.hung else ''}"
+                f"{f', {end.orphans} ORPHANS' if end.orphans else ''}",
                 flush=True,
             )
     everything = [value for values in detect.values() for value in values]
@@ -238,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "detect_s_max": round(max(everything, default=0.0), 2),
         "lost": lost,
         "hangs": hangs,
+        "orphans": orphans,
         "detect_s_max_by_phase": {
             phase: round(max(values), 2) for phase, values in sorted(detect.items()) if values
         },
@@ -245,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "start_s": START_S,
     }
     print(json.dumps(report))
-    whole = survived >= FLOOR_SURVIVED * options.faults and not lost and not hangs
+    whole = survived >= FLOOR_SURVIVED * options.faults and not (lost or hangs or orphans)
     return 0 if whole and report["detect_s_max"] <= CEILING_DETECT_S else 1
 
 

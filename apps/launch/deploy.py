@@ -16,7 +16,8 @@ from fedsplit.flower import LinkSettings
 from fedsplit.flower.link_settings import NODE
 from fedsplit.mapping import from_mapping
 
-from ..config import link_settings, load_config, run_settings
+from ..config import load_config, run_settings
+from ..link_config import link_settings
 from .flower_tools import end, is_up, newest_run, spawn, tool, write_app
 from .guard import Guard
 from .surroundings import environment
@@ -77,6 +78,11 @@ class Topology:
         None leaves everything in the clear, for trials on one machine.
     node_ports : int
         SuperNode i listens on port ``node_ports + i`` of its own machine's loopback for its apps.
+    data : str or None
+        With ``data.partition=local``, each device's own file or folder on its own machine;
+        ``{node}`` in it stands for ``device-0``, ... The server is not told.
+    sites : tuple of str
+        Names of the devices, for turns.csv; none, or one for each.
     folder : str
         Where Flower's app and settings for this topology are written, and logs.
     overrides : tuple of str
@@ -89,6 +95,8 @@ class Topology:
     edges: tuple[Address, ...] = ()
     certificates: Certificates | None = None
     node_ports: int = 9100
+    data: str | None = None
+    sites: tuple[str, ...] = ()
     folder: str = "deployment"
     overrides: tuple[str, ...] = field(default=())
 
@@ -96,6 +104,8 @@ class Topology:
         host, _, port = self.superlink.rpartition(":")
         require(bool(host) and port.isdecimal(), "superlink", self.superlink, "host:port")
         require(self.devices >= 1, "devices", self.devices, "at least 1")
+        named, allowed = len(self.sites), f"none, or one for each of devices={self.devices}"
+        require(named in (0, self.devices), "sites", list(self.sites), allowed)
         for name, address in (("link", self.link), *(("edges", edge) for edge in self.edges)):
             try:
                 LinkSettings(address.bind, address.advertise)
@@ -165,6 +175,10 @@ def supernode_command(topology: Topology, node: str) -> list[str]:
             settings["advertise"] = address.advertise
     else:
         settings |= {"partition-id": index, "num-partitions": topology.devices}
+        if topology.data is not None:
+            settings["data-path"] = str(Path(topology.data.replace("{node}", node)).resolve())
+        if topology.sites:
+            settings["site"] = topology.sites[index]
     port = topology.node_ports + topology.nodes().index(node)
     command = ["flower-supernode", "--superlink", topology.superlink, "--port", str(port)]
     if topology.certificates is None:

@@ -1,20 +1,22 @@
-"""Starts the processes of one simulated run, and says how it ended.
+"""Starts the processes of simulated runs, and says how each ended.
 
-The run's *root* process (`.root`) is a child of the command line, started afresh; server and
-devices are children of the root. No process listens on a network: devices reach the server over a
-Unix socket in a folder that only their user can open.
+The *root* process (`.root`) is a child of the command line, started afresh; server and devices are
+children of the root. No process listens on a network: devices reach the server over a Unix socket
+in a folder that only their user can open.
 """
 
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from fedsplit.errors import require
 
@@ -23,6 +25,7 @@ from .surroundings import environment, make_home, ray_environment
 
 EMBEDDED, FLOWER = ENGINES = "embedded", "flower"
 _POLL_S = 0.1
+_BEGINS = b"o"
 _MOST_WORDS = 1 << 15  # what a pipe holds on any system, with room to spare
 
 
@@ -76,80 +79,143 @@ def check_engine(engine: str, places: int) -> None:
         require(places <= most, "run.concurrency", places, allowed)
 
 
-def carry_out(
-    *,
-    engine: str,
-    overrides: Sequence[str],
-    output: Path,
-    devices: int,
-    places: int,
-    log: Path,
-    keep_open: int,
-    watch: Callable[[], None],
-) -> str | None:
-    """Run a job to its end.
+class Engine:
+    """Carries out runs, one after the other, with one root: a context manager.
 
-    Parameters
-    ----------
-    engine, overrides, output, devices, places
-        As in `Order`.
-    log : Path
-        Where the run's processes write what they print.
-    keep_open : int
-        A file descriptor (of a lock) that all of them inherit.
-    watch : callable
-        Called every so often while the run goes on.
-
-    Returns
-    -------
-    str or None
-        Why the run failed; None if it did not.
+    The root is started for the first run, or before it; the next ones find everything imported.
     """
-    home = make_home()
-    told, cause = os.pipe()
-    with (
-        Guard(home) as guard,
-        log.open("ab") as file,
-        os.fdopen(told, "rb") as words,
-        os.fdopen(cause, "wb") as tells,
-    ):
-        order = Order(
-            engine=engine,
-            overrides=overrides,
-            output=str(output),
-            devices=devices,
-            places=places,
-            cause=cause,
-        )
-        root = subprocess.Popen(
-            [sys.executable, "-m", "fedsplit.apps.launch.root"],
-            env={
-                **environment(home),
-                **ray_environment(),
-                "TMPDIR": str(home),
-                "RAY_TMPDIR": str(home),
-                **guard.mark,
-            },
-            cwd=home,
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=[keep_open, cause],
-        )
-        tells.close()
-        # Its input stays open as long as this process lives, and not a moment longer.
-        assert root.stdin is not None
-        with suppress(BrokenPipeError):
-            root.stdin.write(order.to_json().encode() + b"\n")
-            root.stdin.flush()
-        while root.poll() is None:
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._early = Path()
+        self._root: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def start(self) -> None:
+        """Start the root, which has seconds of imports before it, while others prepare a run."""
+        self._started()
+
+    def carry_out(
+        self,
+        *,
+        engine: str,
+        overrides: Sequence[str],
+        output: Path,
+        devices: int,
+        places: int,
+        log: Path,
+        keep_open: int,
+        watch: Callable[[], None],
+    ) -> str | None:
+        """Run a job to its end.
+
+        Parameters
+        ----------
+        engine, overrides, output, devices, places
+            As in `Order`.
+        log : Path
+            Where the run's processes write what they print.
+        keep_open : int
+            A file descriptor (of a lock) that all of them inherit.
+        watch : callable
+            Called every so often while the run goes on.
+
+        Returns
+        -------
+        str or None
+            Why the run failed; None if it did not.
+        """
+        with log.open("ab") as file:
+            told, cause = os.pipe()
+            with os.fdopen(told, "rb") as words:
+                with os.fdopen(cause, "wb"):
+                    root = self._started()
+                    order = Order(
+                        engine=engine,
+                        overrides=overrides,
+                        output=str(output),
+                        devices=devices,
+                        places=places,
+                        cause=cause,
+                    )
+                    with suppress(BrokenPipeError):
+                        socket.send_fds(self._line, [_BEGINS], [keep_open, cause, file.fileno()])
+                        self._line.sendall(order.to_json().encode() + b"\n")
+                try:
+                    code = self._watched(root, watch)
+                except BaseException:
+                    self._end()  # it is in the middle of a run that nobody waits for
+                    raise
+                file.write(self._early.read_bytes())
+                os.set_blocking(told, False)  # somebody may hold the other end for a moment
+                said = words.read(_MOST_WORDS) or b""
+        return _cause(code, said.decode(errors="replace"))
+
+    def _watched(self, root: "subprocess.Popen[bytes]", watch: Callable[[], None]) -> int:
+        """Return the exit code of the run under way, once it has ended."""
+        while root.poll() is None and not select.select([self._line], [], [], _POLL_S)[0]:
             watch()
-            time.sleep(_POLL_S)
         watch()
-        os.set_blocking(told, False)  # somebody may hold the other end for a moment
-        said = words.read(_MOST_WORDS) or b""
-        return _cause(root.returncode, said.decode(errors="replace"))
+        answer = _read_line(self._line)
+        return int(answer) if answer else root.wait() or 1
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        """Return the root; one that has ended is replaced."""
+        if self._root is not None and self._root.poll() is None:
+            return self._root
+        self._end()
+        home = make_home()
+        guard = self._stack.enter_context(Guard(home))
+        # Ours stays open as long as this process lives, and not a moment longer.
+        self._line, roots = socket.socketpair()
+        self._stack.enter_context(self._line)
+        self._early = home / "early.log"  # until an order says where to write
+        with roots, self._early.open("ab") as log:
+            self._root = subprocess.Popen(
+                [sys.executable, "-m", "fedsplit.apps.launch.root"],
+                env={
+                    **environment(home),
+                    **ray_environment(),
+                    "TMPDIR": str(home),
+                    "RAY_TMPDIR": str(home),
+                    **guard.mark,
+                },
+                cwd=home,
+                stdin=roots.fileno(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self._root
+
+    def _end(self) -> None:
+        self._stack.close()
+        if self._root is not None:
+            self._root.wait()
+        self._root = None
+
+
+def receive_order(command: socket.socket) -> tuple[Order, list[int]] | None:
+    """Return an order and the descriptors that come with it, the log's last; None at the end."""
+    begun, descriptors, _, _ = socket.recv_fds(command, len(_BEGINS), 3)
+    if not begun:
+        return None
+    # The descriptor of the pipe is another one here.
+    return Order(**{**json.loads(_read_line(command)), "cause": descriptors[1]}), descriptors
+
+
+def _read_line(line: socket.socket) -> bytes:
+    """Return what comes up to the end of a line, or of what comes at all."""
+    text = b""
+    with suppress(ConnectionResetError):
+        while not text.endswith(b"\n") and (data := line.recv(1 << 16)):
+            text += data
+    return text
 
 
 def _cause(code: int, said: str) -> str | None:

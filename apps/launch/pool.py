@@ -10,12 +10,13 @@ from logging import ERROR
 from multiprocessing.connection import Connection
 from types import TracebackType
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message
+from flwr.app.user_config import UserConfig
 from flwr.common.constant import ErrorCode
 from flwr.supercore import log
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.local_grid import RUN_ID, LocalGrid
+from fedsplit.flower.local_grid import LocalGrid
 
 _FIRST_NODE = 1000
 App = Callable[[Message, Context], Message]
@@ -61,7 +62,8 @@ class Pool:
         try:
             worker = self._worker()
             worker.send_bytes(pickle.dumps((message, context), pickle.HIGHEST_PROTOCOL))
-            answer: Message = pickle.loads(worker.recv_bytes())
+            answer: Message
+            answer, context.state = pickle.loads(worker.recv_bytes())
         except (EOFError, OSError):
             return Message(
                 Error(ErrorCode.UNKNOWN, "its process ended without a word"), reply_to=message
@@ -93,7 +95,8 @@ def work(connection: socket.socket, app: App) -> int:
     with Connection(connection.detach()) as server, suppress(EOFError, OSError):
         while True:
             message, context = pickle.loads(server.recv_bytes())
-            answer = pickle.dumps(_answer(app, message, context), pickle.HIGHEST_PROTOCOL)
+            found = _answer(app, message, context), context.state
+            answer = pickle.dumps(found, pickle.HIGHEST_PROTOCOL)
             server.send_bytes(answer)
     return 0
 
@@ -136,10 +139,8 @@ class PoolGrid(LocalGrid):
 
     def _context(self, message: Message) -> Context:
         node = message.metadata.dst_node_id
-        return Context(
-            run_id=RUN_ID,
-            node_id=node,
-            node_config={"partition-id": node - _FIRST_NODE, "num-partitions": self._n_nodes},
-            state=RecordDict(),
-            run_config={},
-        )
+        config: UserConfig = {
+            "partition-id": node - _FIRST_NODE,
+            "num-partitions": self._n_nodes,
+        }
+        return self.context(node, config)

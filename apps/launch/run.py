@@ -4,7 +4,7 @@ import json
 import shlex
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain, count
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from fedsplit.errors import FedsplitError
 from fedsplit.flower.server.checkpoint import holds_checkpoint, load_checkpoint
 from fedsplit.report import (
     is_finished,
@@ -29,9 +28,11 @@ from fedsplit.report.run import RESULTS
 
 from ..check import check
 from ..config import absolute, load_config, output_folder, run_settings
+from ..outputs import make_folder
+from ..recorder import PROGRESS
 from ..resume import cut_short
-from ..server_app import ERROR_FILE, PROGRESS
-from .engine import carry_out, check_engine
+from ..server_app import ERROR_FILE
+from .engine import Engine, check_engine
 from .surroundings import collect_as_usual
 
 LOG = "flower.log"
@@ -40,8 +41,36 @@ _STARTING = "starting"
 _QUIET_S = 10.0
 
 
-def run(overrides: Sequence[str], console: Console) -> int:
-    """Run the job that `overrides` describe; return the exit code.
+def run(overrides: Sequence[str], console: Console, engine: Engine | None = None) -> int:
+    """Run the job that `overrides` describe, by `engine` if there is one; return the exit code.
+
+    Raises
+    ------
+    FedsplitError
+        If the configuration is wrong, before anything is started.
+    """
+    with ExitStack() as stack:
+        if engine is None:
+            engine = stack.enter_context(Engine())
+        folder, cause = train(overrides, engine, console)
+    if cause is not None:
+        return 1
+    console.print(summary_table(read_records(folder), folder))
+    stopped = read_stopped(folder)
+    if stopped is not None:
+        console.print(plain_text(f"ended before its last round: {stopped}"), highlight=False)
+    return 0
+
+
+def train(overrides: Sequence[str], engine: Engine, console: Console) -> tuple[Path, str | None]:
+    """Have `engine` carry out the job that `overrides` describe, and show how it goes on.
+
+    Returns
+    -------
+    Path
+        The folder of the run.
+    str or None
+        Why it failed; None if it did not.
 
     Raises
     ------
@@ -61,12 +90,17 @@ def run(overrides: Sequence[str], console: Console) -> int:
         if lock is None:
             folder = _make(folder, named=bool(config.output or config.resume))
             lock = stack.enter_context(locked(folder))
-        return _run(overrides, config, folder, lock, console)
+        return folder, _train(overrides, config, folder, lock, engine, console)
 
 
-def _run(
-    overrides: Sequence[str], config: DictConfig, folder: Path, lock: int, console: Console
-) -> int:
+def _train(
+    overrides: Sequence[str],
+    config: DictConfig,
+    folder: Path,
+    lock: int,
+    engine: Engine,
+    console: Console,
+) -> str | None:
     (folder / ERROR_FILE).unlink(missing_ok=True)
     begin = f"fedsplit: {config.strategy.name}, {config.rounds} rounds, output in {folder}"
     console.print(plain_text(begin), highlight=False)
@@ -74,7 +108,7 @@ def _run(
     collect_as_usual()
     try:
         with Watch(folder, config, console) as watch:
-            cause = carry_out(
+            cause = engine.carry_out(
                 engine=settings.engine,
                 overrides=absolute(overrides, config),
                 output=folder,
@@ -88,33 +122,22 @@ def _run(
         _show_how_to_go_on(folder, console)
         raise
     # What is complete is a success, even if the server's process ended badly after that.
-    if cause is not None and not _is_complete(folder, settings.rounds):
-        console.print(
-            f"[red]run failed[/red]: {plain_text(cause)}", highlight=False, soft_wrap=True
-        )
-        console.print(plain_text(f"Flower's log: {folder / LOG}"), soft_wrap=True)
-        _show_how_to_go_on(folder, console)
-        return 1
-    console.print(summary_table(read_records(folder), folder))
-    stopped = read_stopped(folder)
-    if stopped is not None:
-        console.print(plain_text(f"ended before its last round: {stopped}"), highlight=False)
-    return 0
+    if cause is None or _is_complete(folder, settings.rounds):
+        return None
+    console.print(f"[red]run failed[/red]: {plain_text(cause)}", highlight=False, soft_wrap=True)
+    console.print(plain_text(f"Flower's log: {folder / LOG}"), soft_wrap=True)
+    _show_how_to_go_on(folder, console)
+    return cause
 
 
 def _make(folder: Path, named: bool) -> Path:
     """Make the folder of a run; one that is named by the time of day is no other run's."""
+    if named:
+        return make_folder(folder)
     numbers = (f"{folder.name}_{number}" for number in count(2))
     for made in chain([folder], map(folder.with_name, numbers)):
-        try:
-            made.mkdir(parents=True, exist_ok=named)
-        except FileExistsError as error:
-            if named:
-                raise FedsplitError(f"output={str(folder)!r}: is not a folder") from error
-        except OSError as error:
-            name = f"output={str(folder)!r}"
-            raise FedsplitError(f"{name}: cannot be written ({error.strerror})") from error
-        else:
+        with suppress(FileExistsError):
+            made.mkdir(parents=True)
             return made
     raise AssertionError
 

@@ -28,6 +28,11 @@ class Codec(ABC):
     remembers: ClassVar[bool] = False
     """Whether it remembers samples; such a codec cannot be part of another."""
 
+    @property
+    def working_bytes(self) -> float:
+        """Memory that decoding takes at most, in bytes an element, beside payload and result."""
+        return 12.0
+
     def encode(self, tensor: torch.Tensor, samples: Sequence[int] | None = None) -> Payload:
         """Return the bytes that stand for `tensor`.
 

@@ -31,6 +31,11 @@ class ErrorFeedback(Codec):
         limit = checks.number("memory_mb", memory_mb, 0.0, 1e6) * 1e6
         self._errors = SampleMemory(int(limit))
 
+    @property
+    def working_bytes(self) -> float:
+        """See `Codec.working_bytes`."""
+        return self._inner.working_bytes + 24.0
+
     def _encode(self, tensor: torch.Tensor, samples: Sequence[int] | None) -> Payload:
         rows = tensor.cpu().to(torch.float32, copy=True)
         rows = rows if rows.dim() > 0 else rows.reshape(1)

@@ -36,6 +36,11 @@ class LowRank(Codec):
         self._rank = checks.integer("rank", rank, 1, 1_000_000)
         self._seed = seed
 
+    @property
+    def working_bytes(self) -> float:
+        """See `Codec.working_bytes`."""
+        return self._factors.working_bytes + 24.0
+
     def _encode(self, tensor: torch.Tensor, samples: Sequence[int] | None) -> Payload:
         rows = as_rows(tensor)
         exponent = _half_exponent(finite_amax(rows).max())

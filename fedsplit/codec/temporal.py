@@ -59,6 +59,11 @@ class Temporal(Codec):
         limit = checks.number("memory_mb", memory_mb, 0.0, 1e6) * 1e6
         self._memory = SampleMemory(int(limit))
 
+    @property
+    def working_bytes(self) -> float:
+        """See `Codec.working_bytes`."""
+        return max(self._key.working_bytes, self._residual.working_bytes) + 24.0
+
     def _encode(self, tensor: torch.Tensor, samples: Sequence[int] | None) -> Payload:
         rows = _rows(tensor, samples)
         fresh = len(self._memory) == 0

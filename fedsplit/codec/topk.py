@@ -69,6 +69,11 @@ class TopK(Codec):
         self._seed = seed
         self._generator: torch.Generator | None = None
 
+    @property
+    def working_bytes(self) -> float:
+        """See `Codec.working_bytes`; whatever `keep` is, elements that tie are all kept."""
+        return 70.0
+
     def quantise(self, tensor: torch.Tensor) -> Quantised:
         """Return the lossy part of the pipeline, computed on the tensor's device.
 

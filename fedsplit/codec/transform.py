@@ -40,6 +40,11 @@ class Transform(Codec):
         self._n_sent = 0
         self._axes: torch.Tensor | None = None
 
+    @property
+    def working_bytes(self) -> float:
+        """See `Codec.working_bytes`."""
+        return self._inner.working_bytes + 24.0
+
     def _encode(self, tensor: torch.Tensor, samples: Sequence[int] | None) -> Payload:
         rows = as_rows(tensor)
         finite_amax(rows)

@@ -30,7 +30,12 @@ def confine(spec: DataSpec, root: str | Path | None) -> DataSpec:
     require(allowed.is_dir(), "data-root", str(root), "an existing folder")
     allowed = allowed.resolve()
     if spec.source in FROM_FILES and spec.path is not None:
-        return replace(spec, path=_below(allowed, "data.path", spec.path))
+        test = spec.test_path
+        return replace(
+            spec,
+            path=_below(allowed, "data.path", spec.path),
+            test_path=None if test is None else _below(allowed, "data.test_path", test),
+        )
     if spec.source == "hub" and spec.name is not None and _is_local(spec.name):
         return replace(spec, name=_below(allowed, "data.name", spec.name))
     return spec

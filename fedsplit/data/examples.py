@@ -64,7 +64,16 @@ class Picture(_Placed):
     group: int
 
 
-Example = Text | Pair | Chat | Picture
+@dataclass(frozen=True)
+class Labelled(_Placed):
+    """A text, or a pair of texts, to be classified; `group` is its class, counted from 0."""
+
+    text: str
+    second: str | None
+    group: int
+
+
+Example = Text | Pair | Chat | Labelled | Picture
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class Corpus:
     test : sequence of Example or None
         The source's own test set, if it has one.
     n_labels : int or None
-        Number of image classes.
+        Number of classes, of images and labelled texts.
     left_out : tuple of str
         Files of a folder that were not read, each with the reason.
     """

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from fedsplit.data.counts import DeviceCounts
-from fedsplit.data.examples import Chat, Example, Pair, Picture, Text
+from fedsplit.data.examples import Chat, Example, Labelled, Pair, Picture, Text
 from fedsplit.data.partition import LOCAL, Indices, divide
 from fedsplit.data.samples import PictureSamples, Samples
 from fedsplit.data.sources import read_corpus
-from fedsplit.data.spec import FROM_FILES, DataSpec
-from fedsplit.data.tokens import pack, pad, sizer
+from fedsplit.data.spec import FROM_FILES, LABEL, DataSpec
+from fedsplit.data.tokens import classify, pack, pad, sizer
 from fedsplit.errors import FedsplitError, require
 from fedsplit.seeds import generator
 
@@ -32,7 +32,8 @@ class DeviceData:
     train, test : Samples
         Its samples. A data loader of your own gives these two.
     left_out : tuple of str
-        Files that were not read, each with the reason. They stay on the device.
+        Files that were not read, each with the reason. The server learns their names if it named
+        the folder itself, not those of a device's own.
     """
 
     train: Samples
@@ -54,7 +55,7 @@ class FederatedData:
     spec : DataSpec
         What the data are.
     n_labels : int or None
-        Number of image classes; None for text.
+        Number of classes; None where nothing is classified.
     train_indices, test_indices : tuple of int arrays
         Examples of each device.
     left_out : tuple of str
@@ -142,6 +143,8 @@ def make_samples(
         texts = cast("Sequence[Text]", examples)
         to_longest = spec.padding == "longest"
         return pack(texts, tokenizer, spec.seq_len, to_longest=to_longest, whose=whose)
+    if isinstance(examples[0], Labelled):
+        return classify(cast("Sequence[Labelled]", examples), tokenizer, spec, whose=whose)
     return pad(cast("Sequence[Pair] | Sequence[Chat]", examples), tokenizer, spec, whose=whose)
 
 
@@ -218,8 +221,11 @@ def load_test(
     Raises
     ------
     FedsplitError
-        If it is not of a source that is read from files, or no sample can be made of it.
+        If it is not of a source that is read from files, no sample can be made of it, or its
+        classes might be numbered otherwise than the devices'.
     """
+    named = spec.loss_on != LABEL or spec.labels is not None
+    require(named, "data.labels", None, "given, so that a test set of its own has the same classes")
     from_files = spec.source in FROM_FILES
     require(from_files, "data.source", spec.source, f"one of {', '.join(FROM_FILES)}")
     corpus = read_corpus(replace(spec, path=str(path)))

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.data.chat import messages_of
-from fedsplit.data.examples import Chat, Example, Pair, Picture, Text
-from fedsplit.data.spec import DataSpec
-from fedsplit.errors import FedsplitError
+from fedsplit.data.examples import Chat, Example, Labelled, Pair, Picture, Text
+from fedsplit.data.spec import LABEL, DataSpec
+from fedsplit.errors import FedsplitError, require
 
 Row = Mapping[str, Any]
 
@@ -82,7 +82,8 @@ def examples_of(tables: Sequence[Table], spec: DataSpec) -> list[Example]:
     ]
     groups = [table.group for table, _, _ in places]
     if spec.label_column is not None:
-        groups = _codes([_label(row, spec.label_column, t.file, n) for t, n, row in places])
+        labels = [_label(row, spec.label_column, t.file, n) for t, n, row in places]
+        groups = _codes(labels) if spec.loss_on != LABEL else _classes(labels, places, spec)
     return [
         make(row, group, table.file, number)
         for (table, number, row), group in zip(places, groups, strict=True)
@@ -114,8 +115,15 @@ def _maker(spec: DataSpec) -> Callable[[Row, int, str, int], Example]:
     def plain(row: Row, group: int, file: str, number: int) -> Example:
         return Text(text_of(row, text, f"{file}, row {number}"), group, file=file, row=number)
 
+    def labelled(row: Row, group: int, file: str, number: int) -> Example:
+        where = f"{file}, row {number}"
+        second = None if spec.pair_column is None else text_of(row, spec.pair_column, where)
+        return Labelled(text_of(row, text, where), second, group, file=file, row=number)
+
     if image is not None:
         return picture
+    if spec.loss_on == LABEL:
+        return labelled
     if spec.source == "chat":
         return chat
     return plain if prompt is None else pair
@@ -137,6 +145,42 @@ def _codes(labels: list[Any]) -> list[int]:
         return labels
     names = sorted({str(label) for label in labels})
     codes = {name: code for code, name in enumerate(names)}
+    return [codes[str(label)] for label in labels]
+
+
+def class_names(tables: Sequence[Table], spec: DataSpec) -> tuple[str, ...]:
+    """Return the names of the classes that the rows of `tables` are of, in order.
+
+    Raises
+    ------
+    FedsplitError
+        If a row has no label, or there is one class only.
+    """
+    if spec.labels is not None:
+        return spec.labels
+    column = str(spec.label_column)
+    names = {
+        str(_label(row, column, table.file, number))
+        for table in tables
+        for number, row in enumerate(table.rows, start=1)
+    }
+    require(len(names) >= 2, "data.label_column", column, "a column with at least two labels")
+    numbers = all(name.removeprefix("-").isdigit() for name in names)
+    return tuple(sorted(names, key=int if numbers else str))
+
+
+def _classes(
+    labels: list[Any], places: Sequence[tuple[Table, int, Row]], spec: DataSpec
+) -> list[int]:
+    """Return the class of each label."""
+    names = spec.labels or ()
+    codes = {name: code for code, name in enumerate(names)}
+    for label, (table, number, _) in zip(labels, places, strict=True):
+        if str(label) not in codes:
+            raise FedsplitError(
+                f"{table.file}, row {number}: label {str(label)!r:.80} must be one of "
+                f"{', '.join(names)}"
+            )
     return [codes[str(label)] for label in labels]
 
 

@@ -24,8 +24,9 @@ class Batch:
     """What a model is called with, and which samples of the data set these are.
 
     `inputs` of a language model are int64 ``[batch, seq_len]``: `input_ids`, `labels` (-100 is not
-    learnt) and, only where there is padding, `attention_mask`; of an image classifier float32
-    `pixel_values` ``[batch, 3, image_size, image_size]`` and int64 `labels` ``[batch]``.
+    learnt; of a classifier ``[batch]``) and, only where there is padding, `attention_mask`; of an
+    image classifier float32 `pixel_values` ``[batch, 3, image_size, image_size]`` and int64
+    `labels` ``[batch]``.
     """
 
     inputs: dict[str, Tensor]
@@ -51,7 +52,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class TokenSamples:
-    """Token samples, each of `tensors` int64 ``[n_samples, seq_len]``.
+    """Token samples, each of `tensors` int64 ``[n_samples, seq_len]``, or ``[n_samples]``.
 
     With `to_longest` a selection is cut, where all of it is padding, to its longest sample.
     """
@@ -70,7 +71,10 @@ class TokenSamples:
             return rows
         longest = int(rows["attention_mask"].sum(1).max())
         length = -(-longest // _STEP) * _STEP
-        return {name: tensor[:, :length] for name, tensor in rows.items()}
+        return {
+            name: tensor if tensor.dim() == 1 else tensor[:, :length]
+            for name, tensor in rows.items()
+        }
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import cast
 import numpy as np
 
 from fedsplit.data import stdlib
-from fedsplit.data.examples import Corpus, Example, Pair, Picture, Text, paragraphs
+from fedsplit.data.examples import Corpus, Example, Pair, Picture, paragraphs
 from fedsplit.data.files import TABLES, find_files, is_table, read_document, read_table
-from fedsplit.data.rows import Table, examples_of
-from fedsplit.data.spec import DataSpec
+from fedsplit.data.rows import Table, class_names, examples_of
+from fedsplit.data.spec import LABEL, DataSpec
 from fedsplit.errors import FedsplitError, require
 
 _E2E_TRAIN = ("trainset.csv", "devset.csv")
@@ -51,23 +51,39 @@ def _stdlib(spec: DataSpec) -> Corpus:
 
 def _text(spec: DataSpec) -> Corpus:
     """Read texts or pairs from a file or a folder of files; a group is a file or a label."""
-    path = _existing(spec)
+    documents, tables, left_out = _read_files(_existing(spec), spec)
+    test_documents: list[Example] = []
+    test_tables: list[Table] = []
+    if spec.test_path is not None:
+        there = _existing(replace(spec, path=spec.test_path), "data.test_path")
+        test_documents, test_tables, _ = _read_files(there, spec)
+    names = None
+    if spec.loss_on == LABEL:
+        names = class_names([*tables, *test_tables], spec)
+        spec = replace(spec, labels=names)
+    train = documents + examples_of(tables, spec)
+    test = test_documents + examples_of(test_tables, spec)
+    kinds = {type(example) for example in train + test}
+    require(len(kinds) <= 1, "data.path", spec.path, "texts only or pairs only")
+    return Corpus(
+        train,
+        None if spec.test_path is None else test,
+        n_labels=None if names is None else len(names),
+        left_out=tuple(left_out),
+    )
+
+
+def _read_files(path: Path, spec: DataSpec) -> tuple[list[Example], list[Table], list[str]]:
+    """Return the paragraphs and the tables of the files at `path`, and what was left out."""
     files, left_out = find_files(path)
-    examples: list[Example] = []
+    documents: list[Example] = []
     tables: list[Table] = []
     for origin, file in enumerate(files):
         if is_table(file):
             tables.append(Table(str(file), read_table(file, spec.encoding), origin))
         else:
-            examples += paragraphs(read_document(file, spec.encoding), origin, str(file))
-    examples += examples_of(tables, spec)
-    require(
-        len({isinstance(example, Text) for example in examples}) <= 1,
-        "data.path",
-        spec.path,
-        "texts only or pairs only",
-    )
-    return Corpus(examples, left_out=tuple(left_out))
+            documents += paragraphs(read_document(file, spec.encoding), origin, str(file))
+    return documents, tables, left_out
 
 
 def _chat(spec: DataSpec) -> Corpus:
@@ -119,11 +135,13 @@ def _hub(spec: DataSpec) -> Corpus:
     """Read texts, pairs or images with the `datasets` library; a group is a label, if named."""
     train = _load(spec, spec.train_split)
     test = [] if spec.test_split is None else [_load(spec, spec.test_split)]
-    examples = examples_of([train, *test], spec)
+    names = class_names([train, *test], spec) if spec.loss_on == LABEL else None
+    examples = examples_of([train, *test], replace(spec, labels=names))
+    n_labels = None if names is None else len(names)
     return Corpus(
         examples[: len(train.rows)],
         examples[len(train.rows) :] or None,
-        n_labels=None if spec.image_column is None else _n_labels(examples),
+        n_labels=n_labels if spec.image_column is None else _n_labels(examples),
     )
 
 
@@ -167,15 +185,15 @@ def _n_labels(examples: list[Picture] | list[Example]) -> int:
     return 1 + max(example.group for example in examples)
 
 
-def _existing(spec: DataSpec) -> Path:
+def _existing(spec: DataSpec, field: str = "data.path") -> Path:
     """Return `spec.path`, which must be given and exist."""
-    require(spec.path is not None, "data.path", spec.path, f"given for source {spec.source!r}")
+    require(spec.path is not None, field, spec.path, f"given for source {spec.source!r}")
     path = Path(str(spec.path)).expanduser()
     try:
         there = path.exists()
     except OSError:  # too long a name, or a folder that may not be looked into
         there = False
-    require(there, "data.path", spec.path, "an existing file or folder")
+    require(there, field, spec.path, "an existing file or folder")
     return path
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from fedsplit.data.partition import FLWR_PARTITIONERS, LOCAL, PARTITIONS
 from fedsplit.errors import FedsplitError, require, require_choice
 
-LOSS_ON = ("target", "all")
-PADDING = ("fixed", "longest")
+LABEL = "label"
+LOSS_ON = ("target", "all", LABEL)
+PADDING = FIXED, LONGEST = ("fixed", "longest")
 FROM_FILES = ("e2e", "text", "chat")
 SOURCES = ("stdlib", *FROM_FILES, "hub", "digits")
 
@@ -47,14 +48,22 @@ class DataSpec:
     image_column : str or None
         Column of images ("hub"), for image classification; needs `label_column`.
     label_column : str or None
-        Class of an image. For text, what the partition goes by; by default each file is a group.
+        Class of an image, or of a text with the loss on "label". For other text, what the partition
+        goes by; by default each file is a group.
+    pair_column : str or None
+        Second texts, where pairs are to be classified; the first are in `text_column`.
+    labels : tuple of str or None
+        Names of the classes of texts, in the order of their numbers; None takes those that there
+        are, sorted. With the partition "local" no one knows them all, so that they must be given.
+    test_path : str or None
+        File or folder that "text" reads its test set of; None holds out `test_fraction`.
     seq_len : int
         Tokens per sample.
     padding : str
         What samples that are shorter are padded to: "fixed" (`seq_len`), or "longest" (the longest
         of the batch, in steps of 8).
     loss_on : str
-        For pairs, "target" (the prompt is not learnt) or "all".
+        For pairs, "target" (the prompt is not learnt) or "all"; "label" learns to classify texts.
     image_size : int
         Height and width that images are resized to, in pixels.
     partition : str or mapping
@@ -92,6 +101,9 @@ class DataSpec:
     template: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    pair_column: str | None = None
+    labels: tuple[str, ...] | None = None
+    test_path: str | None = None
     seq_len: int = 128
     padding: str = "fixed"
     loss_on: str = "target"
@@ -109,6 +121,7 @@ class DataSpec:
         require_choice("data.padding", self.padding, PADDING)
         self._check_where()
         self._check_partition()
+        self._check_labels()
         require(_is_encoding(self.encoding), "data.encoding", self.encoding, "one that Python has")
         require(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2")
         require(self.image_size >= 1, "data.image_size", self.image_size, "at least 1")
@@ -157,6 +170,24 @@ class DataSpec:
         if self.source == "hub":
             given = self.name not in (None, "")
             require(given, "data.name", self.name, "given for source 'hub'")
+
+    def _check_labels(self) -> None:
+        learnt = self.loss_on == LABEL
+        text = self.source in ("text", "hub") and self.image_column is None
+        require(text or not learnt, "data.loss_on", LABEL, "target or all: only texts are labelled")
+        given = self.label_column is not None or not learnt
+        require(given, "data.label_column", None, "given with data.loss_on=label")
+        for name in ("pair_column", "labels"):
+            value = getattr(self, name)
+            require(value is None or learnt, f"data.{name}", value, "null without loss_on=label")
+        if self.labels is not None:
+            fits = len(set(self.labels)) == len(self.labels) >= 2
+            require(fits, "data.labels", self.labels, "null, or at least two different names")
+        local = self.partition == LOCAL
+        known = self.labels is not None or not (learnt and local)
+        require(known, "data.labels", None, "given with data.partition=local")
+        shared = self.test_path is None or (self.source == "text" and not local)
+        require(shared, "data.test_path", self.test_path, "null: only shared text has such a file")
 
     def _check_partition(self) -> None:
         if isinstance(self.partition, Mapping):

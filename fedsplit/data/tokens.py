@@ -8,7 +8,7 @@ import torch
 
 from fedsplit.data import chat
 from fedsplit.data.counts import Counts
-from fedsplit.data.examples import Chat, Example, Pair, Picture, Text
+from fedsplit.data.examples import Chat, Example, Labelled, Pair, Picture, Text
 from fedsplit.data.samples import IGNORED, TokenSamples
 from fedsplit.data.spec import DataSpec
 from fedsplit.errors import require
@@ -115,6 +115,56 @@ def pad(
     return TokenSamples(_stack(rows, seq_len, tokenizer), counts, to_longest=to_longest)
 
 
+def classify(
+    examples: Sequence[Labelled],
+    tokenizer: "PreTrainedTokenizerBase",
+    spec: DataSpec,
+    *,
+    whose: str = SOMEONE,
+) -> TokenSamples:
+    """Put each text or pair of texts in one sample, its class beside it.
+
+    With the tokens that the tokenizer puts around and between texts; where it has none to put
+    between, that is a line's end. Empty texts are left out; too long ones are cut as the tokenizer
+    does it.
+    """
+    rows: list[dict[str, list[int]]] = []
+    labels: list[int] = []
+    cut = 0
+    for example in examples:
+        texts = [text for text in (example.text, example.second) if text is not None]
+        if tokenizer.sep_token_id is None:
+            texts = ["\n".join(texts)]
+        if not any(text.strip() for text in texts):
+            continue
+        whole = tokenizer(*texts, verbose=False)
+        if len(whole.input_ids) > spec.seq_len:
+            cut += 1
+            whole = tokenizer(*texts, truncation=True, max_length=spec.seq_len)
+        rows.append(
+            {name: whole[name] for name in ("input_ids", "token_type_ids") if name in whole}
+        )
+        labels.append(example.group)
+    require(len(rows) > 0, "data.path", spec.path, f"texts that are not empty, that {whose}")
+    lengths = [len(row["input_ids"]) for row in rows]
+    counts = Counts(
+        read=len(examples),
+        samples=len(rows),
+        cut=cut,
+        dropped=len(examples) - len(rows),
+        tokens=sum(lengths),
+        longest=max(lengths),
+    )
+    learnt_nowhere = [(row["input_ids"], [False] * len(row["input_ids"])) for row in rows]
+    tensors = _stack(learnt_nowhere, spec.seq_len, tokenizer)
+    if "token_type_ids" in rows[0]:
+        kinds = [(row["token_type_ids"], [False] * len(row["token_type_ids"])) for row in rows]
+        typed = _stack(kinds, spec.seq_len, tokenizer)
+        tensors["token_type_ids"] = typed["input_ids"] * typed["attention_mask"]
+    tensors["labels"] = torch.tensor(labels)
+    return TokenSamples(tensors, counts, to_longest=spec.padding == "longest")
+
+
 def encoder(
     example: Pair | Chat, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec
 ) -> Callable[[Pair | Chat], Encoded]:
@@ -175,7 +225,7 @@ def sizer(
 
     Whatever makes a sample by itself fills all of them; what is left out, none.
     """
-    if tokenizer is None or isinstance(example, Picture):
+    if tokenizer is None or isinstance(example, Picture | Labelled):
         return lambda item: spec.seq_len
     if isinstance(example, Text):
         known = tokenizer

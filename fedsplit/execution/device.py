@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import compute
-from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.optim import OptimizerSpec, State
 from fedsplit.execution.tier import Tier
-from fedsplit.models import SplitModel
-from fedsplit.plan import DEVICE, CodecPlan, Route
+from fedsplit.models import Boundary, SplitModel
+from fedsplit.plan import DEVICE, CodecPlan, Route, Segment
+from fedsplit.privacy import Defence, PrivacySpec
 from fedsplit.transport import EvalReply, Link, LinkStats, OpenRequest
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StepReport:
-    """One mini-batch: its loss, mean over `n_targets`; `n_correct` where known."""
+    """One mini-batch: its loss, mean over `n_targets`; `n_correct` and `classes` where known."""
 
     loss: float
     n_targets: int
     n_samples: int
     n_correct: int | None = None
+    classes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class TurnResult:
         Bytes that the device's link carried.
     compute_s, link_s : float
         Wall seconds spent computing, and waiting for the rest of the route.
+    state : dict of str to State
+        What the device's optimizer keeps of each of its parameters, where it is to be kept.
     """
 
     adapters: dict[str, Tensor]
@@ -53,6 +57,7 @@ class TurnResult:
     stats: LinkStats = field(default_factory=LinkStats)
     compute_s: float = 0.0
     link_s: float = 0.0
+    state: dict[str, State] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -85,6 +90,12 @@ class TurnResult:
         counts = [report.n_correct for report in self.reports if report.n_correct is not None]
         return sum(counts) if counts else None
 
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Three numbers of each class of texts, see `EvalReply`; empty for other models."""
+        counts = [report.classes for report in self.reports if report.classes]
+        return tuple(map(sum, zip(*counts, strict=True)))
+
 
 def train_turn(
     model: SplitModel,
@@ -95,9 +106,11 @@ def train_turn(
     optimizer: OptimizerSpec,
     seed: int,
     steps: int | None = None,
+    kept: Mapping[str, State] | None = None,
     link: Link | None = None,
     token: str | None = None,
     codec: CodecPlan | None = None,
+    privacy: PrivacySpec | None = None,
 ) -> TurnResult:
     """Train the device's segments of `route` on `batches`, the rest over `link`.
 
@@ -118,12 +131,16 @@ def train_turn(
         Seed of the turn, the same on every tier.
     steps : int or None
         How many `batches` there are; needed where the learning rate follows a schedule.
+    kept : mapping of str to State, optional
+        What the device's optimizer kept of its parameters (`TurnResult.state`), to go on with.
     link : Link or None
         Leads to the second segment; None on a device-only route.
     token : str or None
         Opens the turn there.
     codec : CodecPlan or None
         How boundaries travel; None for as they are.
+    privacy : PrivacySpec or None
+        What is done to boundaries and gradients before they leave the device; None for nothing.
 
     Raises
     ------
@@ -132,7 +149,7 @@ def train_turn(
     FedsplitError
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
-    turn = _DeviceTurn(model, route, optimizer, seed, link, steps)
+    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -147,9 +164,10 @@ def evaluate_turn(
     link: Link | None = None,
     token: str | None = None,
     codec: CodecPlan | None = None,
+    privacy: PrivacySpec | None = None,
 ) -> TurnResult:
     """Evaluate on `batches` without training; parameters and errors as in `train_turn`."""
-    turn = _DeviceTurn(model, route, None, seed, link)
+    turn = _DeviceTurn(model, route, None, seed, link, privacy)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -164,7 +182,9 @@ class _DeviceTurn:
         optimizer: OptimizerSpec | None,
         seed: int,
         link: Link | None,
+        privacy: PrivacySpec | None,
         steps: int | None = None,
+        kept: Mapping[str, State] | None = None,
     ) -> None:
         segments = route.on(DEVICE)
         if (len(route.segments) > 1) != (link is not None):
@@ -177,9 +197,11 @@ class _DeviceTurn:
         self._optimizer = optimizer
         self._seed = seed
         self._train = optimizer is not None
-        self._steps = steps
+        self._keeps = optimizer is not None and optimizer.keep_state
+        self._steps, self._kept = steps, kept
         self._link = link
         self._behind: float | None = 0.0  # norm of a step's gradients on the other tiers
+        self._defence = Defence(privacy or PrivacySpec(), seed)
         self._reports: list[StepReport] = []
         self._stats = LinkStats()
         self._total_s = self._link_s = 0.0
@@ -215,7 +237,13 @@ class _DeviceTurn:
                 self._wait(lambda: link.open(request, returning))
             start = self._fetch() if adapters is None else adapters
             self._tier = Tier(
-                self._model, self._segments, start, self._optimizer, self._seed, self._steps
+                self._model,
+                self._segments,
+                start,
+                self._optimizer,
+                self._seed,
+                self._steps,
+                self._kept,
             )
             together = 1 if self._optimizer is None else self._optimizer.accumulate
             rest = iter(batches)
@@ -248,6 +276,7 @@ class _DeviceTurn:
             self._stats,
             self._total_s - self._link_s,
             self._link_s,
+            state=self._tier.state() if self._keeps else {},
         )
 
     def _run_step(self, group: "list[Batch]") -> None:
@@ -285,7 +314,7 @@ class _DeviceTurn:
     def _open_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
         (segment,) = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
-        boundary = self._tier.forward(segment, batch.inputs)
+        boundary = self._leaving(segment, batch)
         if not self._train:
             return _report(
                 self._wait(lambda: link.evaluate(onward, boundary, batch.samples)), batch
@@ -299,16 +328,22 @@ class _DeviceTurn:
         first, last = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
         at_home = {**onward, "labels": batch.inputs["labels"]}
-        boundary = self._tier.forward(first, batch.inputs)
+        boundary = self._leaving(first, batch)
         returned = self._wait(lambda: link.forward(onward, boundary, batch.samples, share))
         if not self._train:
             score = self._tier.evaluate(last, at_home, returned)
         else:
             score, gradients = self._tier.train_on(last, at_home, returned, share)
-            back = self._wait(lambda: link.backward(gradients))
+            leaving = compute(lambda: self._defence.gradients(gradients))
+            back = self._wait(lambda: link.backward(leaving))
             self._behind = back.norm
             self._tier.backward(boundary, back.gradients)
         return _report(score, batch)
+
+    def _leaving(self, segment: Segment, batch: "Batch") -> Boundary:
+        """Return the boundary of `batch` as it may leave the device."""
+        produced = self._tier.forward(segment, batch.inputs)
+        return compute(lambda: self._defence.boundary(produced))
 
     def _wait(self, call: Callable[[], T]) -> T:
         started = time.perf_counter()
@@ -327,4 +362,6 @@ def _pixels(batches: "Iterable[Batch]") -> "tuple[Iterable[Batch], int | None]":
 
 
 def _report(score: EvalReply, batch: "Batch") -> StepReport:
-    return StepReport(score.loss, score.n_targets, len(batch.samples), score.n_correct)
+    return StepReport(
+        score.loss, score.n_targets, len(batch.samples), score.n_correct, score.classes
+    )

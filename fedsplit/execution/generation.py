@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig
 
 from fedsplit.data import DataSpec, prompt_tokens
@@ -93,8 +93,7 @@ def generate(
     asked = [prompt_tokens(tokenizer, data, prompt) for prompt in prompts]
     settings = _settings(model, tokenizer, how)
     if adapters is not None:
-        values = {name: nn.Parameter(value.clone(), False) for name, value in adapters.items()}
-        compute(lambda: model.install(values))
+        compute(lambda: model.put(adapters))
 
     def write(tokens: list[int]) -> str:
         return compute(lambda: _write(model, tokenizer, tokens, settings, how))

@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -155,7 +156,7 @@ class OptimizerSpec:
         A run is the parts of its rounds, a round of its branch's waves, a turn of its updates: so
         the rate depends on the plan alone.
         """
-        if self.schedule_over == "turn":
+        if self.schedule_over == "turn" or count == 1:
             return self
         return replace(self, part=_part(self.part, index, count))
 
@@ -173,6 +174,25 @@ class OptimizerSpec:
     def updates(self, steps: int) -> int:
         """Return how often the parameters change in `steps` mini-batches."""
         return math.ceil(steps / self.accumulate)
+
+
+State = dict[str, Any]
+"""What an optimizer keeps of one parameter: tensors and numbers by name."""
+
+
+def state_of(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, State]:
+    """Return copies of what `optimizer` keeps of each parameter, whose `names` are in its order."""
+    kept = deepcopy(optimizer.state_dict()["state"])
+    return {names[index]: state for index, state in kept.items()}
+
+
+def put_state(
+    optimizer: torch.optim.Optimizer, names: Sequence[str], kept: Mapping[str, State]
+) -> None:
+    """Have `optimizer` go on with what was kept of its parameters; of the others nothing was."""
+    states = {index: deepcopy(kept[name]) for index, name in enumerate(names) if name in kept}
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
 def _part(part: tuple[int, int], index: int, count: int) -> tuple[int, int]:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import Places
-from fedsplit.execution.optim import OptimizerSpec
-from fedsplit.execution.turn import StageTurn, TurnStatus
+from fedsplit.execution.optim import OptimizerSpec, State
+from fedsplit.execution.status import TurnStatus
+from fedsplit.execution.turn import StageTurn
 from fedsplit.models import SplitModel
 from fedsplit.transport import Link, LinkError, OpenRequest, ServerLimits
 
@@ -43,6 +44,7 @@ class Stage:
         adapters: Mapping[str, Tensor] | None = None,
         optimizer: OptimizerSpec | None = None,
         downstream: tuple[Link, str] | None = None,
+        kept: Mapping[str, State] | None = None,
     ) -> None:
         """Prepare a turn that the bearer of the request's token may then enter, once.
 
@@ -58,6 +60,8 @@ class Stage:
         downstream : tuple of Link and str, or None
             Unopened link to the next server tier and the token of the turn there; needed if the
             route has one.
+        kept : mapping of str to State, optional
+            What an optimizer kept of parameters, to go on with.
 
         Raises
         ------
@@ -71,6 +75,7 @@ class Stage:
             optimizer,
             downstream,
             self._limits.supply_timeout_s,
+            kept,
         )
         if adapters is not None:
             turn.supply(adapters, {})
@@ -113,6 +118,10 @@ class Stage:
             If the token is unknown, or the turn is not done.
         """
         return self._turn(bytes.fromhex(token)).adapters()
+
+    def state(self, token: str) -> dict[str, State]:
+        """Return what the turn's optimizer keeps of each parameter, by name."""
+        return self._turn(bytes.fromhex(token)).state()
 
     def status(self, token: str) -> TurnStatus:
         """Return how the turn stands."""

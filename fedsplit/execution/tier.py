@@ -10,8 +10,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import compute
-from fedsplit.execution.optim import OptimizerSpec
+from fedsplit.execution.optim import OptimizerSpec, State, put_state, state_of
 from fedsplit.models import Boundary, Output, SplitModel
+from fedsplit.models.names import SEQUENCES
 from fedsplit.plan import Segment
 from fedsplit.seeds import derive_seed
 from fedsplit.transport import EvalReply, Gradients, LinkError
@@ -40,6 +41,8 @@ class Tier:
         Seed of the turn.
     steps : int or None
         Mini-batches of the turn; needed where the learning rate follows a schedule.
+    kept : mapping of str to State, optional
+        What optimizers kept of parameters, to go on with.
 
     Raises
     ------
@@ -55,6 +58,7 @@ class Tier:
         optimizer: OptimizerSpec | None,
         seed: int,
         steps: int | None = None,
+        kept: Mapping[str, State] | None = None,
     ) -> None:
         self._model = model
         self._seed = seed
@@ -71,7 +75,10 @@ class Tier:
         for name, parameter in self._parameters.items():
             _fill(name, parameter, adapters)
         trained = [item for item in self._parameters.values() if item.requires_grad]
+        self._names = [name for name, item in self._parameters.items() if item.requires_grad]
         self._optimizer = optimizer.build(trained) if optimizer and trained else None
+        if self._optimizer is not None and kept:
+            put_state(self._optimizer, self._names, kept)
         self._train = optimizer is not None
         drawn = optimizer is not None and optimizer.proximal_mu > 0
         self._start = [item.detach().clone() for item in trained] if drawn else []
@@ -122,6 +129,11 @@ class Tier:
         return compute(
             lambda: {name: item.detach().clone() for name, item in self._parameters.items()}
         )
+
+    def state(self) -> dict[str, State]:
+        """Return copies of what the optimizer keeps of each parameter, by name."""
+        optimizer = self._optimizer
+        return {} if optimizer is None else compute(lambda: state_of(optimizer, self._names))
 
     def forward(
         self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None = None
@@ -254,7 +266,8 @@ class Tier:
 
     def _enter(self) -> None:
         """Have the model be this turn's: others that share it may have run since."""
-        self._model.train(self._train)
+        if self._model.training != self._train:  # a walk through all modules
+            self._model.train(self._train)
         self._model.checkpointing = self._spec is not None and self._spec.checkpointing
         self._model.install(self._parameters)
 
@@ -269,7 +282,12 @@ class Tier:
         self._enter()
         gpus = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus), torch.set_grad_enabled(self._train):
-            torch.manual_seed(dropout_seed(self._seed, self._step, segment))
+            seed = dropout_seed(self._seed, self._step, segment)
+            # `torch.manual_seed` looks for every kind of device each time.
+            torch.default_generator.manual_seed(seed)
+            if gpus:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             return self._model.run(segment, inputs, received)
 
     def _score(
@@ -284,24 +302,23 @@ class Tier:
         loss = scalar.item()
         if not math.isfinite(loss):
             raise FedsplitError(f"loss={loss}: must be finite (step {self._step}, {segment})")
+        labels = inputs["labels"]
         tokens = self._model.counts_tokens and not self._train
-        correct = _count_correct(output, inputs["labels"], tokens=tokens)
-        return scalar, EvalReply(loss, output.n_targets, correct)
+        correct = _count_correct(output, labels, tokens=tokens)
+        classes = () if self._model.spec.task != SEQUENCES else _count_classes(output, labels)
+        return scalar, EvalReply(loss, output.n_targets, correct, classes)
 
     def _collect(self, received: Boundary | None) -> Gradients:
         """Return the gradients of `received`; refuse any that is not finite."""
-        for name, parameter in self._parameters.items():
-            self._check_finite(name, parameter.grad)
-        if received is None:
-            return ()
-        collected = received.gradients()
-        for index, gradient in enumerate(collected):
-            self._check_finite(f"boundary tensor {index}", gradient)
+        collected = () if received is None else received.gradients()
+        found = {f"gradient of {name}": item.grad for name, item in self._parameters.items()}
+        found |= {f"gradient of boundary tensor {n}": item for n, item in enumerate(collected)}
+        present = {name: item for name, item in found.items() if item is not None}
+        # Infinite or not a number if any value is; one number to look at in place of many.
+        if present and not get_total_norm(present.values(), math.inf).isfinite():
+            wrong = next(name for name, item in present.items() if not item.isfinite().all())
+            raise FedsplitError(f"{wrong}: must be finite (step {self._step})")
         return collected
-
-    def _check_finite(self, name: str, gradient: Tensor | None) -> None:
-        if gradient is not None and not gradient.isfinite().all():
-            raise FedsplitError(f"gradient of {name}: must be finite (step {self._step})")
 
 
 def dropout_seed(seed: int, step: int, segment: Segment) -> int:
@@ -332,6 +349,16 @@ def _smoothed(output: Output, labels: Tensor, smoothing: float) -> Tensor:
     if scores.dim() == 3:  # of tokens, each of which predicts the next
         scores, wanted = scores[:, :-1].flatten(0, 1), wanted[:, 1:].flatten()
     return cross_entropy(scores.float(), wanted, label_smoothing=smoothing)
+
+
+def _count_classes(output: Output, labels: Tensor) -> tuple[int, ...]:
+    """Return three numbers of each class; see `EvalReply`."""
+    assert output.logits is not None
+    said, n_classes = output.logits.argmax(-1).cpu(), output.logits.shape[-1]
+    labels = labels.long().cpu()
+    groups = (said[said == labels], said, labels[labels >= 0])
+    counts = torch.stack([torch.bincount(group, minlength=n_classes) for group in groups], dim=1)
+    return tuple(counts.flatten().tolist())
 
 
 def _fill(name: str, parameter: nn.Parameter, adapters: Mapping[str, Tensor]) -> None:

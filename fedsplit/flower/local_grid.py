@@ -1,12 +1,12 @@
 """A Flower grid whose nodes are at hand in this program: messages go in, futures come out."""
 
 import itertools
-import time
 from abc import abstractmethod
-from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, as_completed
+from contextlib import suppress
 
-from flwr.app import Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -23,6 +23,7 @@ class LocalGrid(Grid):
         self._run = Run.create_empty(RUN_ID)
         self._numbers = itertools.count(1)
         self._replies: dict[str, Future[Message]] = {}
+        self._contexts: dict[int, Context] = {}
         # Flower's processes get these when they start; no message can be made without.
         TaskIdentity.run_id = TaskIdentity.task_id = RUN_ID
         TaskIdentity.node_id = SUPERLINK_NODE_ID
@@ -30,6 +31,17 @@ class LocalGrid(Grid):
     @abstractmethod
     def submit(self, message: Message) -> Future[Message]:
         """Have a node work on a message."""
+
+    def context(self, node: int, node_config: Mapping[str, bool | float | int | str]) -> Context:
+        """Return what a node is given with every message; its state is what it left there."""
+        fresh = Context(
+            run_id=RUN_ID,
+            node_id=node,
+            node_config=dict(node_config),
+            state=RecordDict(),
+            run_config={},
+        )
+        return self._contexts.setdefault(node, fresh)
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -74,15 +86,11 @@ class LocalGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Send messages; return the answers that come within `timeout` seconds."""
-        names = set(self.push_messages(messages))
-        deadline = None if timeout is None else time.monotonic() + timeout
+        names = list(self.push_messages(messages))
+        sent = {self._replies[name]: name for name in names}
         answers: list[Message] = []
-        while names:
-            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            futures = [self._replies[name] for name in names]
-            if not wait(futures, left, FIRST_COMPLETED).done:
-                break
-            come = list(self.pull_messages(list(names)))
-            names -= {answer.metadata.reply_to_message_id for answer in come}
-            answers += come
+        with suppress(TimeoutError):
+            for future in as_completed(sent, timeout):
+                del self._replies[sent[future]]
+                answers.append(future.result())
         return answers

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from logging import INFO, WARNING
 
 import numpy as np
@@ -19,18 +19,19 @@ from fedsplit.fleet import FleetSpec, measured_fleet
 from fedsplit.flower.instructions import clipped, read_instructions
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import to_record
+from fedsplit.flower.options import RunEnds, RunListener, SplitOptions
 from fedsplit.flower.server.coordinator import Coordinator
 from fedsplit.flower.server.host import StageHost
-from fedsplit.flower.server.listener import Listener
 from fedsplit.flower.server.outcome import (
-    ABSURD_NORM,
     BranchOutcome,
     RoundOutcome,
     TurnOutcome,
     accuracy,
+    macro_f1,
     mean_loss,
 )
 from fedsplit.flower.server.roster import DeviceGrid, discover
+from fedsplit.flower.server.spool import Spooled
 from fedsplit.flower.source import source_hash
 from fedsplit.flower.system import make_system
 from fedsplit.flower.tasks import Job
@@ -39,67 +40,6 @@ from fedsplit.schemes import LocalWork, Scene, Scheme, planned, planned_evaluati
 from fedsplit.seeds import derive_seed
 
 _NO_SURVIVOR = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitOptions:
-    """How a run is carried out.
-
-    Parameters
-    ----------
-    n_edges : int
-        Edge servers that are nodes of their own; other edges are hosted by this process.
-    places : int or None
-        Nodes that can work at once, in a simulation; None: each has a machine of its own.
-    start_ahead : bool
-        Whether the next devices of a branch are started while the present ones train.
-    first_round : int
-        The round to begin with; above 1 when a run is resumed.
-    evaluate_every : int
-        Evaluate on the devices after every so many rounds, and always after the last.
-    quorum : int
-        The run stops if fewer branches of a round survive.
-    max_update_norm : float
-        A turn is lost if its adapters move farther than this, in the norm over all of them.
-    link : LinkSettings or None
-        Where nodes reach the server, and the keys with which they log in; None: a Unix socket,
-        for nodes on this machine.
-
-    Raises
-    ------
-    SettingsError
-        If a number is out of range.
-    """
-
-    n_edges: int = 0
-    places: int | None = None
-    start_ahead: bool = False
-    first_round: int = 1
-    evaluate_every: int = 1
-    quorum: int = 1
-    max_update_norm: float = ABSURD_NORM
-    link: LinkSettings | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("n_edges", 0), ("first_round", 1), ("evaluate_every", 1), ("quorum", 1)
-        ):  # fmt: skip
-            require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
-        norm = self.max_update_norm
-        require(norm > 0, "max_update_norm", norm, "above 0")
-
-
-class RunListener(Listener):
-    """Is told how a run goes on; override what is of interest."""
-
-    def on_round(
-        self, outcome: RoundOutcome, arrays: ArrayRecord, metrics: MetricRecord | None
-    ) -> None:
-        """Take what came out of a round and the global adapters; round 0 is the evaluation."""
-
-    def ends_run(self, server_round: int) -> bool:
-        """Return whether the run is to end after a round, before its last one."""
-        return False
 
 
 class SplitStrategy(Strategy):
@@ -143,6 +83,9 @@ class SplitStrategy(Strategy):
         options: SplitOptions | None = None,
         listener: RunListener | None = None,
     ) -> None:
+        optimizer, at_nodes = job.optimizer, options is not None and options.n_edges > 0
+        fits = not (optimizer.keep_state and at_nodes)
+        require(fits, "train.keep_state", True, "false where edge servers are nodes, which forget")
         self.scheme = scheme
         self.inner = inner if inner is not None else FedAvg()
         # Nodes say which source they run, and must run this one.
@@ -152,6 +95,7 @@ class SplitStrategy(Strategy):
         self._options = options or SplitOptions()
         self._listener = listener or RunListener()
         self._coordinator: Coordinator | None = None
+        self.ended: str | None = None  # why, where a run ended before its last round
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -215,7 +159,13 @@ class SplitStrategy(Strategy):
                 fleet = FleetSpec(devices=self._job.n_devices, edges=options.n_edges)
                 work = LocalWork(batch_size=self._job.batch_size)
                 seed = self._job.seed
-                self._scene = make_system(self._job.model, fleet=fleet, work=work, seed=seed).scene
+                self._scene = make_system(
+                    self._job.model,
+                    fleet=fleet,
+                    work=work,
+                    optimizer=self._job.optimizer,
+                    seed=seed,
+                ).scene
             # Nodes are given adapters; they need not have the folder that the run started from.
             job = replace(self._job, model=replace(self._job.model, adapter=None))
             link = options.link or LinkSettings()
@@ -249,25 +199,27 @@ class SplitStrategy(Strategy):
         log(INFO, "Starting %s for %s rounds", type(self.scheme).__name__, num_rounds)
         self.summary()
         result = Result(arrays=arrays)
-        if first == 1:
-            self._evaluate(0, arrays, evaluate_config, grid, result, evaluate_fn)
-        for server_round in range(first, num_rounds + 1):
-            log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
-            optimizer = self._job.optimizer.within(server_round - 1, num_rounds)
-            outcome, arrays, metrics = self._train(
-                server_round, arrays, train_config, grid, optimizer
-            )
-            result.arrays = arrays
-            if metrics is not None:
-                result.train_metrics_clientapp[server_round] = metrics
-            if server_round % every == 0 or server_round == num_rounds:
-                self._evaluate(
-                    server_round, arrays, evaluate_config, grid, result, evaluate_fn, outcome
+        try:
+            if first == 1:
+                self._evaluate(0, arrays, evaluate_config, grid, result, evaluate_fn)
+            for server_round in range(first, num_rounds + 1):
+                log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
+                optimizer = self._job.optimizer.within(server_round - 1, num_rounds)
+                outcome, arrays, metrics = self._train(
+                    server_round, arrays, train_config, grid, optimizer
                 )
-            else:
-                self._listener.on_round(outcome, arrays, None)
-            if self._listener.ends_run(server_round):
-                break
+                result.arrays = arrays
+                if metrics is not None:
+                    result.train_metrics_clientapp[server_round] = metrics
+                if server_round % every == 0 or server_round == num_rounds:
+                    self._evaluate(
+                        server_round, arrays, evaluate_config, grid, result, evaluate_fn, outcome
+                    )
+                else:
+                    self._listener.on_round(outcome, arrays, None)
+        except RunEnds as reason:
+            self.ended = str(reason)
+            log(INFO, "the run ends before its last round: %s", reason)
         return result
 
     def _train(
@@ -286,6 +238,7 @@ class SplitStrategy(Strategy):
         if told.proximal_mu:
             optimizer = replace(optimizer, proximal_mu=told.proximal_mu)
         plan = planned(self.scheme, self._situation(server_round, messages))
+        self._listener.on_plan(server_round, plan)
         branches, failures = coordinator.train(
             server_round,
             plan.branches,
@@ -388,7 +341,10 @@ class SplitStrategy(Strategy):
         devices = dict.fromkeys(turn.turn.device for turn in outcome.turns)
         samples = [roster.by_index(device).n_train for device in devices]
         reply = _metrics_reply(outcome.turns, self.scheme.branch_weight(samples), message)
-        reply.content["arrays"] = to_record(outcome.adapters)
+        adapters = outcome.adapters
+        reply.content["arrays"] = (
+            adapters.record() if isinstance(adapters, Spooled) else to_record(adapters)
+        )
         return clipped(message, reply, self.inner) if clips else reply
 
     def _running(self) -> Coordinator:
@@ -401,6 +357,8 @@ def _metrics_reply(turns: tuple[TurnOutcome, ...], weight: int, message: Message
     metrics = MetricRecord({"num-examples": weight, "loss": mean_loss(turns) or 0.0})
     if (right := accuracy(turns)) is not None:
         metrics["accuracy"] = right
+    if (f1 := macro_f1(turns)) is not None:
+        metrics["macro-f1"] = f1
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 

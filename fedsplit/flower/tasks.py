@@ -11,6 +11,7 @@ from fedsplit.flower.link_settings import PLAIN, SECURITIES
 from fedsplit.models import ModelSpec
 from fedsplit.patience import Patience
 from fedsplit.plan import AdapterWay, Turn
+from fedsplit.privacy import PrivacySpec
 from fedsplit.transport import ServerLimits, TurnBounds
 
 
@@ -48,6 +49,8 @@ class Job:
         How long who waits for whom.
     limits : ServerLimits
         What servers take from their peers; its time limits are those of `patience`.
+    privacy : PrivacySpec
+        How devices defend what they send.
     max_tokens : int
         Tokens of a sample at most, where devices have loaders of their own.
     max_eval_samples : int or None
@@ -74,6 +77,7 @@ class Job:
     security: str = PLAIN
     patience: Patience = field(default_factory=Patience)
     limits: ServerLimits = field(default_factory=ServerLimits)
+    privacy: PrivacySpec = field(default_factory=PrivacySpec)
     max_tokens: int = 2048
     max_eval_samples: int | None = None
     token_accuracy: bool = False

@@ -13,7 +13,9 @@ from fedsplit.models.anatomy import build_twin
 from fedsplit.models.checkpoint import check_fit
 from fedsplit.models.files import is_lfs_pointer, one_line, wrong
 from fedsplit.models.lora import check_adapter
+from fedsplit.models.names import CAUSAL, IMAGES
 from fedsplit.models.private import meta_model
+from fedsplit.models.quantise import require_bitsandbytes
 from fedsplit.models.spec import ModelSpec, model_class
 from fedsplit.models.tiny import example_inputs
 from fedsplit.models.weights import build, weights_dtype
@@ -41,7 +43,7 @@ def check_model(spec: ModelSpec, seq_len: int | None = None) -> None:
     spec : ModelSpec
         The model.
     seq_len : int or None
-        Tokens of a sample, of a language model.
+        Tokens of a sample, of a text.
 
     Raises
     ------
@@ -53,14 +55,17 @@ def check_model(spec: ModelSpec, seq_len: int | None = None) -> None:
     """
     if spec.source is not None:
         _refuse_pointers(spec.source)
+    if spec.quantize is not None:
+        require_bitsandbytes(spec.quantize)
     config = spec.load_config()
     if spec.source is not None:
         dtype = weights_dtype(spec, config)
         check_fit(meta_model(model_class(config, spec.task), config, dtype), spec, dtype)
     if spec.lora or spec.adapter is not None:
         check_adapters(spec, config)
-    if spec.task == "causal-lm":
+    if spec.task == CAUSAL:
         check_sight(config)
+    if spec.task != IMAGES:
         if seq_len is not None:
             check_positions(config, seq_len)
         if spec.source is not None:

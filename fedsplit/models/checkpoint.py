@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fedsplit.models.files import PLAIN, Checkpoint, Stored, few, wrong
+from fedsplit.models.names import CLASSIFIERS
 from fedsplit.models.private import Renamed, load_weights
 from fedsplit.models.spec import ModelSpec
 
@@ -160,7 +161,7 @@ def _refuse(
 
 def _new_head(model: PreTrainedModel, spec: ModelSpec, found: Collection[str | None]) -> set[str]:
     """Return the weights of the classifier, if it is a new one that the task asks for."""
-    if spec.task != "image-classification":
+    if spec.task not in CLASSIFIERS:
         return set()
     backbone = f"{model.base_model_prefix}."
     head = {name for name in model.state_dict() if not name.startswith(backbone)}

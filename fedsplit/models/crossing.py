@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from fedsplit.errors import FedsplitError
 from fedsplit.models.boundary import Boundary
+from fedsplit.models.names import CAUSAL, IMAGES
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import image_size
 from fedsplit.models.weights import weights_dtype
@@ -154,7 +155,7 @@ def input_forms(
     spec: ModelSpec, config: PretrainedConfig, *, with_labels: bool
 ) -> dict[str, InputForm]:
     """Return what later tiers may get beside a boundary, by name."""
-    text, forms = spec.task == "causal-lm", {}
+    text, forms = spec.task != IMAGES, {}
 
     def add(name: str, stop: int | None, **others: Any) -> None:
         whole = torch.iinfo(torch.int32).max
@@ -166,8 +167,9 @@ def input_forms(
     if text and spec.share_token_ids:
         add("input_ids", config.vocab_size)
     if with_labels:
-        classes = config.vocab_size if text else config.num_labels
-        add("labels", classes, per_token=text, ignored=IGNORED_LABEL)
+        causal = spec.task == CAUSAL
+        classes = config.vocab_size if causal else config.num_labels
+        add("labels", classes, per_token=causal, ignored=IGNORED_LABEL)
     return forms
 
 
@@ -175,7 +177,7 @@ def probes(
     spec: ModelSpec, config: PretrainedConfig, pixels: int | None = None
 ) -> list[dict[str, Tensor]]:
     """Return the inputs of the `PROBES`; images are `pixels` high and wide, or as configured."""
-    if spec.task == "causal-lm":
+    if spec.task != IMAGES:
         ids = [torch.zeros(shape, dtype=torch.long) for shape in PROBES]
         return [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in ids]
     pixel = torch.zeros((), dtype=weights_dtype(spec, config))

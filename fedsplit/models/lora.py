@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.models.files import few, one_line
 from fedsplit.models.lora_fields import ELSEWHERE, changes_base, check_lora
-from fedsplit.models.spec import CLASSIFIERS, ModelSpec
+from fedsplit.models.names import CAUSAL, CLASSIFIERS, SEQUENCES
+from fedsplit.models.spec import ModelSpec
 
 ADAPTER = "default"
 
@@ -45,7 +46,7 @@ def lora_config(spec: ModelSpec, model: PreTrainedModel | None = None) -> LoraCo
     default = None if model is None else DEFAULT_TARGETS.get(model.config.model_type)
     targets = spec.target_modules or default
     listed = targets if targets is None or isinstance(targets, str) else list(targets)
-    tasks = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
+    tasks = {CAUSAL: "CAUSAL_LM", SEQUENCES: "SEQ_CLS"}
     whole = list(fields.pop("modules_to_save", None) or ())
     if spec.task in CLASSIFIERS and model is not None:
         whole += [name for name in head_modules(model) if name not in whole]
@@ -75,6 +76,16 @@ def head_modules(model: PreTrainedModel) -> list[str]:
         for name, module in model.named_children()
         if name != model.base_model_prefix and any(True for _ in module.parameters())
     ]
+
+
+def spared(spec: ModelSpec, model: PreTrainedModel) -> frozenset[str]:
+    """Return the last parts of names of modules that cannot be quantised: they are trained."""
+    whole = set(lora_config(spec, model).modules_to_save or ())
+    embeddings = {n.rpartition(".")[2] for n, m in model.named_modules() if type(m) is nn.Embedding}
+    listed = spec.target_modules or ()
+    # PEFT puts no adapters around quantised embeddings.
+    aimed = {name for name in embeddings if name in listed}
+    return frozenset(whole | aimed)
 
 
 def check_matches(spec: ModelSpec, adapted: list[str], whole: list[str], model_type: str) -> None:

@@ -19,6 +19,7 @@ from fedsplit.models.graph import layer_graph
 from fedsplit.models.graph_memory import peak_bytes
 from fedsplit.models.graph_trace import Parameter, Trace, trace
 from fedsplit.models.known import recall, remember
+from fedsplit.models.names import CAUSAL, IMAGES
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.split import travelling
 from fedsplit.models.tiny import image_size
@@ -132,7 +133,7 @@ def example_batch(
 ) -> dict[str, Tensor]:
     """Return inputs with labels of the given shape, all zero."""
     require(batch >= 1, "batch", batch, "at least 1")
-    if task == "image-classification":
+    if task == IMAGES:
         shape = (batch, config.num_channels, *image_size(config))
         return {
             "pixel_values": torch.zeros(shape),
@@ -140,7 +141,8 @@ def example_batch(
         }
     require(seq_len >= 2, "seq_len", seq_len, "at least 2")
     ids = torch.zeros(batch, seq_len, dtype=torch.long)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    labels = ids if task == CAUSAL else torch.zeros(batch, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
 def _users(traced: Trace) -> list[set[int]]:

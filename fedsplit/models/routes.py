@@ -13,9 +13,10 @@ from fedsplit.errors import FedsplitError, require
 from fedsplit.models.anatomy import anatomy
 from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.known import recall, remember
+from fedsplit.models.loading import assemble
 from fedsplit.models.lora_fields import changes_base
 from fedsplit.models.spec import ModelSpec, usable_config
-from fedsplit.models.split import SplitModel, assemble
+from fedsplit.models.split import SplitModel
 from fedsplit.models.tiny import example_inputs, narrow
 from fedsplit.models.weights import stir
 from fedsplit.plan import TIERS, Route
@@ -137,12 +138,17 @@ def step_through(
 
 
 def gradients(
-    spec: ModelSpec, config: PretrainedConfig, route: Route, inputs: Mapping[str, Tensor]
+    spec: ModelSpec,
+    config: PretrainedConfig,
+    route: Route,
+    inputs: Mapping[str, Tensor],
+    *,
+    checkpointing: bool = False,
 ) -> dict[str, Tensor | None]:
     """Return the gradient of everything trained after one step along `route`, by name.
 
     All weights are stirred first, so that no gradient is zero by construction (LoRA starts with
-    B = 0).
+    B = 0). With `checkpointing` blocks are computed again in the backward pass.
     """
     names = dict.fromkeys(segment.tier for segment in route.segments)
     tiers = {
@@ -151,6 +157,7 @@ def gradients(
     installed: dict[str, nn.Parameter] = {}
     for model in tiers.values():
         stir(model.model, spec.seed)
+        model.checkpointing = checkpointing
     for segment in route.segments:
         parameters = tiers[segment.tier].trainable(segment)
         tiers[segment.tier].install(parameters)
@@ -170,6 +177,7 @@ def _trained(spec: ModelSpec, config: PretrainedConfig) -> ModelSpec:
         dropout=0.0,
         lora=_without_draws(spec.lora),
         adapter=None,
+        quantize=None,
         seed=0,
     )
 

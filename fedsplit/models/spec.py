@@ -18,14 +18,14 @@ from transformers import (
 
 from fedsplit.errors import FedsplitError, require, require_choice
 from fedsplit.models.files import PLAIN, is_lfs_pointer, one_line
-from fedsplit.models.lora_fields import check_lora
+from fedsplit.models.lora_fields import changes_base, check_lora
+from fedsplit.models.names import CAUSAL, IMAGES, INT8, QUANTISED, SEQUENCES
 
 TASKS = {
-    "causal-lm": AutoModelForCausalLM,
-    "image-classification": AutoModelForImageClassification,
-    "sequence-classification": AutoModelForSequenceClassification,
+    CAUSAL: AutoModelForCausalLM,
+    IMAGES: AutoModelForImageClassification,
+    SEQUENCES: AutoModelForSequenceClassification,
 }
-CLASSIFIERS = ("image-classification", "sequence-classification")
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRAIN = ("lora", "full")
@@ -64,6 +64,8 @@ class ModelSpec:
     adapter : str or None
         Folder of an adapter that PEFT saved, to start from. Its settings are to stand in `r`,
         `alpha`, `dropout`, `target_modules` and `lora`: see `fedsplit.models.adapter_settings`.
+    quantize : str or None
+        "int8" or "nf4" keeps frozen weights in 8 or 4 bits (`fedsplit.models.quantise`).
     seed : int
         Seed of random weights and of the adapters' initial values; each value depends on the seed
         and on its parameter's name alone.
@@ -74,7 +76,7 @@ class ModelSpec:
     source: str | None = None
     model_type: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
-    task: str = "causal-lm"
+    task: str = CAUSAL
     dtype: str = AUTO
     train: str = "lora"
     r: int = 8
@@ -83,14 +85,13 @@ class ModelSpec:
     target_modules: str | tuple[str, ...] | None = None
     lora: Mapping[str, Any] = field(default_factory=dict)
     adapter: str | None = None
+    quantize: str | None = None
     seed: int = 0
     share_token_ids: bool = False
 
     def __post_init__(self) -> None:
-        if (self.source is None) == (self.model_type is None):
-            raise FedsplitError(
-                f"source={self.source!r}, model_type={self.model_type!r}: exactly one must be given"
-            )
+        one = (self.source is None) != (self.model_type is None)
+        require(one, "source", self.source, f"given, or model_type={self.model_type}, and not both")
         require_choice("task", self.task, TASKS)
         require_choice("dtype", self.dtype, [AUTO, *DTYPES])
         require_choice("train", self.train, TRAIN)
@@ -100,7 +101,14 @@ class ModelSpec:
         if self.target_modules is not None and not isinstance(self.target_modules, str):
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
         object.__setattr__(self, "lora", check_lora(self.lora))
-        for name in ("lora", "adapter"):
+        require_choice("quantize", self.quantize, [None, *QUANTISED])
+        init = self.lora.get("init_lora_weights", True)
+        plain = self.quantize is None or not changes_base(init)
+        require(plain, "lora.init_lora_weights", init, "one that leaves quantised weights alone")
+        # PEFT cannot tell the norm of such a weight before its adapter is in memory.
+        dora = bool(self.lora.get("use_dora")) and self.quantize == INT8
+        require(not dora, "lora.use_dora", True, "false with quantize=int8")
+        for name in ("lora", "adapter", "quantize"):
             given = getattr(self, name)
             require(not given or self.train == "lora", name, given, "absent with train=full")
 
@@ -159,7 +167,11 @@ class ModelSpec:
     def _why_no_config(self) -> str:
         """Return what else the source is, if it is something known."""
         folder = Path(self.source or "")
-        if self.source is None or not folder.is_dir():
+        if self.source is None:
+            return ""
+        if folder.is_absolute() and not folder.is_dir():
+            return "; there is no such folder"
+        if not folder.is_dir():
             return ""
         if is_lfs_pointer(folder / "config.json"):
             return "; config.json is a Git LFS pointer, not the file: fetch it (git lfs pull)"
@@ -178,6 +190,16 @@ def usable_config(config: PretrainedConfig, task: str) -> PretrainedConfig:
     if wanted is not type(config) and wanted is config.sub_configs.get("text_config"):
         config = config.get_text_config()
     config.use_cache = False
+    text = config.get_text_config()
+    if task == SEQUENCES and config.is_encoder_decoder:
+        raise FedsplitError(
+            f"model_type={config.model_type!r}: must be a decoder or an encoder, not both: what an "
+            "encoder hands to all blocks of a decoder crosses no cut"
+        )
+    if task == SEQUENCES and getattr(text, "pad_token_id", None) is None:
+        # A sample is judged by its last token before the padding.
+        ends = getattr(text, "eos_token_id", None)
+        text.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
     if hasattr(config, "rescale_every"):
         # RWKV would divide the weights of all blocks, in place, in evaluation mode.
         config.rescale_every = 0

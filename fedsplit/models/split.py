@@ -1,7 +1,6 @@
 """A model of which a tier holds, and runs, some segments only."""
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.errors import FedsplitError
-from fedsplit.models.adapters import add_adapters
-from fedsplit.models.anatomy import EMBED, Anatomy, anatomy
+from fedsplit.models.anatomy import EMBED, Anatomy
 from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.crossing import (
     IGNORED_LABEL,
@@ -22,68 +20,17 @@ from fedsplit.models.crossing import (
     input_forms,
     probes,
 )
-from fedsplit.models.lora import read_adapter
+from fedsplit.models.names import CAUSAL, SEQUENCES
+from fedsplit.models.phantoms import is_phantom
 from fedsplit.models.private import BatchNorm, SharedStates
 from fedsplit.models.slots import find_slots
 from fedsplit.models.spec import ModelSpec
-from fedsplit.models.tiny import placeholder
-from fedsplit.models.weights import build, held_bytes, is_phantom, move
+from fedsplit.models.tiny import padded, placeholder
+from fedsplit.models.weights import held_bytes
 from fedsplit.plan import DEVICE, Route, Segment
 
-# Building on the meta device patches torch's modules for the whole process.
-_BUILDING = threading.Lock()
 
-
-def load(
-    spec: ModelSpec, segments: Sequence[Segment] | None = None, device: str | torch.device = "cpu"
-) -> "SplitModel":
-    """Build a model with its adapters, holding only what `segments` need.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        Which model, and what of it is trained.
-    segments : sequence of Segment or None
-        What this tier runs; None for everything.
-    device : str or torch.device
-        Where the weights go.
-
-    Raises
-    ------
-    FedsplitError
-        If the model is unknown, cannot be cut, or its checkpoint cannot be read by segments.
-    """
-    model = assemble(spec, spec.load_config(), segments, torch.device(device))
-    if spec.adapter is not None:
-        held = model.trained()
-        model.install(
-            {name: nn.Parameter(v) for name, v in read_adapter(spec.adapter, held).items()}
-        )
-    return model
-
-
-def assemble(
-    spec: ModelSpec,
-    config: PretrainedConfig,
-    segments: Sequence[Segment] | None,
-    device: torch.device,
-) -> "SplitModel":
-    """Build a model of `config` as `load` does; `spec` gives the weights and what is trained."""
-    parts = anatomy(config, spec.task)
-    if segments is None:
-        segments = [Segment(DEVICE, 0, parts.n_blocks)]
-    owned = frozenset().union(*(_positions(segment, parts.n_blocks) for segment in segments))
-    # Token ids are of use only together with the embeddings, which stay frozen there.
-    read = owned | {EMBED} if spec.share_token_ids else owned
-    with _BUILDING:
-        model = build(spec, config, lambda name: not read.isdisjoint(parts.positions[name]))
-        if spec.train == "lora":
-            add_adapters(model, spec, lambda name: not read.isdisjoint(parts.of_module(name)))
-        move(model, device)
-    return SplitModel(spec, config, model, parts, owned)
-
-
-def _positions(segment: Segment, n_blocks: int) -> frozenset[int]:
+def positions_of(segment: Segment, n_blocks: int) -> frozenset[int]:
     """Return the positions that `segment` runs: its blocks, the embeddings and the head."""
     if not 0 <= segment.start <= segment.stop <= n_blocks:
         raise FedsplitError(f"segment={segment}: must lie within the model's {n_blocks} blocks")
@@ -169,6 +116,7 @@ class SplitModel:
                 norm.momentum = 0.0
         self._segment: Segment | None = None
         self._received: Any = None
+        self._installed: Mapping[str, nn.Parameter] | None = None
         self._crossings: dict[tuple[int, int | None], Crossing] = {}
         for index, name in enumerate(parts.blocks):
             block = model.get_submodule(name)
@@ -212,6 +160,10 @@ class SplitModel:
         """Bytes of memory that the weights take on this tier."""
         return held_bytes(self.model)
 
+    def holds(self, segments: Iterable[Segment]) -> bool:
+        """Return whether the weights of all `segments` are held on this tier."""
+        return all(positions_of(segment, self.n_blocks) <= self._owned for segment in segments)
+
     def adapter_names(self, segment: Segment) -> tuple[str, ...]:
         """Return the names of what is trained in `segment`.
 
@@ -248,6 +200,8 @@ class SplitModel:
         FedsplitError
             If a name is unknown or a shape differs.
         """
+        if parameters is self._installed:
+            return
         for name, parameter in parameters.items():
             slot = self._slots.get(name)
             if slot is None:
@@ -259,6 +213,22 @@ class SplitModel:
                 )
         for name, parameter in parameters.items():
             self._slots[name].put(parameter)
+        self._installed = parameters
+
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Install copies of `values`, each to be trained or not as what was there before.
+
+        Raises
+        ------
+        FedsplitError
+            As `install`.
+        """
+        copies = {}
+        for name, value in values.items():
+            held = self._slots[name].get() if name in self._slots else value
+            copy = value.detach().to(held.device, copy=True)
+            copies[name] = nn.Parameter(copy, requires_grad=held.requires_grad)
+        self.install(copies)
 
     def travelling(self, inputs: Mapping[str, Tensor], route: Route) -> dict[str, Tensor]:
         """Return what later tiers of `route` need of a batch, in small types.
@@ -350,11 +320,11 @@ class SplitModel:
     def n_targets(self, inputs: Mapping[str, Tensor]) -> int:
         """Return how many labels of a batch the mean of its loss is over."""
         labels = inputs["labels"]
-        targets = labels[..., 1:] if self.spec.task == "causal-lm" else labels
+        targets = labels[..., 1:] if self.spec.task == CAUSAL else labels
         return int((targets != IGNORED_LABEL).sum())
 
     def _require_owned(self, segment: Segment) -> frozenset[int]:
-        positions = _positions(segment, self.n_blocks)
+        positions = positions_of(segment, self.n_blocks)
         if not positions <= self._owned:
             raise FedsplitError(f"segment={segment}: its weights are not held on this tier")
         return positions
@@ -364,6 +334,8 @@ class SplitModel:
     ) -> dict[str, Tensor]:
         """Return the model's arguments: the real ones, or stand-ins of the same shape."""
         found = {name: value.long() if name in NARROW else value for name, value in inputs.items()}
+        if self.spec.task == SEQUENCES and {"input_ids", "attention_mask"} <= found.keys():
+            found["input_ids"] = padded(found["input_ids"], found["attention_mask"], self.config)
         if segment.stop < self.n_blocks:
             found.pop("labels", None)
         elif "labels" not in found:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from fedsplit.errors import FedsplitError
+from fedsplit.models.names import IMAGES, SEQUENCES
 
 VOCABULARY = 128
 HIDDEN, HEADS, HEAD, INNER, EXPERTS = 32, 4, 8, 64, 4
@@ -212,7 +213,7 @@ def _required(model_type: str, n_blocks: int) -> dict[str, Any]:
 def example_inputs(config: PretrainedConfig, task: str, seed: int = 0) -> dict[str, Tensor]:
     """Return a small batch with labels for a model of `config`; of a text, the last row padded."""
     generator = torch.Generator().manual_seed(seed)
-    if task == "image-classification":
+    if task == IMAGES:
         shape = (2, config.num_channels, *image_size(config))
         return {
             "pixel_values": torch.randn(shape, generator=generator),
@@ -221,6 +222,9 @@ def example_inputs(config: PretrainedConfig, task: str, seed: int = 0) -> dict[s
     ids = torch.randint(3, 100, (2, TOKENS), generator=generator)
     mask = torch.ones_like(ids)
     mask[1, TOKENS - 3 :] = 0
+    if task == SEQUENCES:
+        labels = torch.tensor([0, int(config.num_labels or 1) - 1])
+        return {"input_ids": padded(ids, mask, config), "attention_mask": mask, "labels": labels}
     return {
         "input_ids": ids,
         "attention_mask": mask,
@@ -232,12 +236,23 @@ def placeholder(
     config: PretrainedConfig, task: str, mask: Tensor | None, batch: int
 ) -> dict[str, Tensor]:
     """Return a stand-in, of the right shape, for the input that stays on the device."""
-    if task == "image-classification":
+    if task == IMAGES:
         shape = (batch, config.num_channels, *image_size(config))
         return {"pixel_values": torch.zeros(()).expand(shape)}
     if mask is None:
         raise FedsplitError("inputs: the attention mask is needed on later tiers")
-    return {"input_ids": torch.zeros_like(mask)}
+    ids = torch.zeros_like(mask)
+    if task == SEQUENCES:
+        ids = padded(ids + (config.get_text_config().pad_token_id == 0), mask, config)
+    return {"input_ids": ids}
+
+
+def padded(ids: Tensor, mask: Tensor, config: PretrainedConfig) -> Tensor:
+    """Return `ids` with the model's own padding token where `mask` is 0.
+
+    Classifiers of texts look for it to find the last token before.
+    """
+    return ids.masked_fill(mask == 0, config.get_text_config().pad_token_id)
 
 
 def image_size(config: PretrainedConfig) -> tuple[int, int]:

@@ -12,7 +12,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import Parameter
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
@@ -20,6 +19,7 @@ from transformers.utils.hub import cached_file
 from fedsplit.errors import FedsplitError, require
 from fedsplit.models import SplitModel, read_tokenizer
 from fedsplit.models.lora import ADAPTER, as_plain_lora, lora_config
+from fedsplit.models.names import IMAGES
 from fedsplit.models.private import quiet_bars
 
 _PREFIX = "base_model.model."
@@ -99,7 +99,7 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], model: SplitModel) -
     FedsplitError
         If a weight is not the model's.
     """
-    model.install({name: Parameter(value, value.requires_grad) for name, value in weights.items()})
+    model.put(weights)
     inner, source = model.model, model.spec.source
     if model.spec.train == "lora":
         _merge(inner)
@@ -115,7 +115,7 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], model: SplitModel) -
         inner.config = held
     if source is None:
         return
-    if model.spec.task == "causal-lm":
+    if model.spec.task != IMAGES:
         try:
             read_tokenizer(source).save_pretrained(folder)
         except FedsplitError as error:

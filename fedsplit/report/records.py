@@ -32,6 +32,8 @@ class RoundRecord:
         ``exp(eval_loss)`` of a language model.
     accuracy : float or None
         Share of test targets predicted right.
+    macro_f1 : float or None
+        Mean over the classes of texts of their F1 scores.
     bytes_up, bytes_down : mapping of str to int
         Bytes counted on the wire, by the tier that sends upward or receives from above:
         ``{"device": 4096, "edge": 4096}``. What the training exchanges; no adapters.
@@ -57,6 +59,10 @@ class RoundRecord:
         the devices, ``perplexity``, ``accuracy``, ``token_accuracy``.
     written : tuple of Written
         What the model wrote after the configured prompts.
+    privacy : mapping or None
+        What the run has spent so far where devices add noise: ``epsilon`` and ``delta``, the
+        ``unit`` they are said of, and how often a sample was used at most (``evaluated``, and
+        ``trained`` by device).
     """
 
     round: int
@@ -64,6 +70,7 @@ class RoundRecord:
     eval_loss: float | None = None
     perplexity: float | None = None
     accuracy: float | None = None
+    macro_f1: float | None = None
     bytes_up: Mapping[str, int] = field(default_factory=dict)
     bytes_down: Mapping[str, int] = field(default_factory=dict)
     adapter_bytes_up: Mapping[str, int] = field(default_factory=dict)
@@ -76,6 +83,7 @@ class RoundRecord:
     token_accuracy: float | None = None
     central: Mapping[str, Any] | None = None
     written: tuple[Written, ...] = ()
+    privacy: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values; a number that is not finite becomes null.
@@ -118,7 +126,7 @@ class RoundRecord:
         return row
 
 
-_ASKED_FOR = ("phases", "token_accuracy", "central", "written")
+_ASKED_FOR = ("phases", "token_accuracy", "central", "written", "privacy")
 _NOTHING: tuple[Any, ...] = (None, [])
 
 

@@ -47,9 +47,15 @@ def round_line(record: RoundRecord, n_rounds: int) -> str:
         parts.append(f"tokens right {record.token_accuracy:.1%}")
     if record.central is not None:
         parts.append(f"central {record.central['loss']:.4f}")
+    if record.macro_f1 is not None:
+        parts.append(f"macro F1 {record.macro_f1:.3f}")
     if record.bytes_up or record.bytes_down:
         up, down = sum(record.bytes_up.values()), sum(record.bytes_down.values())
         parts.append(f"up {megabytes(up)} down {megabytes(down)}")
+    if record.privacy is not None:
+        spent = _number(record.privacy.get("epsilon"))
+        unit, delta = record.privacy.get("unit"), record.privacy.get("delta")
+        parts.append(f"epsilon {spent} per {unit} (delta {delta:g})")
     parts.append(f"{record.wall_s:.1f} s")
     if record.failures:
         failed = ", ".join(failure.who for failure in record.failures)
@@ -63,6 +69,7 @@ def summary_table(records: Sequence[RoundRecord], folder: Path) -> Table:
     Columns of the modelled system stand apart, on the right, and say so.
     """
     accuracy = any(record.accuracy is not None for record in records)
+    macro_f1 = any(record.macro_f1 is not None for record in records)
     perplexity = any(record.perplexity is not None for record in records)
     central = any(record.central is not None for record in records)
     modelled = [
@@ -71,6 +78,7 @@ def summary_table(records: Sequence[RoundRecord], folder: Path) -> Table:
     table = Table(title=f"Results in {plain_text(folder)}", title_justify="left")
     headings = ["round", "train loss", "eval loss", *["central loss"] * central]
     headings += ["perplexity"] * perplexity + ["accuracy"] * accuracy
+    headings += ["macro F1"] * macro_f1
     headings += ["up", "down", "wall s", "devices", "failed"]
     headings += [f"modelled {_MODELLED[key]}" for key in modelled]
     for heading in headings:
@@ -83,6 +91,7 @@ def summary_table(records: Sequence[RoundRecord], folder: Path) -> Table:
         row += [_number((record.central or {}).get("loss"))] * central
         row += [_number(record.perplexity)] * perplexity
         row += [_number(record.accuracy)] * accuracy
+        row += [_number(record.macro_f1)] * macro_f1
         row += [
             megabytes(sum(record.bytes_up.values())),
             megabytes(sum(record.bytes_down.values())),

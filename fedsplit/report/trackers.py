@@ -80,7 +80,7 @@ class _Wandb:
         _keep_id(folder, "wandb", str(self._run.id))
 
     def log(self, values: Mapping[str, float], server_round: int) -> None:
-        self._run.log(dict(values), step=server_round)
+        self._run.log(dict(values), step=server_round, commit=True)
 
     def close(self) -> None:
         self._run.finish()

@@ -19,7 +19,7 @@ from fedsplit.flower.source import source_hash
 from fedsplit.flower.system import System, make_system
 from fedsplit.models import ModelSpec
 from fedsplit.patience import Patience
-from fedsplit.plan import Failure
+from fedsplit.plan import Failure, RoundPlan
 from fedsplit.schemes import LocalWork, Scene, Scheme
 from fedsplit.testing.grid import N_EDGES, ThreadGrid
 
@@ -75,6 +75,7 @@ class Federation:
         adapters: dict[str, Tensor] | None = None,
         edge_folder: Path | None = None,
         on_failure: Callable[[Failure], None] = lambda failure: None,
+        on_plan: Callable[[int, RoundPlan], None] = lambda server_round, plan: None,
         app: ClientApp | None = None,
         **options: Any,
     ) -> tuple[dict[str, Tensor], list[RoundOutcome]]:
@@ -100,6 +101,8 @@ class Federation:
             If given, edges are nodes with their sockets in it.
         on_failure : callable, optional
             Called with each failure.
+        on_plan : callable, optional
+            Called with the plan of each round before it is trained.
         app : ClientApp, optional
             What the nodes run, in place of fedsplit's own.
         **options
@@ -112,6 +115,9 @@ class Federation:
                 self, outcome: RoundOutcome, arrays: ArrayRecord, metrics: MetricRecord | None
             ) -> None:
                 outcomes.append(outcome)
+
+            def on_plan(self, server_round: int, plan: RoundPlan) -> None:
+                on_plan(server_round, plan)
 
             def on_failure(self, failure: Failure) -> None:
                 on_failure(failure)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
-from fedsplit.flower.local_grid import RUN_ID, LocalGrid
+from fedsplit.flower.local_grid import LocalGrid
 
 FIRST_NODE = 1000
 N_EDGES = 2
@@ -71,13 +71,7 @@ class ThreadGrid(LocalGrid):
 
     def _handle(self, message: Message) -> Message:
         device = message.metadata.dst_node_id - FIRST_NODE
-        context = Context(
-            run_id=RUN_ID,
-            node_id=message.metadata.dst_node_id,
-            node_config=self._node_config(device),
-            state=RecordDict(),
-            run_config={},
-        )
+        context = self.context(message.metadata.dst_node_id, self._node_config(device))
         try:
             if self._disturb is not None:
                 self._disturb(message, device)

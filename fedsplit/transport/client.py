@@ -56,6 +56,10 @@ class FrameLink(ABC):
     def _hang_up(self) -> None:
         """Drop the connection; nothing if there is none."""
 
+    def _part(self) -> None:
+        """Let go of the connection in good order: the other end has closed the stream."""
+        self._hang_up()
+
     def open(self, request: OpenRequest, returning: Crossing | None = None) -> None:
         """See `Link.open`."""
         if self._request is not None:
@@ -139,12 +143,16 @@ class FrameLink(ABC):
         """See `Steps.evaluate`."""
         reply = self._send_boundary(Kind.EVALUATE, Kind.EVALUATE_REPLY, inputs, boundary, samples)
         fields = reply.fields
-        return EvalReply(float(fields["loss"]), fields["targets"], fields["correct"])
+        counts = tuple(fields["classes"])
+        if not all(type(count) is int and count >= 0 for count in counts):
+            self._hang_up()
+            raise FrameError("classes: must be whole numbers from 0")
+        return EvalReply(float(fields["loss"]), fields["targets"], fields["correct"], counts)
 
     def close(self) -> LinkStats:
         """See `Link.close`."""
         self._ask(Kind.CLOSE, Kind.CLOSED, fields=self._told())
-        self._hang_up()
+        self._part()
         return self._stats
 
     def abort(self) -> None:

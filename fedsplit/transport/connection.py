@@ -1,16 +1,19 @@
 """What both ends of a gRPC connection agree on: methods, options, certificates; how to dial."""
 
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import grpc
 
 from fedsplit.errors import FedsplitError
 from fedsplit.transport.admission import NoRoomError, ServerLimits
+from fedsplit.transport.alarms import alarm
 from fedsplit.transport.chunks import CHUNK_BYTES, announced_bytes, join
 from fedsplit.transport.link import LinkError
 
@@ -21,6 +24,8 @@ _PATIENCE = 2
 # A link has a connection of its own, as has a node's presence.
 _STREAMS_PER_CONNECTION = 8
 _RETRY_S = 0.2
+# Connections without a stream that a process keeps.
+_MOST_KEPT = 16
 _T = TypeVar("_T")
 
 
@@ -94,8 +99,56 @@ def server_options(limits: ServerLimits, ping_s: float) -> list[tuple[str, int]]
     ]
 
 
+class Connection:
+    """A connection to a `GrpcServer`, which comes up with its first call.
+
+    Whoever is done with it keeps it, if all went well, for the next of this process that wants the
+    same one, or closes it.
+
+    Parameters
+    ----------
+    target : str
+        ``unix:/path/of/socket`` or ``host:port``.
+    tls : Tls or None
+        Certificates; None for a connection in the clear.
+    ping_s : float
+        Seconds between keep-alive pings.
+    """
+
+    _kept: ClassVar[deque[tuple[Hashable, grpc.Channel]]] = deque()
+    _mutex: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, target: str, tls: Tls | None, ping_s: float) -> None:
+        # Connections do not survive a fork.
+        self._key = (os.getpid(), target, tls, ping_s)
+        with self._mutex:
+            found = next((item for item in self._kept if item[0] == self._key), None)
+            if found is not None:
+                self._kept.remove(found)
+        self._channel = found[1] if found is not None else dial(target, tls, ping_s)
+
+    def stream(self, method: str, messages: Iterator[bytes]) -> Any:
+        """Return a new stream that sends `messages`."""
+        # Without serializers, gRPC hands the bytes through as they are.
+        stream = self._channel.stream_stream(f"/{SERVICE}/{method}")
+        return stream(messages, wait_for_ready=True)
+
+    def keep(self) -> None:
+        """Leave it to the next; it is closed instead if many are kept already. Never waits."""
+        with self._mutex:
+            self._kept.append((self._key, self._channel))
+            _, oldest = self._kept.popleft() if len(self._kept) > _MOST_KEPT else (None, None)
+        if oldest is not None:
+            # This may be gRPC's own thread, in which closing would wait for itself.
+            threading.Thread(target=oldest.close, daemon=True).start()
+
+    def close(self) -> None:
+        """End it, and all its streams."""
+        self._channel.close()
+
+
 def dial(target: str, tls: Tls | None, ping_s: float) -> grpc.Channel:
-    """Return a connection to a `GrpcServer`; it comes up with its first call."""
+    """Return a new connection to a `GrpcServer`; it comes up with its first call."""
     settings = options(ping_s)
     if _is_here(target):
         settings.append(("grpc.enable_http_proxy", 0))
@@ -151,9 +204,7 @@ def receive(call: Any, limit_bytes: int, patience_s: float, target: str) -> byte
         silence.set()
         call.cancel()
 
-    watchdog = threading.Timer(patience_s, give_up)
-    watchdog.daemon = True
-    watchdog.start()
+    watchdog = alarm(patience_s, give_up)
     try:
         first: bytes = next(call)
         return join(first, call, announced_bytes(first, limit_bytes))

@@ -84,7 +84,12 @@ _FIELDS: Mapping[Kind, Mapping[str, type | tuple[type, ...]]] = {
     },
     Kind.FETCH_REPLY: {"more": bool},
     Kind.STEP_REPLY: {"loss": _NUMBER, "targets": int},
-    Kind.EVALUATE_REPLY: {"loss": _NUMBER, "targets": int, "correct": (int, type(None))},
+    Kind.EVALUATE_REPLY: {
+        "loss": _NUMBER,
+        "targets": int,
+        "correct": (int, type(None)),
+        "classes": list,
+    },
     Kind.ERROR: {"reason": str},
     Kind.PRESENT: {"who": str},
     Kind.TELL: {"words": dict},

@@ -6,7 +6,7 @@ from typing import Any
 from fedsplit.models import Crossing
 from fedsplit.transport.chunks import split
 from fedsplit.transport.client import FrameLink
-from fedsplit.transport.connection import METHOD, PING_S, SERVICE, Tls, dial, let_in, receive
+from fedsplit.transport.connection import METHOD, PING_S, Connection, Tls, let_in, receive
 from fedsplit.transport.frames import Limits
 from fedsplit.transport.link import OpenRequest
 
@@ -48,13 +48,13 @@ class GrpcLink(FrameLink):
         self._reply_timeout_s = reply_timeout_s
         self._ping_s = ping_s
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._channel: Any = None
+        self._connection: Connection | None = None
         self._call: Any = None
 
     def open(self, request: OpenRequest, returning: Crossing | None = None) -> None:
         """See `Link.open`."""
-        if self._channel is None:
-            self._channel = dial(self._target, self._tls, self._ping_s)
+        if self._connection is None:
+            self._connection = Connection(self._target, self._tls, self._ping_s)
         super().open(request, returning)
         self._patience_s = self._reply_timeout_s
 
@@ -71,9 +71,8 @@ class GrpcLink(FrameLink):
     def _start_stream(self) -> None:
         self._outgoing.put(None)  # ends the sender of the stream before
         self._outgoing = outgoing = queue.SimpleQueue[bytes | None]()
-        # Without serializers, gRPC hands the bytes through as they are.
-        stream = self._channel.stream_stream(f"/{SERVICE}/{METHOD}")
-        self._call = stream(iter(outgoing.get, None), wait_for_ready=True)
+        assert self._connection is not None
+        self._call = self._connection.stream(METHOD, iter(outgoing.get, None))
 
     def _ask_once(self, frame: bytes, patience_s: float) -> bytes:
         for chunk in split(frame):
@@ -84,5 +83,11 @@ class GrpcLink(FrameLink):
         self._outgoing.put(None)
         if self._call is not None:
             self._call.cancel()
-        if self._channel is not None:
-            self._channel.close()
+        if self._connection is not None:
+            self._connection.close()
+
+    def _part(self) -> None:
+        self._outgoing.put(None)
+        if self._connection is not None:
+            self._connection.keep()
+            self._connection = None

@@ -11,6 +11,7 @@ import grpc
 
 from fedsplit.errors import FedsplitError
 from fedsplit.transport.admission import Admission, NoRoomError, ServerLimits, peer_of
+from fedsplit.transport.alarms import Alarm, alarm
 from fedsplit.transport.chunks import announced_bytes, join, split
 from fedsplit.transport.connection import METHOD, PING_S, PRESENCE, SERVICE, Tls, server_options
 from fedsplit.transport.frames import FrameError
@@ -202,7 +203,7 @@ class _Watchdog:
 
     def __init__(self, context: Any) -> None:
         self._context = context
-        self._timer: threading.Timer | None = None
+        self._alarm: Alarm | None = None
 
     def __enter__(self) -> "_Watchdog":
         return self
@@ -212,10 +213,8 @@ class _Watchdog:
 
     def allow(self, patience_s: float | None) -> None:
         """Begin to wait anew, for so long; None for as long as it takes."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         if patience_s is not None:
-            self._timer = threading.Timer(patience_s, self._context.cancel)
-            self._timer.daemon = True
-            self._timer.start()
+            self._alarm = alarm(patience_s, self._context.cancel)

@@ -139,11 +139,16 @@ class BackwardReply:
 
 @dataclass(frozen=True)
 class EvalReply:
-    """Loss of a mini-batch, mean over `n_targets`; `n_correct` where the model classifies."""
+    """Loss of a mini-batch, mean over `n_targets`; `n_correct` where the model classifies.
+
+    Of each class of texts, `classes` has three numbers: how many were taken for it rightly, how
+    many were taken for it, and how many are of it.
+    """
 
     loss: float
     n_targets: int
     n_correct: int | None
+    classes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

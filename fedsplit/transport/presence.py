@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+import grpc
+
 from fedsplit.errors import FedsplitError
-from fedsplit.transport.connection import PING_S, PRESENCE, SERVICE, Tls, dial, let_in, receive
+from fedsplit.transport.connection import PING_S, PRESENCE, Connection, Tls, let_in, receive
 from fedsplit.transport.frames import Frame, FrameError, Kind, Limits, claimed, decode, encode
 from fedsplit.transport.link import LinkError, new_token
 
@@ -206,7 +208,7 @@ class Presence:
         self._token = bytes.fromhex(token)
         self._told = 0
         self._parting = False
-        self._channel = dial(target, tls, ping_s)
+        self._connection = Connection(target, tls, ping_s)
 
         def attempt(patience_s: float) -> None:
             self._call = self._stream(Kind.PRESENT, {"who": who})
@@ -257,8 +259,8 @@ class Presence:
         self._close()
 
     def _stream(self, kind: Kind, fields: Mapping[str, str]) -> Any:
-        stream = self._channel.stream_stream(f"/{SERVICE}/{PRESENCE}")
-        return stream(iter([encode(Frame(kind, 0, self._token, fields))]), wait_for_ready=True)
+        first = encode(Frame(kind, 0, self._token, fields))
+        return self._connection.stream(PRESENCE, iter([first]))
 
     def _read(self, call: Any, kind: Kind, number: int, patience_s: float) -> Frame:
         data = receive(call, _FRAMES.frame_bytes, patience_s, self._target)
@@ -268,10 +270,15 @@ class Presence:
         return frame
 
     def _ended(self) -> None:
-        if not self._parting:
+        if self._parting:
+            return
+        if self._call.code() is grpc.StatusCode.OK:  # the server has what it wanted
+            atexit.unregister(self.leave)
+            self._connection.keep()
+        else:
             # This is gRPC's own thread, in which closing would wait for itself.
             threading.Thread(target=self._close, daemon=True).start()
 
     def _close(self) -> None:
         atexit.unregister(self.leave)
-        self._channel.close()
+        self._connection.close()

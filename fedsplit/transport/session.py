@@ -76,17 +76,23 @@ class Session:
 
     @property
     def unpacked_bytes(self) -> int:
-        """What a codec may make of the frame that is due, beyond the frame itself."""
+        """What a codec may take for the frame that is due, and make of it, beyond the frame."""
         if self._visit is None:
             return 0
         if self.mid_step:
-            coded = self._coder.is_coded(Stream.GRADIENT_UP)
-            return sum(item.nbytes for item in self._returned) if coded else 0
+            if not self._coder.is_coded(Stream.GRADIENT_UP):
+                return 0
+            working = self._coder.working_bytes(
+                Stream.GRADIENT_UP, [item.shape for item in self._returned]
+            )
+            return working + sum(item.nbytes for item in self._returned)
         if not self._coder.is_coded(Stream.BOUNDARY_UP) or self._due != self._between_steps:
             return 0
-        bounds = self._visit.request.bounds
-        most = self._visit.arrival.boundary.size_bytes(bounds.samples, bounds.tokens)
-        return min(most, self._limits.frame_bytes)
+        bounds, due = self._visit.request.bounds, self._visit.arrival.boundary
+        shapes = [form.shape(bounds.samples, bounds.tokens) for form in due.forms]
+        made = due.size_bytes(bounds.samples, bounds.tokens)
+        working = self._coder.working_bytes(Stream.BOUNDARY_UP, shapes)
+        return working + min(made, self._limits.frame_bytes)
 
     @property
     def opened(self) -> bool:
@@ -254,7 +260,12 @@ class Session:
     def _evaluate(self, frame: Frame) -> Frame:
         inputs, boundary = self._arrived(frame)
         result = self._entered().evaluate(inputs, boundary, frame.samples)
-        fields = {"loss": result.loss, "targets": result.n_targets, "correct": result.n_correct}
+        fields = {
+            "loss": result.loss,
+            "targets": result.n_targets,
+            "correct": result.n_correct,
+            "classes": list(result.classes),
+        }
         return self._reply(Kind.EVALUATE_REPLY, frame, fields=fields)
 
     def _close(self, frame: Frame) -> Frame:

@@ -1,6 +1,7 @@
 """Tensors to the bytes of a frame and back: raw, or through the codec of their stream."""
 
 import enum
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
@@ -153,6 +154,11 @@ class TensorCoder:
     def is_coded(self, stream: Stream) -> bool:
         """Return whether floating-point tensors of a stream are compressed."""
         return self._settings(stream).get("name") != "identity"
+
+    def working_bytes(self, stream: Stream, shapes: Sequence[Sequence[int]]) -> int:
+        """Return the memory that unpacking tensors of these shapes takes at most, beside them."""
+        largest = max((math.prod(shape) for shape in shapes), default=0)
+        return int(largest * make_codec(self._settings(stream), 0).working_bytes)
 
     def unpack_boundary(
         self,

@@ -16,12 +16,13 @@ from fedsplit.apps.config import (
     local_work,
     output_folder,
     patience,
-    plain,
     run_settings,
 )
+from fedsplit.apps.outputs import EvaluateSettings, KeepSettings, StopSettings
 from fedsplit.apps.overrides import PATHS, PATHS_OR_NAMES, groups
 from fedsplit.apps.plan import build_scenario
 from fedsplit.apps.server_app import build_scheme
+from fedsplit.apps.values import plain
 from fedsplit.strategies.vanilla import Vanilla
 
 from fedsplit.data import DataSpec
@@ -98,7 +99,7 @@ def build_all(overrides: list[str]) -> None:
     [
         ("strategy=splitfde", "strategy='splitfde': must be one of .*splitfed"),
         ("train.batch_size=0", "train.batch_size=0: must be at least 1"),
-        ("train.optimizer.name=sdg", "name='sdg': must be one of adamw, adam, sgd"),
+        ("train.optimizer.name=sdg", "name='sdg': must be one of adadelta, adafactor, .*sgd"),
         (
             "train.optimizer.rate=1",
             "train.optimizer.rate=1: must be a known setting",
@@ -188,6 +189,9 @@ def test_every_setting_stands_in_the_configuration() -> None:
     assert set(config.train.optimizer) == settings_of(OptimizerSpec)
     assert set(config.train) - {"optimizer"} == settings_of(LocalWork)
     of_run = {*settings_of(RunSettings), *settings_of(Patience)} - {"rounds", "evaluate_every"}
+    assert set(config.evaluate) == {"every"} | settings_of(EvaluateSettings)
+    assert set(config.keep) == settings_of(KeepSettings)
+    assert set(config.stop) == settings_of(StopSettings)
     room = {"streams", "streams_per_peer", "memory_bytes", "memory_per_peer_bytes"}
     assert room <= settings_of(ServerLimits)
     assert {*config.run, *config.link} == of_run | link | room

@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 from fedsplit.apps.cli import main
 from fedsplit.apps.config import load_config
-from fedsplit.apps.plan import build_scenario, plan, scenarios
+from fedsplit.apps.plan import build_scenario, plan
 from rich.console import Console
 
 from fedsplit.errors import FedsplitError
@@ -17,22 +17,6 @@ def printed(overrides, multirun=False):
     console = Console(file=StringIO(), width=80)
     assert plan(overrides, multirun, console) == 0
     return console.file.getvalue()
-
-
-def test_sweeps_multiply_out_and_groups_expand():
-    swept = ["strategy=glob(*)", "channel.bandwidth_hz=5e6,10e6", "rounds=2"]
-    expanded = list(scenarios(swept, multirun=True).values())
-    names = {dict(item.split("=") for item in chosen)["strategy"] for chosen in expanded}
-    assert {"splitfed", "vanilla", "fedlora"} <= names
-    assert len(expanded) == 2 * len(names)
-    assert all(chosen[2] == "rounds=2" for chosen in expanded)
-
-
-def test_sweep_without_multirun_is_refused():
-    with pytest.raises(
-        FedsplitError, match="rounds='1,2': must be one value; several .* --multirun"
-    ):
-        scenarios(["rounds=1,2"], multirun=False)
 
 
 def test_comparison_of_schemes_and_bands(tmp_path):

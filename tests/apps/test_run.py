@@ -13,9 +13,10 @@ import psutil
 import pytest
 import torch
 import yaml
-from fedsplit.apps.config import load_config, output_folder, plain
+from fedsplit.apps.config import load_config, output_folder
 from fedsplit.apps.launch import run as module
 from fedsplit.apps.launch.run import cut_short, run
+from fedsplit.apps.values import plain
 from rich.console import Console
 
 from fedsplit.errors import FedsplitError
@@ -108,7 +109,7 @@ def test_what_is_complete_is_a_success_even_if_the_server_ends_badly(
 ) -> None:
     """A folder whose summary is an earlier run's (of fewer rounds) is not complete."""
 
-    def die(*, output: Path, **_: object) -> str:
+    def die(_: module.Engine, *, output: Path, **__: object) -> str:
         if rounds is not None:
             report = RunReport(output, {}, 2)
             for number in rounds:
@@ -117,7 +118,7 @@ def test_what_is_complete_is_a_success_even_if_the_server_ends_badly(
                 report.finish()
         return "the server's process ended without a word"
 
-    monkeypatch.setattr(module, "carry_out", die)
+    monkeypatch.setattr(module.Engine, "carry_out", die)
     monkeypatch.setattr(module, "check", lambda *_: None)
     console = Console(record=True, quiet=True)
     assert run(["rounds=2", f"output={tmp_path / 'out'}"], console) == status
@@ -128,11 +129,11 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
 ) -> None:
     used = []
 
-    def look(*, output: Path, **_: object) -> str:
+    def look(_: module.Engine, *, output: Path, **__: object) -> str:
         used.append(output)
         return "no matter"
 
-    monkeypatch.setattr(module, "carry_out", look)
+    monkeypatch.setattr(module.Engine, "carry_out", look)
     monkeypatch.setattr(module, "check", lambda *_: None)
     monkeypatch.setattr(time, "strftime", lambda _: "outputs/noon")
     monkeypatch.chdir(tmp_path)
@@ -144,9 +145,9 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        ("file", "is not a folder"),
-        ("file/out", "cannot be written"),
-        ("/proc/x", "cannot be written"),
+        ("file", "must be a folder; File exists"),
+        ("file/out", "must be a folder; Not a directory"),
+        ("/proc/x", "must be a folder; "),
     ],
 )
 def test_a_folder_that_cannot_be_written_is_refused_in_one_line(

@@ -18,10 +18,10 @@ class Started(Exception):
 def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
     """Return a function that types a command: exit code (-1 where Flower starts), both outputs."""
 
-    def start(**_: object) -> None:
+    def start(*_: object, **__: object) -> None:
         raise Started
 
-    monkeypatch.setattr(launching, "carry_out", start)
+    monkeypatch.setattr(launching.Engine, "carry_out", start)
 
     def run(words: list[str]) -> tuple[int, str, str]:
         capsys.readouterr()

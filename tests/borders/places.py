@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import yaml
-from fedsplit.apps.config import load_config, plain
+from fedsplit.apps.config import load_config
+from fedsplit.apps.values import plain
 
 TRACE = "round,device,uplink_bps,downlink_bps\n" + "".join(
     f"0,{device},{2e7 + device},4e7\n" for device in range(4)
@@ -19,11 +20,15 @@ def broken(folder: Path) -> None:
     (folder / "x.txt").write_text("x")
     (folder / "latin.txt").write_bytes("é".encode("latin-1") * 50)
     (folder / "empty.csv").write_text("")
+    (folder / "labelled.csv").write_text("text,label\n" + "x,a\ny,b\nz,c\n" * 9)
     (folder / "bad.yaml").write_text("a: [1")
     (folder / "list.yaml").write_text("- 1\n- 2\n")
     (folder / "mapping.yaml").write_text("name: topk\n")
     (folder / "topology.yaml").write_text("superlink: nowhere\nlink: {bind: a:1}\ndevices: 2\n")
     (folder / "keys.yaml").write_text("superlink: a:1\nlink: {bind: a:1}\ndevices: 2\nedgess: []\n")
+    (folder / "sites.yaml").write_text(
+        "superlink: a:1\nlink: {bind: a:1}\ndevices: 2\nsites: [a]\n"
+    )
     (folder / "job.yaml").write_text(
         "superlink: a:1\nlink: {bind: a:1}\ndevices: 2\noverrides: [roundz=3]\n"
     )

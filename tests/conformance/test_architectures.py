@@ -39,13 +39,16 @@ ARCHITECTURES = (
 
 
 def assert_equal_to_plain(
-    spec: ModelSpec, config: PretrainedConfig, routes: tuple[Route, ...]
+    spec: ModelSpec,
+    config: PretrainedConfig,
+    routes: tuple[Route, ...],
+    checkpointing: bool = False,
 ) -> None:
     inputs = example_inputs(config, spec.task)
     expected = plain_gradients(spec, config, inputs)
     assert any(value is not None and value.abs().max() > 0 for value in expected.values())
     for route in routes:
-        found = gradients(spec, config, route, inputs)
+        found = gradients(spec, config, route, inputs, checkpointing=checkpointing)
         trained = {name: value for name, value in found.items() if not name.endswith(STATISTICS)}
         assert compare(expected, trained) is None, str(route)
 
@@ -67,6 +70,13 @@ def test_adapter_gradients_equal_plain_peft_with_dora_at_the_rank_s_root(model_t
     targets = TARGETS.get(model_type)
     spec = ModelSpec(model_type=model_type, target_modules=targets, lora=both)
     assert_equal_to_plain(spec, config, ROUTES[1:])
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_blocks_computed_again_give_the_same_gradients(model_type: str) -> None:
+    config = usable_config(tiny_config(model_type, BLOCKS), "causal-lm")
+    spec = ModelSpec(model_type=model_type, target_modules=TARGETS.get(model_type))
+    assert_equal_to_plain(spec, config, ROUTES[1:], checkpointing=True)
 
 
 @pytest.mark.parametrize(

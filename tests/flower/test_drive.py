@@ -116,3 +116,33 @@ def test_progress_counts_what_is_done_and_under_way() -> None:
     progress = run(grid, asks(call(None, steps=8, done=3), answers))
     assert progress[0] == 3
     assert progress[-1] in (3, 8)
+
+
+@pytest.mark.parametrize("in_flight", [1, 3, None])
+def test_no_more_messages_are_under_way_than_allowed(in_flight: int | None) -> None:
+    """Children of a branch that has just begun are its first messages; nothing is left out."""
+    grid, under_way, most, sent = Grid(0.03), [0], [0], list[str]()
+
+    def child(name: str) -> Turns:
+        sent.append(name)
+        under_way[0] += 1
+        most[0] = max(most[0], under_way[0])
+        yield call(None)
+        under_way[0] -= 1
+
+    def branch(name: str) -> Turns:
+        ended: list[str] = []
+
+        def told(which: str) -> Turns:
+            yield from child(which)
+            ended.append(which)
+
+        for wave in "12":
+            names = [f"{name}{wave}{turn}" for turn in "xy"]
+            yield Fork([told(which) for which in names])
+            yield Await(lambda names=names: set(names) <= set(ended))  # type: ignore[misc]
+
+    drive(grid, [branch(n) for n in "abc"], lambda: None, lambda _: None, 0.5, in_flight)  # type: ignore[arg-type]
+    assert most[0] == (in_flight or 6)
+    assert len(sent) == len(set(sent)) == 12
+    assert sent[:6] == ["a1x", "a1y", "b1x", "b1y", "c1x", "c1y"]

@@ -36,6 +36,7 @@ def undisturbed(processes: Federation) -> Outcome:
         pytest.param("start", "freeze", 0, id="device-frozen-before-its-link-opens"),
         pytest.param("end", "kill", 1, id="device-killed-after-its-last-step"),
         pytest.param("step", "kill", DEVICES, id="edge-killed-in-a-step"),
+        pytest.param("start", "malformed", 2, id="device-answers-before-its-edge-hears-of-it"),
         pytest.param("start", "kill", 2, marks=slow),
         pytest.param("step", "kill", 3, marks=slow),
         pytest.param("step", "freeze", 0, marks=slow),

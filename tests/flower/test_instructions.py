@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideFixedClipping,
     FedAvg,
     FedProx,
     Strategy,
@@ -134,3 +135,19 @@ def test_what_nobody_obeys_is_refused_before_the_round(federation: Federation) -
     with pytest.raises(FedsplitError, match="aggregator tells devices local-epochs=3: must be"):
         federation.run(SplitFed(cut=2), Asks(**EVERYBODY), disturb=count)
     assert not trainings
+
+
+def test_server_side_noise_is_added_to_the_mean_of_clipped_updates(federation: Federation) -> None:
+    norm, start = 1e-3, initial(federation)
+    bare = DifferentialPrivacyServerSideFixedClipping(
+        FedAvg(**EVERYBODY), noise_multiplier=0.0, clipping_norm=norm, num_sampled_clients=4
+    )
+    clipped = trained(federation, SplitFed(cut=2), bare)
+    assert 0 < distance(clipped, start) <= norm * (1 + 1e-5)
+    noisy = DifferentialPrivacyServerSideFixedClipping(
+        FedAvg(**EVERYBODY), noise_multiplier=2.0, clipping_norm=norm, num_sampled_clients=4
+    )
+    found = trained(federation, SplitFed(cut=2), noisy)
+    count = sum(tensor.numel() for tensor in start.values())
+    deviation = distance(found, clipped) / count**0.5
+    assert deviation == pytest.approx(2.0 * norm / 4, rel=0.1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedsplit.data import training_batches
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import train_turn
+from fedsplit.flower import RunEnds
 from fedsplit.flower.node import device as session
 from fedsplit.models import load
 from fedsplit.patience import Patience
@@ -338,3 +339,16 @@ def test_a_round_without_survivors_stops_the_run_and_says_why(
 
     with pytest.raises(ValueError, match=r"round 1: no device finished .*device 3: .*flood"):
         federation.run(SplitFed(cut=2), fedavg, disturb=disturb)
+
+
+def test_a_run_that_is_to_end_before_a_round_keeps_what_the_rounds_before_made(
+    federation: Federation,
+) -> None:
+    def ends(server_round: int, plan: RoundPlan) -> None:
+        if server_round == 2:
+            raise RunEnds("enough")
+
+    whole, _ = federation.run(SplitFed(cut=2), rounds=1)
+    found, outcomes = federation.run(SplitFed(cut=2), rounds=3, on_plan=ends)
+    assert [outcome.server_round for outcome in outcomes] == [0, 1]
+    assert all(torch.equal(found[name], whole[name]) for name in whole)

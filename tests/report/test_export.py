@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
@@ -22,7 +23,9 @@ from fedsplit.models import ModelSpec, check_model, load
 from fedsplit.models.lora import lora_config
 from fedsplit.models.tiny import tiny_config
 from fedsplit.plan import Segment
-from fedsplit.report.export import save_adapter, save_model
+from fedsplit.report import RoundRecord
+from fedsplit.report.card import write_card
+from fedsplit.report.export import save_adapter, save_model, save_trained
 
 TINY = {
     "vocab_size": 64,
@@ -96,6 +99,78 @@ def test_transformers_loads_a_whole_model(base, tmp_path):
     assert set(weights) == set(dict(plain.named_parameters()))
     assert all(torch.equal(value, plain.get_parameter(n)) for n, value in weights.items())
     assert _loss(plain) == split.run(whole, {"input_ids": IDS, "labels": IDS}).loss.item()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_a_merged_model_computes_what_the_adapter_does(tmp_path, model_type):
+    """GPT-2's layers hold their weights the other way round."""
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(tiny_config(model_type, 2))
+    plain.save_pretrained(tmp_path / "base")
+    split = load(ModelSpec(source=str(tmp_path / "base"), r=4))
+    initial = split.adapters(Segment("device", 0, split.n_blocks))
+    values = _shaken(initial)
+    ids = torch.arange(16).view(2, 8)
+    save_trained(tmp_path / "adapter", values, split, initial)
+    adapted = PeftModel.from_pretrained(plain, tmp_path / "adapter")
+    save_model(tmp_path / "merged", values, split)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert set(load_file(tmp_path / "merged" / "model.safetensors")) == set(
+        load_file(tmp_path / "base" / "model.safetensors")
+    )
+    with torch.no_grad():
+        found, expected, before = (
+            model(input_ids=ids).logits
+            for model in (merged, adapted, AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
+        )
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+    assert (found - before).abs().max() > 1e-2
+
+
+def test_a_merged_classifier_has_its_trained_head(tmp_path):
+    sizes = {"image_size": 32, "patch_size": 16, "hidden_size": 24, "num_attention_heads": 2}
+    fields = sizes | {"num_hidden_layers": 2, "intermediate_size": 48, "num_labels": 3}
+    task = {"task": "image-classification", "target_modules": "all-linear"}
+    split = load(ModelSpec(model_type="vit", config=fields, r=2, **task))
+    whole = Segment("device", 0, split.n_blocks)
+    values = _shaken(split.adapters(whole))
+    images = {"pixel_values": torch.randn(2, 3, 32, 32), "labels": torch.tensor([0, 2])}
+    split.install({n: torch.nn.Parameter(t) for n, t in values.items()})
+    expected = split.run(whole, images).loss.item()
+    save_model(tmp_path, values, split)
+    with torch.no_grad():
+        loss = AutoModelForImageClassification.from_pretrained(tmp_path)(**images).loss.item()
+    assert loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_card_says_what_was_trained_and_no_path_of_the_machine(tmp_path):
+    config = {
+        "model": {"source": "/home/me/secret/smollm2", "task": "causal-lm"},
+        "fleet": {"devices": 3},
+        "strategy": {"name": "sft", "cut": 2, "codec_table": "/home/me/secret/table.csv"},
+        "data": {"source": "chat", "path": "/home/me/secret/notes"},
+        "train": {
+            "batch_size": 8,
+            "steps": 4,
+            "epochs": 1,
+            "optimizer": {"name": "adamw", "lr": 1},
+        },
+        "seed": 7,
+    }
+    (tmp_path / "adapter_config.json").write_text("{}")
+    write_card(tmp_path, config, [RoundRecord(0, eval_loss=4.0), RoundRecord(1, eval_loss=2.5)])
+    text = (tmp_path / "README.md").read_text()
+    card = ModelCard(text)
+    assert (card.data.library_name, card.data.base_model) == ("peft", None)
+    assert "smollm2" in text
+    assert "secret" not in text
+    assert "| scheme | name=sft, cut=2, codec_table=table.csv |" in text
+    assert "| loss after | 2.5000 |" in text
+    config["model"]["source"] = "HuggingFaceTB/SmolLM2-135M"
+    write_card(tmp_path, config, [])
+    assert ModelCard((tmp_path / "README.md").read_text()).data.base_model == (
+        "HuggingFaceTB/SmolLM2-135M"
+    )
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

@@ -16,6 +16,7 @@ import yaml
 from fedsplit.apps.launch.flower_tools import free_ports
 from safetensors.torch import load_file
 
+from fedsplit.report import read_turns
 from tests.certificates import Authority, login_key
 
 # Flower starts a process for every message: some thirty times four seconds of one core.
@@ -136,3 +137,47 @@ def test_a_deployment_ends_with_the_adapters_of_the_simulation(
     assert all(record["bytes_up"]["edge"] > 0 for record in rounds)
     fetched = [record["adapter_bytes_down"].get("device", 0) for record in rounds]
     assert [count > 0 for count in fetched] == [False, edge_rounds > 0, edge_rounds > 0]
+
+
+def test_every_sample_of_every_site_is_trained_on(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """Four sites have a file each, of which the server is told neither place nor content."""
+    rows = [5 + 2 * index for index in range(DEVICES)]
+    for index, count in enumerate(rows):
+        folder = tmp_path / f"device-{index}"
+        folder.mkdir(mode=0o700)
+        lines = (f"site {index} asks {n},answer {n * n}" for n in range(count))
+        (folder / "secret.csv").write_text("\n".join(["q,a", *lines, ""]))
+    superlink, cloud = free_ports(2)
+    topology = {
+        "superlink": f"127.0.0.1:{superlink}",
+        "link": {"bind": f"127.0.0.1:{cloud}"},
+        "devices": DEVICES,
+        "data": str(tmp_path / "{node}" / "secret.csv"),
+        "sites": [f"clinic {index}" for index in range(DEVICES)],
+        "node_ports": consecutive_ports(DEVICES),
+        "folder": str(tmp_path / "deployment"),
+        "overrides": [
+            f"model={tiny_checkpoint}", "model.r=2", "data=text", "data.partition=local",
+            "data.prompt_column=q", "data.target_column=a", "data.seq_len=32",
+            "data.test_fraction=0.2", "train.batch_size=1", "train.steps=null", "train.epochs=1",
+            "strategy=splitfed", "strategy.cut=1", "rounds=1", "run.accelerator=cpu",
+        ],
+    }  # fmt: skip
+    file, output = tmp_path / "topology.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(topology))
+    done = fedsplit(
+        "deploy", str(file), "--start", "--output", str(output), cwd=tmp_path, patience_s=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((output / "results.json").read_text())
+    assert results["rounds"][-1]["participants"] == [0, 1, 2, 3]
+    turns = {turn.device: turn for turn in read_turns(output) if turn.phase == "train"}
+    for index, count in enumerate(rows):
+        held = results["data"]["devices"][str(index)]
+        assert held["train-read"] + held["test-read"] == count
+        assert turns[index].samples == turns[index].steps == held["train-samples"]
+        assert held["train-samples"] + held["test-samples"] == count
+        assert turns[index].site == f"clinic {index}"
+    told = [path for path in output.rglob("*") if path.is_file()]
+    told += [path for path in (tmp_path / "deployment" / "app").rglob("*") if path.is_file()]
+    assert not [path for path in told if b"secret" in path.read_bytes()]

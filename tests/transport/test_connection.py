@@ -1,9 +1,13 @@
-"""Dialling: on this machine no proxy is in between, elsewhere the user's one is."""
+"""Dialling: no proxy is in between on this machine; whoever comes next takes what was kept."""
+
+import time
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
-from fedsplit.transport import Attendance, GrpcServer, Presence
+from fedsplit.transport import Attendance, GrpcServer, Presence, connection
 from fedsplit.transport.connection import dial
 
 PROXIES = ("http_proxy", "https_proxy", "grpc_proxy")
@@ -34,3 +38,38 @@ def test_other_machines_are_reached_through_it() -> None:
         call = channel.unary_unary("/any/thing")
         with pytest.raises(grpc.RpcError, match="127.0.0.1:9"):
             call(b"", timeout=10)
+
+
+def visit(address: str, attendance: Attendance, *, fails: bool = False) -> None:
+    """Be present for a task, until the server has its answer."""
+    token = attendance.expect("device 0")
+    presence = Presence(address, token, "device 0")
+    if fails:
+        presence.leave("it failed")
+    attendance.forget(token)
+    while not presence._call.done():
+        time.sleep(0.01)
+    time.sleep(0.1)  # what is done then is gRPC's thread's to do
+
+
+def test_a_connection_that_ended_well_is_the_next_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that did not is not; nor does a server that is gone, and there again, hold anybody up."""
+    dialled: list[str] = []
+
+    def counted(target: str, *others: Any) -> grpc.Channel:
+        dialled.append(target)
+        return dial(target, *others)
+
+    monkeypatch.setattr(connection, "dial", counted)
+    attendance, address = Attendance(), f"unix:{tmp_path / 'link'}.sock"
+    with GrpcServer({}, address, attendance=attendance):  # type: ignore[arg-type]
+        for _ in range(3):
+            visit(address, attendance)
+        assert len(dialled) == 1
+        visit(address, attendance, fails=True)
+        visit(address, attendance)
+        assert len(dialled) == 2
+    with GrpcServer({}, address, attendance=attendance):  # type: ignore[arg-type]
+        visit(address, attendance)

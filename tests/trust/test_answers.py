@@ -81,6 +81,11 @@ def one_more(content: RecordDict) -> None:
     content["arrays"] = ArrayRecord({**arrays, "more": Array(np.zeros(3, np.float32))})
 
 
+def classes(content: RecordDict) -> None:
+    for at in range(3):
+        content.metric_records["metrics"][f"class-{at}"] = 1
+
+
 def pickled() -> bytes:
     stream = io.BytesIO()
     np.save(stream, np.array([{"a": 1}], dtype=object), allow_pickle=True)
@@ -98,6 +103,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "negative targets": (metric("n-targets", -5), "must be a whole number"),
     "more targets than samples hold": (metric("n-targets", 10**12), "must be at most"),
     "more samples than steps hold": (metric("n-samples", 10**9), "must be at most"),
+    "classes that do not add up": (classes, "must add up to"),
     "more right than targets": (metric("n-correct", 10**9), "must be at most"),
     "fewer steps than planned": (metric("steps", 0), "steps=0 must be 2"),
     "more steps than planned": (metric("steps", 300), "steps=300 must be 2"),
@@ -200,6 +206,8 @@ def info(name: str, value: str) -> Change:
         without("info"),
         info("source", "another"),
         info("role", "admin"),
+        info("left-out", "[1]"),
+        info("left-out", "[" * 9999),
         metric("train-read", -1),
         info("profile", "{"),
         info("profile", "[" * 50_000),

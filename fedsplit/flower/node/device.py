@@ -33,12 +33,14 @@ from fedsplit.errors import FedsplitError, SettingsError
 from fedsplit.execution import TurnResult, evaluate_turn, train_turn
 from fedsplit.execution.peak import forget_peak, peak_bytes
 from fedsplit.flower.link_settings import LinkSettings
-from fedsplit.flower.messages import answer, read_arrays, read_task
+from fedsplit.flower.messages import MOST_FILES, answer, read_arrays, read_task
+from fedsplit.flower.node.kept import read_state, write_state
 from fedsplit.flower.node.models import cached_model
 from fedsplit.flower.source import source_hash
 from fedsplit.flower.tasks import Contact, Job, TurnTask
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, SplitModel
+from fedsplit.models.names import IMAGES
 from fedsplit.plan import DEVICE, AdapterWay
 from fedsplit.profiles import MeasuredProfile
 from fedsplit.seeds import generator
@@ -51,8 +53,9 @@ Loader: TypeAlias = Callable[[Context], tuple[Samples | Rows, Samples | Rows]]
 """``load_data(context) -> train, test``: a device's own data."""
 
 
-# Devices whose samples a process keeps, so that they are not made again at every turn.
-_KEPT = 64
+# Samples that a process keeps of the devices that it plays, so that they are not made again at each
+# turn. Those of 128 tokens take some 2 KiB.
+_KEPT = 100_000
 
 
 class Device:
@@ -68,6 +71,7 @@ class Device:
     def __init__(self, loader: Loader | None = None) -> None:
         self._loader = loader
         self._kept: dict[str, tuple[Samples, Samples]] = {}
+        self._count = 0  # of the samples kept
 
     def hello(self, message: Message, context: Context) -> Message:
         """Say which device this node is, what data it holds and which source it runs."""
@@ -85,6 +89,7 @@ class Device:
                 "source": source_hash(),
                 "role": "device",
                 "site": str(context.node_config.get("site", "")),
+                "left-out": json.dumps(self._left_out(job, context)[:MOST_FILES]),
                 "profile": _own_profile(context),
             },
         )
@@ -108,12 +113,16 @@ class Device:
                 optimizer=job.optimizer,
                 seed=task.seed,
                 steps=turn.steps,
+                kept=read_state(context) if job.optimizer.keep_state else None,
                 link=link,
                 token=token,
                 codec=turn.codec,
+                privacy=job.privacy,
             )
             wall_s = time.perf_counter() - started
             log(INFO, "device %s: %s steps, loss %.4f", turn.device, result.steps, result.loss)
+            if job.optimizer.keep_state:
+                write_state(context, result.state)
             trained = result.adapters if task.way is AdapterWay.MESSAGE else None
             return answer(message, _metrics(result, wall_s), arrays=trained)
 
@@ -136,8 +145,15 @@ class Device:
                 link=link,
                 token=token,
                 codec=turn.codec,
+                privacy=job.privacy,
             )
             return answer(message, _metrics(result, time.perf_counter() - started))
+
+    def _left_out(self, job: Job, context: Context) -> tuple[str, ...]:
+        """Return the files beside the data that were not read, if the server named them itself."""
+        if self._loader is not None or job.data is None or job.data.partition == LOCAL:
+            return ()
+        return named_data(job, context.node_config.get("data-root")).left_out
 
     def _data(self, job: Job, context: Context) -> tuple[Samples, Samples]:
         """Return the samples to train and to test on; a process keeps those of a few devices."""
@@ -155,9 +171,12 @@ class Device:
             else:
                 named = named_data(job, context.node_config.get("data-root"))
                 samples = named.train(index), named.test(index)
-            while len(self._kept) >= _KEPT:
-                del self._kept[next(iter(self._kept))]
             self._kept[key] = samples
+            self._count += sum(map(len, samples))
+            while self._count > _KEPT and len(self._kept) > 1:
+                oldest = self._kept.pop(next(iter(self._kept)))
+                self._count -= sum(map(len, oldest))
+            return samples
         return self._kept[key]
 
 
@@ -237,7 +256,7 @@ def _own_data(job: Job, index: int, context: Context) -> DeviceData:
 
 
 def _tokenizer(spec: ModelSpec) -> Any:
-    if spec.task != "causal-lm" or spec.source is None:
+    if spec.task == IMAGES or spec.source is None:
         return None
     return AutoTokenizer.from_pretrained(spec.source)
 
@@ -301,7 +320,9 @@ def _load_data(data: str, model: str, n_devices: int, seed: int) -> FederatedDat
 
 
 def _metrics(result: TurnResult, wall_s: float) -> dict[str, float]:
+    classes = {f"class-{place}": count for place, count in enumerate(result.classes)}
     return {
+        **classes,
         "loss-sum": result.loss_sum,
         "n-targets": result.n_targets,
         "n-correct": result.n_correct if result.n_correct is not None else -1,

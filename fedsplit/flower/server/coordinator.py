@@ -25,6 +25,7 @@ from fedsplit.flower.server.outcome import (
 )
 from fedsplit.flower.server.placement import Placement
 from fedsplit.flower.server.roster import Joiners, LoginKeys, Roster
+from fedsplit.flower.server.spool import Spool
 from fedsplit.flower.server.turn_run import TurnRun
 from fedsplit.flower.server.turns import TurnRunner, Work
 from fedsplit.flower.tasks import Job
@@ -77,6 +78,10 @@ class Coordinator:
         self._start_ahead = start_ahead
         self._max_update_norm = max_update_norm
         self._failures: list[Failure] = []
+        self._spool = Spool()
+        # So many that no place ever waits for this process; each message under way costs memory,
+        # and in Flower's simulation a look at all of them, ten times a second for every node.
+        self._in_flight = None if places is None else 2 * places
         self._clock = StartClock(host.attendance, job.patience.to_start_s, places)
         self._edges: RemoteEdges | None = None
         if roster.edges:
@@ -130,7 +135,7 @@ class Coordinator:
     def _run(
         self, work: Work, branches: Sequence[Branch], arrays: Mapping[str, Tensor]
     ) -> tuple[tuple[BranchOutcome, ...], tuple[Failure, ...]]:
-        self._failures = []
+        self._failures, self._spool = [], Spool()
         outcomes: dict[int, BranchOutcome] = {}
         planned = sum(
             self._runner.steps(work, turn, self.roster)
@@ -146,6 +151,7 @@ class Coordinator:
             self._tick,
             lambda done: self._listener.on_progress(work.phase, done, planned),
             self.job.patience.last_words_s,
+            self._in_flight,
         )
         return tuple(outcomes[index] for index in range(len(branches))), tuple(self._failures)
 
@@ -189,7 +195,10 @@ class Coordinator:
             known = {failure.index for failure in failures}
             lost = [device for device in branch.devices if device not in known]
             failures += [self._runner.lose(work, device, error) for device in lost]
-        outcomes[index] = BranchOutcome(index, branch, adapters, tuple(turns), tuple(failures))
+        kept: Mapping[str, Tensor] = arrays
+        if work.train and turns:
+            kept = self._spool.put(adapters)
+        outcomes[index] = BranchOutcome(index, branch, kept, tuple(turns), tuple(failures))
 
     def _waves(
         self,

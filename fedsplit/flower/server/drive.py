@@ -80,6 +80,7 @@ def drive(
     tick: Callable[[], None],
     on_progress: Callable[[int], None],
     last_words_s: float,
+    in_flight: int | None = None,
 ) -> None:
     """Run `branches` side by side to their ends; none waits for another.
 
@@ -95,29 +96,37 @@ def drive(
         Called about once a second with the mini-batches done.
     last_words_s : float
         How long a node whose link broke may still say itself what went wrong.
+    in_flight : int, optional
+        Messages that may be under way at a time; what would send more begins later, in the order
+        in which all would have been sent at once. None: no limit.
     """
+    pending = deque(branches)
     waiting: list[_Waiting] = []
     steps_done = 0
     report_due = time.monotonic()
 
-    def advance(first: Turns, answer: Message | Lost | None) -> None:
-        ready = deque([(first, answer)])
-        while ready:
-            branch, answer = ready.popleft()
-            try:
-                what = branch.send(answer)
-            except StopIteration:
-                continue
-            if isinstance(what, Fork):
-                ready.extend((child, None) for child in [*what.branches, branch])
-                continue
-            item = _Waiting(branch, what, time.monotonic())
-            if isinstance(what, Call):
-                (item.message_id,) = grid.push_messages([what.message])
-            waiting.append(item)
+    def advance(branch: Turns, answer: Message | Lost | None, *, fresh: bool = False) -> None:
+        try:
+            while isinstance(what := branch.send(answer), Fork):
+                answer = None
+                if fresh:  # it has its turn now, and its children with it
+                    pending.extendleft(reversed(what.branches))
+                else:
+                    pending.extend(what.branches)
+        except StopIteration:
+            return
+        item = _Waiting(branch, what, time.monotonic())
+        if isinstance(what, Call):
+            (item.message_id,) = grid.push_messages([what.message])
+        waiting.append(item)
 
-    for branch in branches:
-        advance(branch, None)
+    def begin() -> None:
+        while pending and (
+            in_flight is None or sum(item.message_id != "" for item in waiting) < in_flight
+        ):
+            advance(pending.popleft(), None, fresh=True)
+
+    begin()
     while waiting:
         tick()
         asked = [item.message_id for item in waiting if item.message_id]
@@ -134,6 +143,7 @@ def drive(
             if isinstance(item.what, Call):
                 steps_done += item.what.steps
             advance(item.branch, answer)
+        begin()
         if time.monotonic() >= report_due:
             report_due = time.monotonic() + _PROGRESS_S
             on_progress(

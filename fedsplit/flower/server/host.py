@@ -7,7 +7,7 @@ from types import TracebackType
 
 from torch import Tensor
 
-from fedsplit.execution import OptimizerSpec, Stage, compute
+from fedsplit.execution import OptimizerSpec, Stage, State, compute
 from fedsplit.execution.accelerator import torch_device
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.tasks import Job
@@ -65,6 +65,7 @@ class StageHost:
         self.attendance = Attendance()
         self._likes: dict[str, Tensor] = {}
         self._stages: dict[str, Stage] = {}
+        self._kept: dict[int, dict[str, State]] = {}
         self._waiting: dict[bytes, Stage] = {}
         self._server: GrpcServer | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="fedsplit-link-")
@@ -158,13 +159,20 @@ class StageHost:
                 bounds=self._job.bounds(steps),
             )
             stage = self._stage(segment.tier)
-            stage.open_turn(request, optimizer=optimizer, downstream=downstream)
+            kept = self._kept.get(turn.device) if optimizer is not None else None
+            stage.open_turn(request, optimizer=optimizer, downstream=downstream, kept=kept)
             opened.append((stage, token))
             downstream = InProcessLink(stage, self._job.limits.frames), token
         if opened:
             first, token = opened[-1]
             self._waiting[bytes.fromhex(token)] = first
         return opened
+
+    def keep(self, device: int, opened: Sequence[tuple[Stage, str]]) -> None:
+        """Keep the moments of a device's turn for its next one, in place of all it had here."""
+        self._kept[device] = {
+            name: state for stage, token in opened for name, state in stage.state(token).items()
+        }
 
     def close(self, opened: Sequence[tuple[Stage, str]]) -> None:
         """Forget a turn that `open` prepared, wherever it stands."""

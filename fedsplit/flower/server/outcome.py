@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from torch import Tensor
 
@@ -23,8 +24,9 @@ class TurnOutcome:
     `link_bytes` maps "up" and "down" (device to first server) and, on routes with an edge,
     "backhaul-up" and "backhaul-down" to bytes counted on the wire; where adapters went over the
     device's link, "adapters-up" and "adapters-down" to theirs. `n_correct` is None where the model
-    is no classifier. `compute_s`, `link_s` (wall seconds) and `peak_bytes` are what the device says
-    of itself; `wall_s` is the server's.
+    is no classifier; `classes` are those of `fedsplit.transport.EvalReply`, added up. `compute_s`,
+    `link_s` (wall seconds) and `peak_bytes` are what the device says of itself; `wall_s` is the
+    server's.
     """
 
     turn: Turn
@@ -38,6 +40,7 @@ class TurnOutcome:
     compute_s: float = 0.0
     link_s: float = 0.0
     peak_bytes: int = 0
+    classes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,18 @@ def accuracy(turns: tuple[TurnOutcome, ...]) -> float | None:
     return sum(turn.n_correct or 0 for turn in counted) / targets if targets else None
 
 
+def macro_f1(turns: tuple[TurnOutcome, ...]) -> float | None:
+    """Return the mean over classes of the F1 score over `turns`; None if not counted.
+
+    ``2 right / (taken for it + of it)`` of each class; classes of which there is nothing are left
+    out, as scikit-learn does it.
+    """
+    sums = [sum(column) for column in zip_longest(*(turn.classes for turn in turns), fillvalue=0)]
+    triples = zip(sums[::3], sums[1::3], sums[2::3], strict=True)
+    scores = [2 * right / (said + true) for right, said, true in triples if said + true]
+    return sum(scores) / len(scores) if scores else None
+
+
 def check_complete(trained: Mapping[str, Tensor], handed_out: Mapping[str, Tensor]) -> None:
     """Refuse adapters that are not finite, or not those `handed_out`.
 
@@ -148,6 +163,9 @@ def check_counts(outcome: "TurnOutcome", bounds: TurnBounds) -> None:
     ):
         if value > most:
             raise NodeLost(f"answer: {name}={value} must be at most {most}")
+    sums = [sum(outcome.classes[place::3]) for place in range(3)]
+    if outcome.classes and sums != [outcome.n_correct, outcome.n_targets, outcome.n_targets]:
+        raise NodeLost(f"answer: classes={sums} must add up to n-correct and n-targets")
 
 
 def turn_outcome(
@@ -168,11 +186,13 @@ def turn_outcome(
     if "loss-sum" not in metrics:
         raise NodeLost("answer: loss-sum must be a finite number")
     n_correct = read_count(metrics, "n-correct", -1)
+    n_classes = sum(name.startswith("class-") for name in metrics) // 3
     return TurnOutcome(
         turn=turn,
         loss_sum=metrics["loss-sum"],
         n_targets=read_count(metrics, "n-targets"),
         n_correct=n_correct if n_correct >= 0 else None,
+        classes=tuple(read_count(metrics, f"class-{at}") for at in range(3 * n_classes)),
         n_samples=read_count(metrics, "n-samples"),
         steps=read_count(metrics, "steps"),
         link_bytes={**radio, **backhaul},

@@ -1,8 +1,10 @@
 """Who takes part: which Flower node is which device of the fleet."""
 
+import json
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from logging import INFO, WARNING
 from typing import TypeAlias
 
@@ -16,6 +18,7 @@ from fedsplit.data.counts import DeviceCounts
 from fedsplit.errors import FedsplitError, NodeLost, SettingsError, require
 from fedsplit.flower.messages import (
     HELLO,
+    MOST_FILES,
     read_count,
     read_error,
     read_info,
@@ -42,6 +45,7 @@ class DeviceNode:
     counts: DeviceCounts | None = None
     site: str = ""
     profile: MeasuredProfile | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def place(self) -> tuple[str, int]:
@@ -87,9 +91,8 @@ class Roster:
         FedsplitError
             If no node is this device.
         """
-        for node in self.nodes:
-            if node.index == index:
-                return node
+        if index in self._by_index:
+            return self._by_index[index]
         known = ", ".join(str(node.index) for node in self.nodes)
         raise FedsplitError(f"device={index}: must be one of {known}")
 
@@ -106,7 +109,15 @@ class Roster:
 
     def by_node(self, node_id: int) -> DeviceNode:
         """Return the device that runs on Flower node `node_id`."""
-        return next(node for node in self.nodes if node.node_id == node_id)
+        return self._by_node[node_id]
+
+    @cached_property
+    def _by_index(self) -> dict[int, DeviceNode]:
+        return {node.index: node for node in self.nodes}
+
+    @cached_property
+    def _by_node(self) -> dict[int, DeviceNode]:
+        return {node.node_id: node for node in self.nodes}
 
 
 class DeviceGrid(Grid):
@@ -357,4 +368,16 @@ def read_node(reply: Message, job: Job) -> DeviceNode | EdgeNode:
         profile = MeasuredProfile.parse(text) if text else None
     except FedsplitError as error:
         raise NodeLost(f"device {index}: {error!s:.200}") from error
-    return DeviceNode(node_id, index, n_train, n_test, held, site, profile)
+    left_out = _file_names(info.get("left-out", "[]"), f"device {index}")
+    return DeviceNode(node_id, index, n_train, n_test, held, site, profile, left_out)
+
+
+def _file_names(text: str, who: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    short = isinstance(names, list) and len(names) <= MOST_FILES
+    if not short or not all(isinstance(name, str) and len(name) < 1 << 13 for name in names):
+        raise NodeLost(f"{who}: left-out={text!r:.80} must be a list of {MOST_FILES} names at most")
+    return tuple(names)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedsplit.errors import NodeLost
 from fedsplit.execution import OptimizerSpec, Stage
-from fedsplit.execution.turn import DONE, FAILED
+from fedsplit.execution.status import DONE, FAILED
 from fedsplit.flower.server.edges import Assignment
 from fedsplit.flower.server.host import StageHost
 from fedsplit.flower.server.liveness import StartClock
@@ -135,6 +135,8 @@ class TurnRun:
             if status.state != DONE:
                 raise NodeLost(f"answered while its turn was {status.state} {status.reason}")
             adapters |= stage.adapters(token)
+        if self.optimizer is not None and self.optimizer.keep_state:
+            self.host.keep(self.turn.device, self.stages)
         return adapters
 
     def link_bytes(self) -> dict[str, int]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from fedsplit.errors import NodeLost
@@ -17,6 +17,7 @@ from fedsplit.flower.messages import (
     read_error,
     read_metrics,
     task_message,
+    to_record,
 )
 from fedsplit.flower.server.drive import Answer, Await, Call, Lost, Turns, Waited
 from fedsplit.flower.server.host import StageHost
@@ -80,6 +81,7 @@ class TurnRunner:
         max_update_norm: float,
         on_failure: Callable[[Failure], None],
     ) -> None:
+        self._sent: tuple[dict[str, Tensor], ArrayRecord] = {}, ArrayRecord()
         self.gone: set[int] = set()  # nodes that were lost with their last task
         self._host = host
         self._job = job
@@ -135,6 +137,9 @@ class TurnRunner:
         if run.begun_s is None or run.adapters is None:
             raise NodeLost("answered before its turn began")
         given = run.adapters
+        # Before its edge is waited for, which may hear nothing more of such a device.
+        outcome = turn_outcome(run.turn, read_metrics(reply), {}, run.begun_s)
+        check_counts(outcome, self._job.bounds(self.steps(work, run.turn, roster)))
         own = self._host.adapter_names(run.turn.route, DEVICE)
         carried = own if work.train and run.way is AdapterWay.MESSAGE else ()
         trained = read_arrays(reply, self._host.likes(carried))
@@ -149,9 +154,7 @@ class TurnRunner:
             kept = {name: given[name] for name in given if name not in absent}
             check_complete(trained, kept)
             check_update(trained, kept, self._max_update_norm)
-        outcome = turn_outcome(run.turn, read_metrics(reply), run.link_bytes(), run.begun_s)
-        check_counts(outcome, self._job.bounds(self.steps(work, run.turn, roster)))
-        return trained, outcome
+        return trained, replace(outcome, link_bytes={**outcome.link_bytes, **run.link_bytes()})
 
     def from_edge(self, run: TurnRun) -> Generator[Waited, Answer, dict[str, Tensor]]:
         """Return what an edge that is a node answers."""
@@ -179,4 +182,14 @@ class TurnRunner:
             names = self._host.adapter_names(turn.route, DEVICE)
             sent = {name: adapters[name] for name in names}
         node_id = roster.by_index(turn.device).node_id
-        return task_message(node_id, TRAIN if work.train else EVALUATE, task, sent)
+        return task_message(
+            node_id, TRAIN if work.train else EVALUATE, task, self._serialized(sent)
+        )
+
+    def _serialized(self, sent: dict[str, Tensor]) -> ArrayRecord:
+        """Return Flower's form of `sent`; branches that start from the same tensors share one."""
+        before, record = self._sent
+        if before.keys() != sent.keys() or any(before[name] is not sent[name] for name in sent):
+            record = to_record(sent)
+            self._sent = sent, record
+        return record

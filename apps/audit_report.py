@@ -1,0 +1,201 @@
+"""What an audit found: a table, a plot, JSON, CSV, and a sentence for each configuration."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsplit.plan import Turn
+from fedsplit.privacy import PrivacySpec
+from fedsplit.report import plain_text
+from fedsplit.report.files import csv_text, json_text, write_atomically
+
+_DOMAINS = {"same": "the same domain", "other": "another domain", "none": "none"}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack's success on private texts.
+
+    Parameters
+    ----------
+    attack : str
+        "nearest" (embedding), "ridge" (a linear map) or "inverter" (a small network).
+    domain : str
+        Of the server's own texts: "same", "other" or "none".
+    texts : int
+        How many it has.
+    tokens : float
+        Share of private tokens that it reads exactly from what crosses the first cut.
+    rouge_l : float
+        ROUGE-L (F1) of what it reads, mean over texts.
+    joined : float
+        The share where it also takes the tokens that labels tell, if that helps.
+    """
+
+    attack: str
+    domain: str
+    texts: int
+    tokens: float
+    rouge_l: float
+    joined: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What one kind of turn gives away.
+
+    Parameters
+    ----------
+    name : str
+        The configuration, or what it differs in from others.
+    route, codec, defence : str
+        Where the model is cut, how boundaries travel, and what is done to them first.
+    cut : int
+        Blocks on the device before the first server.
+    labels : float
+        Share of labels that the server learns: all on an open route, else those that it finds in
+        gradients.
+    told : float
+        Share of private tokens that these labels tell it.
+    guessing : float
+        Share of private tokens that are the most frequent one.
+    norm : float
+        Median L2 norm of the units that are clipped, as they are sent.
+    attacks : tuple of Attack
+        On what crosses the first cut.
+    """
+
+    name: str
+    route: str
+    cut: int
+    codec: str
+    defence: str
+    labels: float
+    told: float = 0.0
+    guessing: float = 0.0
+    norm: float = 0.0
+    attacks: tuple[Attack, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, turn: Turn, privacy: PrivacySpec, **found: Any) -> "Audit":
+        """Return the audit of a turn."""
+        codec = dict(turn.codec.uplink)
+        options = ",".join(f"{key}={value}" for key, value in codec.items() if key != "name")
+        defence = "none"
+        if privacy.clip is not None:
+            noise = privacy.noise_multiplier
+            defence = f"clip {privacy.clip:g}, noise {noise:g} per {privacy.unit}"
+        return cls(
+            name=name,
+            route=str(turn.route),
+            cut=turn.route.segments[0].stop,
+            codec=str(codec["name"]) + (f"({options})" if options else ""),
+            defence=defence,
+            **found,
+        )
+
+    @property
+    def best(self) -> Attack | None:
+        """The attack that reads most of what crosses the cut."""
+        return max(self.attacks, key=lambda attack: attack.tokens, default=None)
+
+    def most(self, domain: str) -> float | None:
+        """Return the largest share that any attack with texts of `domain` reads."""
+        return max((item.tokens for item in self.attacks if item.domain == domain), default=None)
+
+    def sentence(self) -> str:
+        """Return the result in words."""
+        where = plain_text(f"{self.name} (cut {self.cut}, codec {self.codec}, {self.defence})")
+        how = (
+            "are sent to the server"
+            if "device" not in self.route[6:]
+            else ("can be read from the gradients that come back")
+        )
+        labels = f"{self.labels:.0%} of the labels {how}"
+        best = self.best
+        if best is None:
+            return f"{where}: {labels}."
+        helped = (
+            ""
+            if best.texts == 0
+            else (f" with {best.texts} texts of its own, of {_DOMAINS[best.domain]},")
+        )
+        joined = max(item.joined for item in self.attacks)
+        return (
+            f"{where}: a curious server{helped} reads {best.tokens:.0%} of a private text's tokens "
+            f"from the boundary ({best.attack}; guessing: {self.guessing:.0%}); {labels}, which "
+            f"tell it {self.told:.0%} of the tokens; together {joined:.0%}."
+        )
+
+
+def write_audits(audits: Sequence[Audit], folder: Path, console: Console) -> None:
+    """Write audit.json, audit.csv, audit.png and audit.pdf, and print a table."""
+    summary = [
+        {**asdict(item), "best": None if item.best is None else item.best.tokens} for item in audits
+    ]
+    write_atomically(folder / "audit.json", json_text({"audits": summary}))
+    rows = [
+        {
+            **{key: value for key, value in asdict(item).items() if key != "attacks"},
+            **asdict(found),
+        }
+        for item in audits
+        for found in item.attacks
+    ]
+    write_atomically(folder / "audit.csv", csv_text(rows))
+    plot_audits(audits, [folder / "audit.png", folder / "audit.pdf"])
+    console.print(audit_table(audits))
+    console.print(f"[bold]{plain_text(folder)}[/bold]", highlight=False, soft_wrap=True)
+
+
+def audit_table(audits: Sequence[Audit]) -> Table:
+    """Return what each attack reads, as shares of private tokens."""
+    table = Table(title="Share of private tokens read", title_justify="left")
+    for heading in ("configuration", "cut", "codec", "defence", "attack", "own texts"):
+        table.add_column(heading)
+    for heading in ("tokens", "ROUGE-L", "with labels", "guessing"):
+        table.add_column(heading, justify="right")
+    for item in audits:
+        head = [plain_text(item.name), str(item.cut), plain_text(item.codec), item.defence]
+        for found in item.attacks:
+            own = "none" if found.texts == 0 else f"{found.texts}, {found.domain} domain"
+            shares = found.tokens, found.rouge_l, found.joined, item.guessing
+            table.add_row(*head, found.attack, own, *(f"{share:.3f}" for share in shares))
+            head = [""] * len(head)
+        if not item.attacks:
+            table.add_row(*head, "labels", "", "-", "-", f"{item.labels:.3f}", "-")
+    return table
+
+
+def plot_audits(audits: Sequence[Audit], paths: Sequence[Path]) -> None:
+    """Draw the best attack's success over the cut, a line for each codec, defence and domain."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(
+        xlabel="blocks on the device", ylabel="tokens read by the best attack", ylim=(0, 1.02)
+    )
+    kinds = dict.fromkeys((item.codec, item.defence) for item in audits if item.attacks)
+    for number, (codec, defence) in enumerate(kinds):
+        for domain, style in (("same", "o-"), ("other", "s--")):
+            points = sorted(
+                (item.cut, share)
+                for item in audits
+                if (item.codec, item.defence) == (codec, defence)
+                and (share := item.most(domain)) is not None
+            )
+            if points:
+                label = f"{codec}, {defence}, {_DOMAINS[domain]}"
+                axes.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label)
+    if axes.lines:
+        axes.axhline(max(item.guessing for item in audits), color="grey", lw=0.8, label="guessing")
+        axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    for path in paths:
+        figure.savefig(path, dpi=150)
