@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import fields
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from fedsplit.errors import FedsplitError
 from fedsplit.layergraph import LayerGraph
 from fedsplit.wireless import uplink_bps
 
+ROOT = Path(__file__).parents[2]
 ROW = {
     "claim", "ours_mean", "ours_min", "ours_max", "paper_baseline", "strongest_baseline",
     "against_strongest", "tuned", "provenance",
@@ -251,3 +253,28 @@ def test_charts_of_lines_and_bars(tmp_path):
     findings = Findings("p", (0,), (Row.over([_figure(-1.0)]),), charts, (), "read: nothing")
     write_files([findings], tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"p.png", "p_2.png"}
+
+
+def test_the_page_has_the_rows_of_a_run():
+    """Of papers whose figures no seed changes, number by number; a missed claim says so there."""
+    one = compare("splitllm", (), range(1))
+    table = [
+        [cell.strip() for cell in line.strip("|\n").split("|")]
+        for line in (ROOT / "docs" / "reproduce.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
+    shown = [cells for cells in table if cells[0] == "splitllm" and len(cells) == 8]
+    verdicts = {"yes": "yes", "-": "-", "MISSED": "**missed**"}
+    assert shown == [
+        [
+            one.paper,
+            row.words.name,
+            row.words.claim,
+            row.words.versus,
+            f"{row.ours} {row.words.unit}",
+            row.words.strongest,
+            f"{row.against_strongest} {row.words.unit}",
+            verdicts[row.verdict],
+        ]
+        for row in one.rows
+    ]
