@@ -147,7 +147,8 @@ def row(found: dict[str, Any]) -> str:
     """Return a line of the table in docs/privacy.md."""
     pairs = [f"{attack} {domain}" for domain in (SAME, OTHER) for attack in (RIDGE, INVERTER)]
     cells = [str(found["cut"]), str(found["codec"]), f"{found['noise']:g}"]
-    return f"| {' | '.join([*cells, *(f'{found[pair]:.2f}' for pair in pairs)])} |"
+    cells += [f"{found[pair]:.2f}" if pair in found else "-" for pair in pairs]
+    return f"| {' | '.join(cells)} |"
 
 
 def frontier(observer: Observer, data: Path, cut: int, embedding: Tensor) -> list[dict[str, float]]:
