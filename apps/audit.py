@@ -208,8 +208,9 @@ def readers(auxiliary: Observed, embedding: Tensor, seed: int) -> dict[str, Read
 
 def embeddings(model: SplitModel) -> Tensor:
     """Return the input embeddings of a model, centred, ``[vocabulary, width]``."""
-    layer = model.model.get_input_embeddings()
-    weight = layer.weight.detach().float()  # type: ignore[union-attr]
+    weight = model.model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    weight = weight.detach().float()
     return weight - weight.mean(0)
 
 
@@ -266,8 +267,9 @@ def _norm(private: Observed, unit: str) -> float:
     """Return the median norm of what is clipped."""
     squares = private.vectors.double().square().sum(1)
     if unit == "sample":
-        squares = torch.stack([part.sum() for part in squares.split(list(private.lengths))])
-    return median(squares.sqrt().tolist())
+        parts = torch.split(squares, list(private.lengths))
+        squares = torch.stack([part.sum() for part in parts])
+    return float(median(squares.sqrt().tolist()))
 
 
 def _texts(work: Job, data: DataSpec, server: Server) -> Texts:

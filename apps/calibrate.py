@@ -20,6 +20,7 @@ from fedsplit.codec import Loopback
 from fedsplit.data import DataSpec, Samples, batches, load_data, training_batches
 from fedsplit.errors import require, require_choice
 from fedsplit.execution import OptimizerSpec
+from fedsplit.figures import figure, legend, styles
 from fedsplit.models import Boundary, ModelSpec, SplitModel, load
 from fedsplit.plan import Route
 from fedsplit.privacy import Defence, PrivacySpec
@@ -249,9 +250,9 @@ def calibrate(
     FedsplitError
         If the configuration, a setting or an argument is wrong, before anything is trained.
     """
-    require_choice("direction", direction, DIRECTIONS)
-    require(steps >= 1, "steps", steps, "at least 1")
-    require(seeds >= 1, "seeds", seeds, "at least 1")
+    require_choice("--direction", direction, DIRECTIONS)
+    require(steps >= 1, "--steps", steps, "at least 1")
+    require(seeds >= 1, "--seeds", seeds, "at least 1")
     require(len(grid) > 0, "grid", list(grid), "at least one setting")
     for settings in grid:
         Loopback(settings, 0)
@@ -321,20 +322,14 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw loss increase over ratio to a PNG at `path`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(
-        xlabel="bytes sent / uncompressed", ylabel="loss increase (nats)", xscale="log"
-    )
-    for name in dict.fromkeys(str(row.settings["name"]) for row in rows):
-        chosen = [row for row in rows if row.settings["name"] == name]
-        axes.plot(
-            [row.ratio for row in chosen], [row.loss_increase for row in chosen], "o", label=name
-        )
-    axes.axhline(0, color="grey", linewidth=0.8)
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    names = list(dict.fromkeys(str(row.settings["name"]) for row in rows))
+    with figure(path) as (_, axes):
+        for name, style in zip(names, styles(len(names)), strict=True):
+            chosen = [row for row in rows if row.settings["name"] == name]
+            ratios, increases = zip(
+                *((row.ratio, row.loss_increase) for row in chosen), strict=True
+            )
+            axes.plot(ratios, increases, label=name, **{**style, "linestyle": "none"})
+        axes.axhline(0, color="0.5", linewidth=0.8)
+        axes.set(xlabel="bytes sent / uncompressed", ylabel="loss increase (nats)", xscale="log")
+        legend(axes)

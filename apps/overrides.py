@@ -121,7 +121,7 @@ def expand_sweeps(texts: Sequence[str], multirun: bool) -> list[list[str]]:
 
 
 def _values_of(text: str, multirun: bool) -> list[str]:
-    key, value = _split(text)
+    key, value = split(text)
     try:
         swept = _hydra(f"{key}={value}")
     except HydraException:
@@ -145,7 +145,7 @@ def _plain(escaped: str) -> str:
 
 
 def _parse(text: str) -> Iterator[Override]:
-    key, value = _split(text)
+    key, value = split(text)
     if key in groups() and not value.startswith("{"):
         yield from _choice(key, _unquoted(value) if key == "model" else _value(key, value))
     elif _is_path(key):
@@ -158,7 +158,14 @@ def _parse(text: str) -> Iterator[Override]:
         yield Override(key, _value(key, value), f"{key}={value}")
 
 
-def _split(text: str) -> tuple[str, str]:
+def split(text: str) -> tuple[str, str]:
+    """Return the key, whole, and the value of KEY=VALUE as they are written.
+
+    Raises
+    ------
+    FedsplitError
+        If `text` is not written so.
+    """
     if hydras := _HYDRAS_OWN.fullmatch(text):
         served = "absent; with -m, runs follow one another (Hydra's basic launcher and sweeper)"
         raise SettingsError(hydras[1], hydras[2], served)

@@ -10,6 +10,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from fedsplit.figures import COLOURS, HATCHES, PAGE_IN, figure, legend
 from fedsplit.fleet import Fleet, RoundCost
 from fedsplit.plan import RoundPlan
 from fedsplit.report import plain_text
@@ -161,9 +162,6 @@ def write_results(results: Results, folder: Path, refused: Mapping[str, str] | N
 
 
 def _plot(results: Results, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown = list(results)[:MAX_BARS]
     sums = [totals(results[name]) for name in shown]
     panels: tuple[tuple[str, dict[str, list[float]]], ...] = (
@@ -183,18 +181,19 @@ def _plot(results: Results, path: Path) -> None:
             },
         ),
     )
-    figure = Figure(figsize=(12, 1.5 + 0.35 * len(shown)), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, series) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
-        left = [0.0] * len(shown)
-        for label, values in series.items():
-            axes.barh(range(len(shown)), values, left=left, label=label or None)
-            left = [a + b for a, b in zip(left, values, strict=True)]
-        axes.set_xlabel(title)
-        axes.set_yticks(range(len(shown)), shown, fontsize=7)
-        if len(series) > 1:
-            axes.legend(fontsize=7)
-    axes.invert_yaxis()
-    if len(shown) < len(results):
-        figure.suptitle(f"First {len(shown)} of {len(results)} scenarios")
-    figure.savefig(path, dpi=150)
+    tall = 1.2 + 0.2 * len(shown)
+    with figure(path, width_in=PAGE_IN, height_in=tall, panels=(1, 3), sharey=True) as made:
+        canvas, places = made
+        for axes, (title, series) in zip(places, panels, strict=True):
+            left = [0.0] * len(shown)
+            for number, (label, values) in enumerate(series.items()):
+                look = {"color": COLOURS[number], "hatch": HATCHES[number], "edgecolor": "white"}
+                axes.barh(range(len(shown)), values, left=left, label=label or None, **look)
+                left = [a + b for a, b in zip(left, values, strict=True)]
+            axes.set_xlabel(title)
+            axes.set_yticks(range(len(shown)), shown)
+            axes.grid(visible=False, axis="y")
+            legend(axes)
+        places[-1].invert_yaxis()
+        if len(shown) < len(results):
+            canvas.suptitle(f"First {len(shown)} of {len(results)} scenarios")

@@ -72,8 +72,10 @@ def turn_rows(
     """
     number = outcome.server_round
     rows = [
-        replace(_turn_row(number, "train", turn, sites), **seconds)
-        for turn, seconds in _modelled_turns(outcome, line)
+        replace(
+            _turn_row(number, "train", turn, sites), modelled_compute_s=own, modelled_link_s=rest
+        )
+        for turn, own, rest in _modelled_turns(outcome, line)
     ]
     rows += [_turn_row(number, "evaluate", turn, sites) for turn in outcome.evaluation]
     return rows + [
@@ -116,23 +118,20 @@ def phases(rows: Iterable[TurnRow]) -> dict[str, dict[str, float]] | None:
 
 def _modelled_turns(
     outcome: RoundOutcome, line: Timeline | None
-) -> Iterator[tuple[TurnOutcome, dict[str, float]]]:
-    """Yield each training turn with its seconds on the modelled system."""
+) -> Iterator[tuple[TurnOutcome, float | None, float | None]]:
+    """Yield each training turn with its seconds of computing and waiting, modelled."""
     counts = [len(branch.turns) for branch in outcome.plan.branches]
     starts = list(accumulate(counts, initial=0))
     computing = None if line is None else line.turn_device_s()
     for branch in outcome.branches:
         for done in branch.turns:
             if line is None or computing is None:
-                yield done, {}
+                yield done, None, None
                 continue
             place = starts[branch.index] + branch.branch.turns.index(done.turn)
             own_s = float(computing[place])
             whole_s = float(line.turn_end_s[place] - line.turn_start_s[place])
-            yield (
-                done,
-                {"modelled_compute_s": own_s, "modelled_link_s": max(whole_s - own_s, 0.0)},
-            )
+            yield done, own_s, max(whole_s - own_s, 0.0)
 
 
 def _turn_row(

@@ -27,7 +27,7 @@ from .launch.engine import FLOWER, Engine
 from .launch.run import LOG, train
 from .outputs import make_folder
 from .overrides import quoted
-from .resume import is_done
+from .resume import RESULTS, is_done
 from .server_app import ERROR_FILE
 from .sweep import Member, members
 
@@ -58,6 +58,21 @@ def run_study(overrides: Sequence[str], console: Console) -> int:
         If the overrides cannot be parsed, all are refused for the same reason, or the folder holds
         other runs than these.
     """
+    _, records = run_members(overrides, console)
+    statuses = [record.status for record in records]
+    if all(status == REFUSED for status in statuses):
+        return _USAGE
+    return int(any(status != DONE for status in statuses))
+
+
+def run_members(overrides: Sequence[str], console: Console) -> tuple[Path, list[MemberRecord]]:
+    """Do what `run_study` does; return the study's folder and a record of each member.
+
+    Raises
+    ------
+    FedsplitError
+        As `run_study`.
+    """
     found = members(overrides, multirun=True)
     folder, refused = _prepared(found)
     reasons = set(refused.values())
@@ -66,16 +81,13 @@ def run_study(overrides: Sequence[str], console: Console) -> int:
     make_folder(folder)
     with locked(folder):
         records = _run_all(found, folder, refused, console)
-    from fedsplit.report.studies.frame import Study
-
     console.print(_summary(records, folder))
-    if any((folder / record.folder / "results.json").exists() for record in records):
+    if any((folder / record.folder / RESULTS).exists() for record in records):
+        from fedsplit.report.studies.frame import Study
+
         written = " and ".join(path.name for path in Study.open(folder).write())
         console.print(f"[bold]{plain_text(folder)}[/bold]: {written}", soft_wrap=True)
-    statuses = [record.status for record in records]
-    if all(status == REFUSED for status in statuses):
-        return _USAGE
-    return int(any(status != DONE for status in statuses))
+    return folder, records
 
 
 def _prepared(found: Sequence[Member]) -> tuple[Path, dict[str, str]]:
@@ -96,7 +108,7 @@ def _prepared(found: Sequence[Member]) -> tuple[Path, dict[str, str]]:
         listed = ", ".join(map(str, sorted(folders)))
         raise SettingsError("output", listed, "one folder for all members of a study")
     folder = folders.pop() if folders else output_folder(load_config([]), default)
-    if (folder / "results.json").exists():
+    if (folder / RESULTS).exists():
         raise FedsplitError(f"output={str(folder)!r}: holds a single run; name another folder")
     return folder, refused
 

@@ -13,7 +13,7 @@ import yaml
 
 from fedsplit.errors import FedsplitError, SettingsError, require
 
-from .overrides import config_dir, expand_sweeps, parse
+from .overrides import config_dir, expand_sweeps, parse, split
 
 STUDY = "study"
 _LONGEST_NAME = 120
@@ -69,7 +69,8 @@ def members(overrides: Sequence[str], multirun: bool) -> list[Member]:
     FedsplitError
         If an override cannot be parsed, sweeps over nothing, or sweeps without `multirun`.
     """
-    texts = _with_study(overrides, multirun)
+    # What is typed later takes the place of what was said before of the same key.
+    texts = list({split(text)[0]: text for text in _with_study(overrides, multirun)}.values())
     choices = expand_sweeps(texts, multirun)
     for text, values in zip(texts, choices, strict=True):
         key, _, value = text.partition("=")
@@ -89,10 +90,7 @@ def _with_study(overrides: Sequence[str], multirun: bool) -> list[str]:
         return list(overrides)
     value = named[-1].partition("=")[2]
     require(multirun, STUDY, value, "with --multirun (-m)")
-    own = [text for text in overrides if text not in named]
-    keys = {text.partition("=")[0] for text in own}
-    written = _read_study(value)
-    return [*(text for text in written if text.partition("=")[0] not in keys), *own]
+    return [*_read_study(value), *(text for text in overrides if text not in named)]
 
 
 def _read_study(name: str) -> list[str]:

@@ -151,9 +151,9 @@ class ServerFaults:
                 break
             time.sleep(0.0002 if below else 0.05)
         if kind != "twice":
-            victims = {"run": [psutil.Process(process.pid)], "root": below[:1]}
-            for victim in victims.get(kind, _servers(below)):
-                with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.NoSuchProcess):
+                struck = {"run": [psutil.Process(process.pid)], "root": _roots(below)[:1]}
+                for victim in struck.get(kind, _servers(below)):
                     if kind == "disk":
                         victim.rlimit(psutil.RLIMIT_FSIZE, (0, 0))
                     else:
@@ -178,19 +178,19 @@ def _in_mid_round(output: Path) -> bool:
     return False
 
 
-def _servers(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Return the first child of the run's root process: the others are devices."""
-    family = {}
+def _roots(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Return the run's root process, then its children in the order of their age."""
+    family = []
     for process in processes:
         with suppress(psutil.Error):
             if "fedsplit.apps.launch.root" in process.cmdline():
-                family[process.pid] = process, process.ppid(), process.create_time()
-    children = [
-        (started, number, process)
-        for number, (process, parent, started) in family.items()
-        if parent in family
-    ]
-    return [min(children)[2]] if children else []
+                family.append((process.create_time(), process.pid, process))
+    return [process for _, _, process in sorted(family, key=lambda one: one[:2])]
+
+
+def _servers(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Return the first child of the run's root process: the others are devices."""
+    return _roots(processes)[1:2]
 
 
 def _outlive(processes: Sequence[psutil.Process]) -> int:

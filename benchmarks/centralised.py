@@ -1,7 +1,9 @@
 """The default job against centralised LoRA: same data, same model, same number of steps.
 
-``python -m benchmarks.centralised`` runs the default job as ``fedsplit run`` does, then trains the
-unsplit model with plain PEFT on all devices' data together, with the same optimizer settings.
+``python -m benchmarks.centralised`` runs the default job as ``fedsplit run`` does, once as it is
+and once with a recipe (a smaller rate that follows a cosine, moments kept from round to round).
+Then it trains the unsplit model with plain PEFT on all devices' data together: with the same
+optimizer settings, and with others that suit one model better, of which the best counts.
 """
 
 import argparse
@@ -24,26 +26,35 @@ from fedsplit.flower import Job
 from fedsplit.report import make_console, read_records
 from fedsplit.seeds import generator
 
-MARGIN = 0.02
+MARGIN, TUNED_MARGIN = 0.02, 0.01
+RECIPE = ("train.schedule=cosine", "train.keep_state=true", "train.optimizer.lr=3e-3")
 SLOWER = 0.3
 
 
 def main() -> int:
-    """Print both losses; exit 1 if the split run is more than 2 % above the centralised one."""
+    """Print the losses; exit 1 if a split run is too far above its centralised one.
+
+    That is 2 % with equal settings, and 1 % of the best centralised one with the recipe.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("overrides", nargs="*", help="as for `fedsplit run`")
     options = parser.parse_args()
     console = make_console()
     config = load_config(options.overrides)
     settings = job(config)
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "run"
-        if run([*options.overrides, f"output={output}"], console) != 0:
-            return 1
-        records = read_records(output)
-    initial, split = records[0].eval_loss, records[-1].eval_loss
+    runs = []
+    for recipe in ((), RECIPE):
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "run"
+            words = [*options.overrides, *recipe, f"evaluate.every={config.rounds}"]
+            if run([*words, f"output={output}"], console) != 0:
+                return 1
+            runs.append(read_records(output))
+    initial = runs[0][0].eval_loss
+    split, recipe_split = (records[-1].eval_loss for records in runs)
     assert initial is not None
     assert split is not None
+    assert recipe_split is not None
     data = load_data(
         settings.data,
         AutoTokenizer.from_pretrained(settings.model.source),
@@ -59,6 +70,9 @@ def main() -> int:
     # One model sees every step, so a smaller step size may suit it better: both are shown.
     slower = replace(settings.optimizer, lr=SLOWER * settings.optimizer.lr)
     tuned, _ = train_centralised(replace(settings, optimizer=slower), data, steps)
+    falling = replace(slower, schedule="cosine")
+    scheduled, _ = train_centralised(replace(settings, optimizer=falling), data, steps)
+    best = min(centralised, tuned, scheduled)
     table = Table(title="Evaluation loss on all devices' test data")
     for heading in ("", "loss", "against centralised"):
         table.add_column(heading, justify="right")
@@ -70,17 +84,31 @@ def main() -> int:
     table.add_row(
         f"the same at lr={slower.lr:g}", f"{tuned:.4f}", f"{tuned / centralised - 1:+.2%}"
     )
+    table.add_row(
+        f"the same, cosine from lr={slower.lr:g}",
+        f"{scheduled:.4f}",
+        f"{scheduled / centralised - 1:+.2%}",
+    )
+    table.add_row(
+        f"fedsplit run {' '.join(RECIPE)}",
+        f"{recipe_split:.4f}",
+        f"{recipe_split / best - 1:+.2%} against the best",
+    )
     console.print(table)
     assert abs(check - initial) < 1e-3 * initial, "the two evaluations must agree before training"
     result = {
-        "split_loss": split,
+        "split_loss": recipe_split,
+        "centralised_best": best,
+        "plain_split_loss": split,
         "centralised_loss": centralised,
         "initial_loss": initial,
         "centralised_slower_lr_loss": tuned,
+        "centralised_scheduled_loss": scheduled,
         "steps": steps,
     }
     print(json.dumps(result))
-    return int(split > (1 + MARGIN) * centralised)
+    as_it_is, with_recipe = (1 + MARGIN) * centralised, (1 + TUNED_MARGIN) * best
+    return int(split > as_it_is or recipe_split > with_recipe)
 
 
 def train_centralised(settings: Job, data: FederatedData, steps: int) -> tuple[float, float]:
@@ -101,7 +129,9 @@ def train_centralised(settings: Job, data: FederatedData, steps: int) -> tuple[f
     before = evaluate(model, data, settings.batch_size)
     optimizer = settings.optimizer.build(p for p in model.parameters() if p.requires_grad)
     model.train()
-    for batch in pooled_batches(settings, data, steps):
+    for step, batch in enumerate(pooled_batches(settings, data, steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.optimizer.rate(step, steps)
         optimizer.zero_grad()
         model(**batch.inputs).loss.backward()
         optimizer.step()

@@ -172,6 +172,8 @@ class ModelProfile:
     messages : Messages
         What crosses a cut beside boundaries (`fedsplit.transport.with_messages`); nothing by
         default, as in papers.
+    recomputed : bool
+        Whether blocks are computed again in the backward pass (`checkpointed`).
     """
 
     name: str
@@ -183,6 +185,25 @@ class ModelProfile:
     shared: tuple[SharedWeights, ...] = ()
     crossing: Crossing = Crossing()
     messages: Messages = Messages()
+    recomputed: bool = False
+
+    def checkpointed(self) -> "ModelProfile":
+        """Return the same model with blocks that keep their input only.
+
+        In the backward pass each is computed again, and needs what it did not keep until it is
+        done.
+        """
+        inputs = [unit.boundary_bytes for unit in (self.embed, *self.blocks)]
+        blocks = tuple(
+            replace(
+                block,
+                backward_flops=block.forward_flops + block.backward_flops,
+                activation_bytes=before,
+                workspace_bytes=block.activation_bytes + block.workspace_bytes,
+            )
+            for block, before in zip(self.blocks, inputs[:-1], strict=True)
+        )
+        return replace(self, blocks=blocks, recomputed=True)
 
     @property
     def n_blocks(self) -> int:
@@ -304,9 +325,12 @@ class MeasuredProfile:
         )
         fits = self.seq_len == profile.seq_len
         require(fits, "measured.seq_len", self.seq_len, f"{profile.seq_len}, as the profile")
+        again = [0.0, *(profile.recomputed * up for up in self.forward_s[1:-1]), 0.0]
         timed = [
-            replace(unit, forward_flops=up / self.batch, backward_flops=down / self.batch)
-            for unit, up, down in zip(units, self.forward_s, self.backward_s, strict=True)
+            replace(unit, forward_flops=up / self.batch, backward_flops=(down + more) / self.batch)
+            for unit, up, down, more in zip(
+                units, self.forward_s, self.backward_s, again, strict=True
+            )
         ]
         return replace(
             profile,

@@ -82,11 +82,12 @@ def check_engine(engine: str, places: int) -> None:
 class Engine:
     """Carries out runs, one after the other, with one root: a context manager.
 
-    The root is started for the first run; the next ones find everything imported.
+    The root is started for the first run, or before it; the next ones find everything imported.
     """
 
     def __init__(self) -> None:
         self._stack = ExitStack()
+        self._early = Path()
         self._root: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -94,6 +95,10 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self._end()
+
+    def start(self) -> None:
+        """Start the root, which has seconds of imports before it, while others prepare a run."""
+        self._started()
 
     def carry_out(
         self,
@@ -129,7 +134,7 @@ class Engine:
             told, cause = os.pipe()
             with os.fdopen(told, "rb") as words:
                 with os.fdopen(cause, "wb"):
-                    root = self._started(file.fileno())
+                    root = self._started()
                     order = Order(
                         engine=engine,
                         overrides=overrides,
@@ -141,7 +146,12 @@ class Engine:
                     with suppress(BrokenPipeError):
                         socket.send_fds(self._line, [_BEGINS], [keep_open, cause, file.fileno()])
                         self._line.sendall(order.to_json().encode() + b"\n")
-                code = self._watched(root, watch)
+                try:
+                    code = self._watched(root, watch)
+                except BaseException:
+                    self._end()  # it is in the middle of a run that nobody waits for
+                    raise
+                file.write(self._early.read_bytes())
                 os.set_blocking(told, False)  # somebody may hold the other end for a moment
                 said = words.read(_MOST_WORDS) or b""
         return _cause(code, said.decode(errors="replace"))
@@ -152,9 +162,9 @@ class Engine:
             watch()
         watch()
         answer = _read_line(self._line)
-        return int(answer) if answer else root.wait()
+        return int(answer) if answer else root.wait() or 1
 
-    def _started(self, log: int) -> "subprocess.Popen[bytes]":
+    def _started(self) -> "subprocess.Popen[bytes]":
         """Return the root; one that has ended is replaced."""
         if self._root is not None and self._root.poll() is None:
             return self._root
@@ -164,7 +174,8 @@ class Engine:
         # Ours stays open as long as this process lives, and not a moment longer.
         self._line, roots = socket.socketpair()
         self._stack.enter_context(self._line)
-        with roots:
+        self._early = home / "early.log"  # until an order says where to write
+        with roots, self._early.open("ab") as log:
             self._root = subprocess.Popen(
                 [sys.executable, "-m", "fedsplit.apps.launch.root"],
                 env={

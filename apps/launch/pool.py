@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 
 from flwr.app import Context, Error, Message
+from flwr.app.user_config import UserConfig
 from flwr.common.constant import ErrorCode
 from flwr.supercore import log
 
@@ -138,5 +139,8 @@ class PoolGrid(LocalGrid):
 
     def _context(self, message: Message) -> Context:
         node = message.metadata.dst_node_id
-        config = {"partition-id": node - _FIRST_NODE, "num-partitions": self._n_nodes}
+        config: UserConfig = {
+            "partition-id": node - _FIRST_NODE,
+            "num-partitions": self._n_nodes,
+        }
         return self.context(node, config)

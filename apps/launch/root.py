@@ -30,15 +30,15 @@ _OUTPUTS = 1, 2
 def main() -> int:
     """Carry out one order after the other, until the command line is gone; return 0."""
     command = socket.socket(fileno=_COMMAND)
-    while (received := receive_order(command)) is not None:
-        # What is imported stays: looking for garbage in it takes a second, and would make every
-        # child copy the pages that it shares with the others.
-        gc.disable()
-        from ..client_app import app
-        from .server import serve
+    # What is imported stays: looking for garbage in it takes a second, and would make every child
+    # copy the pages that it shares with the others.
+    gc.disable()
+    from ..client_app import app
+    from .server import serve
 
-        gc.freeze()
-        gc.enable()
+    gc.freeze()
+    gc.enable()
+    while (received := receive_order(command)) is not None:
         order, kept = received
         for output in _OUTPUTS:
             os.dup2(kept[-1], output)

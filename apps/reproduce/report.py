@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from fedsplit.figures import COLUMN_IN, HATCHES, figure, legend, styles
+
 from .common import Chart, Findings, Row, Spread
 
 
@@ -112,32 +114,30 @@ def write_files(found: Sequence[Findings], folder: Path) -> None:
 
 def draw(chart: Chart, path: Path) -> None:
     """Draw a chart to a PNG: bars stacked by series where x holds names, else lines."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(7.0, 4.2), layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes = canvas.add_subplot(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
     places = range(len(chart.x))
-    if isinstance(chart.x[0], str):
-        width = 0.8 / (1 if chart.stacked else len(chart.series))
-        bottom = [0.0] * len(chart.x)
-        for number, (name, values) in enumerate(chart.series.items()):
-            shift = 0.0 if chart.stacked else (number - (len(chart.series) - 1) / 2) * width
-            at = [place + shift for place in places]
-            axes.bar(at, values, width, bottom=bottom, label=name or None)
-            if chart.stacked:
-                bottom = [a + b for a, b in zip(bottom, values, strict=True)]
-        axes.set_xticks(
-            places, [str(name) for name in chart.x], rotation=20, ha="right", fontsize=8
-        )
-    else:
-        for name, values in chart.series.items():
-            axes.plot(chart.x, values, "o-", label=name or None)
-    if any(chart.series):
-        axes.legend(fontsize=8)
-    axes.grid(alpha=0.3, axis="y")
-    canvas.savefig(path, dpi=150)
+    looks = styles(max(1, len(chart.series)))
+    with figure(path, width_in=COLUMN_IN * 1.5, height_in=3.0) as (_, axes):
+        if isinstance(chart.x[0], str):
+            width = 0.8 / (1 if chart.stacked else len(chart.series))
+            bottom = [0.0] * len(chart.x)
+            for number, (name, values) in enumerate(chart.series.items()):
+                shift = 0.0 if chart.stacked else (number - (len(chart.series) - 1) / 2) * width
+                at = [place + shift for place in places]
+                look = {"color": looks[number]["color"], "hatch": HATCHES[number % len(HATCHES)]}
+                axes.bar(
+                    at, values, width, bottom=bottom, label=name or None, edgecolor="white", **look
+                )
+                if chart.stacked:
+                    bottom = [a + b for a, b in zip(bottom, values, strict=True)]
+            axes.set_xticks(places, [str(name) for name in chart.x], rotation=20, ha="right")
+            axes.grid(visible=False, axis="x")
+        else:
+            for (name, values), look in zip(chart.series.items(), looks, strict=True):
+                axes.plot(chart.x, values, label=name or None, **look)
+        axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
+        axes.set_title(chart.title, pad=18 if any(chart.series) else None)
+        if any(chart.series):
+            legend(axes)
 
 
 def _figure(spread: Spread, unit: str) -> str:

@@ -5,7 +5,8 @@ from fedsplit.execution.device import StepReport, TurnResult, evaluate_turn, tra
 from fedsplit.execution.lane import compute
 from fedsplit.execution.optim import OptimizerSpec, State
 from fedsplit.execution.stage import Stage
-from fedsplit.execution.turn import StageTurn, TurnStatus
+from fedsplit.execution.status import TurnStatus
+from fedsplit.execution.turn import StageTurn
 
 __all__ = [
     "OptimizerSpec",

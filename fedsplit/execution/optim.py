@@ -156,7 +156,7 @@ class OptimizerSpec:
         A run is the parts of its rounds, a round of its branch's waves, a turn of its updates: so
         the rate depends on the plan alone.
         """
-        if self.schedule_over == "turn":
+        if self.schedule_over == "turn" or count == 1:
             return self
         return replace(self, part=_part(self.part, index, count))
 

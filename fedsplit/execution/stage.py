@@ -9,7 +9,8 @@ from torch import Tensor
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import Places
 from fedsplit.execution.optim import OptimizerSpec, State
-from fedsplit.execution.turn import StageTurn, TurnStatus
+from fedsplit.execution.status import TurnStatus
+from fedsplit.execution.turn import StageTurn
 from fedsplit.models import SplitModel
 from fedsplit.transport import Link, LinkError, OpenRequest, ServerLimits
 

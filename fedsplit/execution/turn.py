@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import Places, compute
 from fedsplit.execution.optim import OptimizerSpec, State
+from fedsplit.execution.status import ACTIVE, DONE, FAILED, WAITING, TurnStatus
 from fedsplit.execution.tier import Tier
 from fedsplit.models import Arrival, Boundary, SplitModel
 from fedsplit.transport import (
@@ -27,30 +28,6 @@ from fedsplit.transport import (
 
 # How far the norm over all tiers may be below that of some, for rounding.
 _ROUNDING = 1e-9
-
-WAITING, ACTIVE, DONE, FAILED = "waiting", "active", "done", "failed"
-
-
-@dataclass(frozen=True)
-class TurnStatus:
-    """How a turn stands on a stage.
-
-    Parameters
-    ----------
-    state : str
-        "waiting" (its link has not been opened), "active", "done" or "failed".
-    steps : int
-        Mini-batches trained or evaluated.
-    reason : str
-        Why it failed.
-    stats : LinkStats
-        Bytes that the stage's own link to the next tier carried; known once "done".
-    """
-
-    state: str = WAITING
-    steps: int = 0
-    reason: str = ""
-    stats: LinkStats = field(default_factory=LinkStats)
 
 
 class StageTurn:
@@ -116,14 +93,9 @@ class StageTurn:
         if device_adapters and not self.request.adapters_on_link:
             raise FedsplitError("adapters_on_link=False: must be True for a device to fetch any")
         self._device_adapters = dict(device_adapters)
+        seed, steps = self.request.seed, self.request.bounds.steps
         self._tier = Tier(
-            self._model,
-            [self._segment],
-            adapters,
-            self._optimizer,
-            self.request.seed,
-            self.request.bounds.steps,
-            self._kept,
+            self._model, [self._segment], adapters, self._optimizer, seed, steps, self._kept
         )
         self._supplied.set()
 
@@ -228,24 +200,22 @@ class StageTurn:
         with self._call(), self._place_for_step(train, keep=train):
             if train:
                 self._my_tier().take(share)
-            onward = self._forward(inputs, boundary)
-            if not train:
+            else:
                 self._count_step()
-            link = self._link
+            onward, link = self._forward(inputs, boundary), self._link
             return onward if link is None else link.forward(inputs, onward, samples, share)
 
     def backward(self, gradients: Gradients) -> BackwardReply:
         """See `fedsplit.transport.Steps.backward`."""
         with self._call():
             self._require_active()
-            behind: float | None = 0.0
             try:
+                reply = BackwardReply(gradients, 0.0)
                 if self._link is not None:
                     reply = self._link.backward(gradients)
-                    gradients, behind = reply.gradients, reply.norm
                 self._batch_due = True
-                returned = self._backward(gradients)
-                return BackwardReply(returned, self._norm_with(behind))
+                returned = self._backward(reply.gradients)
+                return BackwardReply(returned, self._norm_with(reply.norm))
             finally:
                 self._pending = None
                 self._leave_place()

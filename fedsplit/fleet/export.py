@@ -6,15 +6,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from fedsplit.figures import COLOURS, HATCHES, PAGE_IN, figure, legend
 from fedsplit.fleet.activities import Activity
 from fedsplit.fleet.timeline import RoundCost, Timeline
 
-_COLOURS = {
-    "compute": "tab:blue",
-    "uplink": "tab:orange",
-    "downlink": "tab:green",
-    "backhaul": "tab:purple",
-    "aggregate": "tab:red",
+_KINDS = ("compute", "uplink", "downlink", "backhaul", "aggregate")
+_LOOKS = {
+    kind: {"facecolor": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+    for kind, colour, hatch in zip(_KINDS, COLOURS, HATCHES, strict=False)
 }
 MAX_GANTT_ROWS = 60
 
@@ -104,28 +103,23 @@ def write_gantt(line: Timeline, path: str | Path, detail: bool = False) -> None:
     Rows beyond `MAX_GANTT_ROWS` are left out, and the title says so. Parameters as in
     `write_json`; the suffix of `path` decides the format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
     rows: dict[tuple[str, str], list[Activity]] = {}
     for activity in line.activities(detail):
         rows.setdefault((activity.entity, _lane(activity)), []).append(activity)
     shown = sorted(rows, key=_row_order)[:MAX_GANTT_ROWS]
-    figure = Figure(figsize=(10, 1.2 + 0.25 * len(shown)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for height, key in enumerate(shown):
-        spans = [(a.start_s, a.end_s - a.start_s) for a in rows[key]]
-        axes.broken_barh(spans, (height - 0.4, 0.8), color=_COLOURS[rows[key][0].kind])
-    axes.set_yticks(range(len(shown)), [f"{entity}: {lane}" for entity, lane in shown], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlabel("modelled time (s)")
-    left_out = f", first {len(shown)} of {len(rows)} rows" if len(shown) < len(rows) else ""
-    axes.set_title(f"Round of {line.cost.delay_s:.4g} s{left_out}")
-    used: Sequence[str] = sorted({rows[key][0].kind for key in shown})
-    axes.legend(handles=[Patch(color=_COLOURS[kind], label=kind) for kind in used], fontsize=7)
-    figure.savefig(path, dpi=150)
+    with figure(path, width_in=PAGE_IN, height_in=1.0 + 0.16 * len(shown)) as (_, axes):
+        for height, key in enumerate(shown):
+            spans = [(a.start_s, a.end_s - a.start_s) for a in rows[key]]
+            axes.broken_barh(spans, (height - 0.4, 0.8), **_LOOKS[rows[key][0].kind])
+        axes.set_yticks(range(len(shown)), [f"{entity}: {lane}" for entity, lane in shown])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        left_out = f", first {len(shown)} of {len(rows)} rows" if len(shown) < len(rows) else ""
+        used: Sequence[str] = sorted({rows[key][0].kind for key in shown})
+        for kind in used:
+            axes.broken_barh([], (0, 0), label=kind, **_LOOKS[kind])
+        legend(axes)
+        axes.set_xlabel(f"modelled time (s), of a round {line.cost.delay_s:.4g} s{left_out}")
 
 
 def _row_order(key: tuple[str, str]) -> tuple[str, int, str]:

@@ -2,9 +2,10 @@
 
 from fedsplit.flower.client_app import client_app
 from fedsplit.flower.link_settings import LinkSettings
+from fedsplit.flower.options import RunEnds, RunListener, SplitOptions
 from fedsplit.flower.server.host import StageHost
 from fedsplit.flower.server.outcome import BranchOutcome, RoundOutcome, TurnOutcome
-from fedsplit.flower.strategy import RunEnds, RunListener, SplitOptions, SplitStrategy
+from fedsplit.flower.strategy import SplitStrategy
 from fedsplit.flower.system import System, make_system
 from fedsplit.flower.tasks import Job
 

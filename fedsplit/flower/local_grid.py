@@ -2,12 +2,11 @@
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, as_completed
 from contextlib import suppress
 
 from flwr.app import Context, Message, RecordDict
-from flwr.app.user_config import UserConfig
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -33,10 +32,14 @@ class LocalGrid(Grid):
     def submit(self, message: Message) -> Future[Message]:
         """Have a node work on a message."""
 
-    def context(self, node: int, node_config: UserConfig) -> Context:
+    def context(self, node: int, node_config: Mapping[str, bool | float | int | str]) -> Context:
         """Return what a node is given with every message; its state is what it left there."""
         fresh = Context(
-            run_id=RUN_ID, node_id=node, node_config=node_config, state=RecordDict(), run_config={}
+            run_id=RUN_ID,
+            node_id=node,
+            node_config=dict(node_config),
+            state=RecordDict(),
+            run_config={},
         )
         return self._contexts.setdefault(node, fresh)
 

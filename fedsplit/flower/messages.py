@@ -4,7 +4,8 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, get_type_hints
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 HELLO, TRAIN, EVALUATE, EDGE = "query.node", "train.device", "evaluate.device", "train.edge"
 MOST_COUNTED = 1 << 53
+MOST_FILES = 100
+"""Files that a node lists at most."""
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -26,7 +29,7 @@ _HEADERS = {
 _MOST_HEADER = 10_000
 _NUMPY = "numpy.ndarray"
 _FLOWERS_WORDS = "occurred. Message: "
-_ARRAYS, _TASK, _METRICS, _INFO = "arrays", "task", "metrics", "info"
+_ARRAYS, _TASK, _METRICS, _INFO, _JOB = "arrays", "task", "metrics", "info", "job"
 
 
 def task_message(
@@ -36,7 +39,10 @@ def task_message(
     arrays: Mapping[str, Tensor] | ArrayRecord | None = None,
 ) -> Message:
     """Return the message that carries `task` and adapters to a node."""
-    content = RecordDict({_TASK: ConfigRecord({"json": json.dumps(to_mapping(task))})})
+    values = to_mapping(task)
+    # A part of its own, which a process that gets many tasks reads once.
+    texts = {_JOB: json.dumps(values.pop(_JOB))} if _JOB in values else {}
+    content = RecordDict({_TASK: ConfigRecord({"json": json.dumps(values), **texts})})
     if arrays is not None:
         content[_ARRAYS] = arrays if isinstance(arrays, ArrayRecord) else to_record(arrays)
     return Message(content, node_id, kind)
@@ -53,7 +59,15 @@ def read_task(message: Message, kind: type[T]) -> T:
     records = message.content.config_records
     if _TASK not in records:
         raise NodeLost("message: carries no fedsplit task; is another server app running?")
-    return from_mapping(kind, json.loads(str(records[_TASK]["json"])), "task")
+    values = json.loads(str(records[_TASK]["json"]))
+    if (job := records[_TASK].get(_JOB)) is not None:
+        values[_JOB] = _read_job(get_type_hints(kind)[_JOB], str(job))
+    return from_mapping(kind, values, "task")
+
+
+@lru_cache(maxsize=4)
+def _read_job(kind: type[T], text: str) -> T:
+    return from_mapping(kind, json.loads(text), f"task.{_JOB}")
 
 
 def answer(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from fedsplit.codec import gaussian_ratio
+from fedsplit.execution import OptimizerSpec
 from fedsplit.fleet import CodecRatio, Fleet, FleetSpec, SentBytes, Timeline, build_fleet
 from fedsplit.models import ModelSpec, check_route, possible_cuts
 from fedsplit.models.profile import profile_model
@@ -76,6 +77,7 @@ def make_system(
     fleet: FleetSpec | None = None,
     channel: ChannelSpec | None = None,
     work: LocalWork | None = None,
+    optimizer: OptimizerSpec | None = None,
     codec: CodecPlan | None = None,
     seq_len: int = 128,
     seed: int = 0,
@@ -91,6 +93,8 @@ def make_system(
         Machines and radio; the default ones if not given.
     work, codec : LocalWork, CodecPlan, optional
         What a turn trains and how boundaries are compressed.
+    optimizer : OptimizerSpec, optional
+        How it trains: what of that is said on links, and what blocks keep.
     seq_len : int
         Tokens per sample.
     seed : int
@@ -106,7 +110,13 @@ def make_system(
     machines = build_fleet(fleet or FleetSpec(), seed)
     positions = machines.devices.positions_m
     work = work or LocalWork()
-    profile = with_messages(profile or profile_model(model, seq_len), work.batch_size)
+    how, costs = optimizer or OptimizerSpec(), profile or profile_model(model, seq_len)
+    profile = with_messages(
+        costs.checkpointed() if how.checkpointing else costs,
+        work.batch_size,
+        clips=how.clip is not None,
+        accumulate=how.accumulate,
+    )
     return System(
         profile=profile,
         fleet=machines,

@@ -13,10 +13,10 @@ from torch.optim import AdamW
 
 from fedsplit.errors import require
 from fedsplit.models.blocks import find_blocks
+from fedsplit.models.loading import load
 from fedsplit.models.private import tree_leaves
 from fedsplit.models.profile import example_batch, profile_model
 from fedsplit.models.spec import ModelSpec
-from fedsplit.models.split import load
 from fedsplit.profiles import MeasuredProfile
 
 _COUNTERS = Path("/sys/class/powercap")
@@ -81,17 +81,17 @@ def measure_machine(
         backward_s=tuple(s + update * size for s, size in zip(backward, adapters, strict=True)),
         memory_bytes=float(pages),
         # A counter that started anew in between tells nothing.
-        power_w=(spent - joules) / lasted if joules is not None and spent > joules else None,
+        power_w=(spent - joules) / lasted if spent > joules else None,
     )
 
 
-def _joules() -> float | None:
-    """Return what the processors' own counters say they used so far, where they may be read."""
+def _joules() -> float:
+    """Return what the processors' own counters say they used so far; 0 where none may be read."""
     counters = sorted(_COUNTERS.glob("intel-rapl:?/energy_uj"))
     try:
-        return sum(int(file.read_text()) for file in counters) / 1e6 if counters else None
+        return sum(int(file.read_text()) for file in counters) / 1e6
     except (OSError, ValueError):
-        return None
+        return 0.0
 
 
 def unit_seconds(

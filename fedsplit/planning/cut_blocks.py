@@ -208,10 +208,9 @@ def _block(graph: LayerGraph, start: int, stop: int, last_child: Ints) -> Block:
     edges = edges[~np.isin(edges[:, 0], always)]
     feeding = np.unique(edges[edges[:, 0] < start, 0])
     vertices = np.concatenate([feeding, np.arange(start, end + 1)])
-    place = np.full(graph.n, -1)
-    place[vertices] = np.arange(len(vertices))
     needs = graph.requires[(graph.requires >= start).all(1) & (graph.requires <= end).all(1)]
-    network = CutNetwork(len(vertices), place[edges], place[needs])
+    places = (np.searchsorted(vertices, pairs) for pairs in (edges, needs))
+    network = CutNetwork(len(vertices), *places)
     return Block(start, stop, vertices, len(feeding), always, network)
 
 

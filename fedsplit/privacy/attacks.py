@@ -116,4 +116,4 @@ def fit_ridge(
 def most_alike(vectors: Tensor, embedding: Tensor) -> Tensor:
     """Return for each vector the token whose embedding has the largest cosine with it."""
     unit = normalize(embedding).T
-    return torch.cat([(part @ unit).argmax(1) for part in normalize(vectors).split(_ROWS)])
+    return torch.cat([(part @ unit).argmax(1) for part in torch.split(normalize(vectors), _ROWS)])

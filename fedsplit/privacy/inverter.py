@@ -108,9 +108,9 @@ class Learner:
 
         Those of all tokens that it has seen, and others, since the whole vocabulary takes long.
         """
-        seen = self.auxiliary.tokens.unique()
+        seen = torch.unique(self.auxiliary.tokens)
         every = max(1, len(self.embedding) // (_OTHERS + len(seen)))
-        chosen = torch.cat([seen, torch.arange(0, len(self.embedding), every)]).unique()
+        chosen = torch.unique(torch.cat([seen, torch.arange(0, len(self.embedding), every)]))
         place = torch.full((len(self.embedding),), -1)
         return self.embedding[chosen], place.scatter(0, chosen, torch.arange(len(chosen)))
 
@@ -134,7 +134,7 @@ class Learner:
         learnt, held_out = self._parts
         known, place = self._vocabulary
         unit = normalize(known).T
-        texts, tokens = _texts(learnt), place[learnt.tokens].split(list(learnt.lengths))
+        texts, tokens = _texts(learnt), torch.split(place[learnt.tokens], list(learnt.lengths))
         optimizer = torch.optim.AdamW(network.parameters(), lr=how.lr, weight_decay=1e-2)
         best, kept, since = start, copy.deepcopy(network.state_dict()), 0
         for step in range(1, how.steps + 1):
@@ -181,7 +181,7 @@ class _Inverter(nn.Module):
 
 
 def _texts(observed: Observed) -> list[Tensor]:
-    return list(observed.vectors.split(list(observed.lengths)))
+    return list(torch.split(observed.vectors, list(observed.lengths)))
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def success(guessed: Tensor, true: Tensor, lengths: Sequence[int]) -> Success:
     lengths : sequence of int
         Tokens of each text.
     """
-    pairs = zip(guessed.split(list(lengths)), true.split(list(lengths)), strict=True)
+    pairs = zip(torch.split(guessed, list(lengths)), torch.split(true, list(lengths)), strict=True)
     rouge = [rouge_l(mine.tolist(), theirs.tolist()) for mine, theirs in pairs]
     return Success(float((guessed == true).double().mean()), float(np.mean(rouge)))
 

@@ -3,27 +3,27 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedsplit.figures import figure, legend, styles
 from fedsplit.report.records import RoundRecord
+
+_WORDS = {"train_loss": "training", "eval_loss": "evaluation"}
 
 
 def plot_loss(records: Sequence[RoundRecord], path: Path) -> None:
     """Draw training and evaluation loss over rounds to a PNG at `path`."""
-    # A figure of its own, without pyplot: no display is needed and nothing is shared.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="round", ylabel="loss per target (nats)")
-    for label, marker, points in (
-        ("training", ".", [(r.round, r.train_loss) for r in records if r.train_loss is not None]),
-        ("evaluation", "o", [(r.round, r.eval_loss) for r in records if r.eval_loss is not None]),
-    ):
-        if points:
-            axes.plot(*zip(*points, strict=True), marker=marker, label=label)
-    if axes.lines:
-        axes.legend()
-    axes.grid(alpha=0.3)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, dpi=150)
+    with figure(path) as (_, axes):
+        for name, style in zip(_WORDS, styles(2), strict=True):
+            points = [
+                (record.round, loss)
+                for record in records
+                if (loss := getattr(record, name)) is not None
+            ]
+            if points:
+                every = max(1, len(points) // 10)
+                across, up = zip(*points, strict=True)
+                axes.plot(across, up, label=_WORDS[name], markevery=every, **style)
+        axes.set(xlabel="round", ylabel="loss (nats per target)")
+        legend(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))

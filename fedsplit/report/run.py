@@ -137,9 +137,18 @@ class RunReport:
         self._failures.append(failure)
         self._write(None)
 
-    def add_data(self, lines: Sequence[str], devices: Mapping[str, Mapping[str, int]]) -> None:
-        """Keep what the devices' data are, as `lines` to read and as numbers by device."""
-        self._data = {"lines": list(lines), "devices": dict(devices)}
+    def add_data(
+        self,
+        lines: Sequence[str],
+        devices: Mapping[str, Mapping[str, int]],
+        left_out: Sequence[str] = (),
+    ) -> None:
+        """Keep what the devices' data are: `lines` to read, numbers by device, files not read."""
+        self._data = {
+            "lines": list(lines),
+            "devices": dict(devices),
+            "left_out": list(left_out),
+        }
         self._write(None)
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:

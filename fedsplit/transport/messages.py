@@ -16,17 +16,23 @@ _WITH_SAMPLES = {Kind.STEP, Kind.FORWARD}
 _TOKEN = bytes(TOKEN_BYTES)
 # Values of usual length: a message is a few bytes longer or shorter with others.
 _SAMPLE, _SEED, _LOSS, _TARGETS = 1234, 1 << 62, 1 / 3, 1000
+_NORM: dict[str, object] = {"norm": 1 / 3}
+_SAY_NORM = {Kind.STEP, Kind.FORWARD, Kind.STEP_REPLY, Kind.BACKWARD_REPLY}
 
 
-def with_messages(profile: ModelProfile, batch: int) -> ModelProfile:
+def with_messages(
+    profile: ModelProfile, batch: int, *, clips: bool = False, accumulate: int = 1
+) -> ModelProfile:
     """Return `profile` with the sizes of messages, as `encode` makes them of its `crossing`.
 
     Exact, but for the number of digits of losses, sample indices and the like, for mini-batches of
-    `batch` samples.
+    `batch` samples. Where gradients are clipped, the norm goes with one of `accumulate`
+    mini-batches; several of an update say their share of its targets.
     """
     crossing = profile.crossing
     at_home, onward = crossing.inputs, crossing.inputs | crossing.labels
     fields = {"loss": _LOSS, "targets": _TARGETS}
+    share = {"share": 1 / 3} if accumulate > 1 else {}
 
     def message(
         kind: Kind,
@@ -46,7 +52,10 @@ def with_messages(profile: ModelProfile, batch: int) -> ModelProfile:
             samples=(_SAMPLE,) * batch if kind in _WITH_SAMPLES else (),
             fields=contents,
         )
-        n_bytes = len(encode(frame)) - frame.payload_bytes
+        n_bytes: float = len(encode(frame)) - frame.payload_bytes
+        if clips and kind in _SAY_NORM:
+            longer = replace(frame, fields={**contents, **_NORM})
+            n_bytes += (len(encode(longer)) - len(encode(frame))) / accumulate
         per_sample = sum(form.itemsize * math.prod(form.shape) for form in inputs.values())
         return Message(n_bytes - batch * per_sample, per_sample)
 
@@ -59,9 +68,9 @@ def with_messages(profile: ModelProfile, batch: int) -> ModelProfile:
     return replace(
         profile,
         messages=Messages(
-            step=message(Kind.STEP, onward, "boundary"),
+            step=message(Kind.STEP, onward, "boundary", **share),
             step_reply=message(Kind.STEP_REPLY, {}, "gradient", **fields),
-            forward=message(Kind.FORWARD, at_home, "boundary"),
+            forward=message(Kind.FORWARD, at_home, "boundary", **share),
             forward_reply=message(Kind.FORWARD_REPLY, {}, "boundary"),
             backward=message(Kind.BACKWARD, {}, "gradient"),
             backward_reply=message(Kind.BACKWARD_REPLY, {}, "gradient"),

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from fedsplit.apps.audit import Server, audit
-from fedsplit.apps.config import load_config, model_spec, plain
+from fedsplit.apps.config import load_config, model_spec
+from fedsplit.apps.values import plain
 from rich.console import Console
 
 from fedsplit.flower.server.checkpoint import Checkpoint, save_checkpoint

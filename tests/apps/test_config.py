@@ -16,13 +16,13 @@ from fedsplit.apps.config import (
     local_work,
     output_folder,
     patience,
-    plain,
     run_settings,
 )
 from fedsplit.apps.outputs import EvaluateSettings, KeepSettings, StopSettings
 from fedsplit.apps.overrides import PATHS, PATHS_OR_NAMES, groups
 from fedsplit.apps.plan import build_scenario
 from fedsplit.apps.server_app import build_scheme
+from fedsplit.apps.values import plain
 from fedsplit.strategies.vanilla import Vanilla
 
 from fedsplit.data import DataSpec
@@ -99,7 +99,7 @@ def build_all(overrides: list[str]) -> None:
     [
         ("strategy=splitfde", "strategy='splitfde': must be one of .*splitfed"),
         ("train.batch_size=0", "train.batch_size=0: must be at least 1"),
-        ("train.optimizer.name=sdg", "name='sdg': must be one of adamw, adam, sgd"),
+        ("train.optimizer.name=sdg", "name='sdg': must be one of adadelta, adafactor, .*sgd"),
         (
             "train.optimizer.rate=1",
             "train.optimizer.rate=1: must be a known setting",

@@ -3,15 +3,18 @@
 import json
 import os
 import signal
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from fedsplit.apps.launch.engine import Engine
 from fedsplit.apps.study import run_study
 from rich.console import Console
 
 from fedsplit.errors import FedsplitError
+from fedsplit.report.lock import locked
 from fedsplit.report.studies.members import read_members
 from tests.system.running import start, tiny_job, wait_until
 
@@ -68,9 +71,36 @@ def test_a_study_that_was_killed_goes_on_and_no_member_is_run_twice(
     assert [member.status for member in read_members(study)].count("done") == 3
 
 
-def _is_free(sweep: list[str]) -> bool:
-    from fedsplit.report.lock import locked
+def test_a_run_that_nobody_waits_for_is_not_taken_for_the_next(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    """Whoever watches a run may fail: the next one has a root of its own."""
 
+    def fail() -> None:
+        raise RuntimeError("no more")
+
+    overrides = tiny_job(tiny_checkpoint, tiny_text)
+    with Engine() as engine:
+        for number, watch in enumerate((fail, lambda: None)):
+            output = tmp_path / str(number)
+            output.mkdir()
+            with locked(output) as lock, suppress(RuntimeError):
+                cause = engine.carry_out(
+                    engine="embedded",
+                    overrides=overrides,
+                    output=output,
+                    devices=2,
+                    places=2,
+                    log=output / "log",
+                    keep_open=lock,
+                    watch=watch,
+                )
+    assert cause is None
+    assert finished(output)
+    assert not finished(tmp_path / "0")
+
+
+def _is_free(sweep: list[str]) -> bool:
     folder = Path(sweep[-1].partition("=")[2])
     try:
         for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):

@@ -92,6 +92,10 @@ def test_a_study_stands_for_its_overrides_and_what_is_typed_goes_first() -> None
     assert all("seed=7" in member.overrides for member in some)
 
 
+def test_of_a_key_that_is_named_twice_the_last_counts() -> None:
+    assert swept("seed=0,1,2", "rounds=1,2", "seed=5,6", "rounds=3") == [{"seed": 5}, {"seed": 6}]
+
+
 def test_a_study_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("overrides: ['seed=0,1', 'strategy=sft']\n")

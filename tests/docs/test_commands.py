@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fedsplit.apps.cli import _parse, main
+from fedsplit.apps.arguments import parse
+from fedsplit.apps.cli import main
 from fedsplit.apps.config import load_config, require_plain
 from fedsplit.apps.overrides import expand_sweeps
+from fedsplit.apps.sweep import members
 from flwr.common.config import parse_config_args
 from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
@@ -53,6 +55,8 @@ class NotHere:
 
 _SMALL = "rounds=1 train.steps=1 train.batch_size=2 fleet.devices=2 data.max_samples=64"
 _TINY = f"{_SMALL} data.seq_len=32"
+_FEW = f"{_TINY} seed=0,1 strategy=splitfed,gsfl"
+_STUDY = f"fedsplit run -m output=outputs/study {_FEW}"
 _TRAINED = r"│ +1 │ +[\d.]+ │"
 _TO_SITE = "--quiet --no-deps --no-build-isolation --no-index --target site"
 _HUB = NotHere("needs the Hugging Face hub")
@@ -88,6 +92,19 @@ TABLE: Mapping[str, Run | NotHere] = {
     "fedsplit run strategy=sft model=vit": Run(_SMALL, _TRAINED),
     "fedsplit run strategy=splitllm": Run(f"{_TINY} fleet.edges=2", _TRAINED),
     "fedsplit run strategy=my_scheme": Run(_TINY, _TRAINED),
+    "fedsplit run -m strategy=splitfed,sft channel.bandwidth_hz=20e6,5e6": Run(
+        _TINY, r"table\.csv"
+    ),
+    "fedsplit run -m strategy=splitfed,sft,gsfl": Run(_FEW, r"table\.csv"),
+    "fedsplit run -m study=schemes": NotHere("takes hours; tests/apps/test_sweep.py expands it"),
+    "fedsplit plot outputs/study": Run("", r"\.csv", after=_STUDY),
+    "fedsplit report outputs/study": Run("", r"outputs/study/report", after=_STUDY),
+    "fedsplit report outputs/bands": Run(
+        "",
+        r"outputs/bands/report",
+        after="fedsplit run -m strategy=splitfed,sft channel.bandwidth_hz=20e6,5e6 seed=0,1 "
+        f"output=outputs/bands {_TINY}",
+    ),
     "fedsplit run data=text data.path=notes/ evaluate.central": Run(_TINY, _TRAINED),
     "fedsplit export outputs/tuned --merge": Run(
         "", r"round 1 of .*written to .*merged", after=f"fedsplit run output=outputs/tuned {_TINY}"
@@ -219,7 +236,7 @@ def typed(command: str, more: str, capsys: pytest.CaptureFixture[str]) -> tuple[
     """Return exit code and output of a command as it stands, with `more` behind it."""
     text = command.replace("/path/to/", "./")
     joined = "\n" if "\n" in text else " "
-    if re.match(r"fedsplit (plan|deploy|reproduce|run --cfg)", text):
+    if re.match(r"fedsplit (plan|plot|report|deploy|reproduce|run --cfg)", text):
         capsys.readouterr()
         code = main(shlex.split(f"{text} {more}")[1:])
         shown = capsys.readouterr()
@@ -322,10 +339,12 @@ def test_what_cannot_run_is_read_by_its_program(command: str, reader: Path) -> N
 
 
 def _read_fedsplit(arguments: list[str]) -> None:
-    options = _parse(arguments)
+    options = parse(arguments)
     for override in getattr(options, "overrides", []):
         expand_sweeps([override], True)
-    if arguments[0] == "run":
+    if arguments[0] == "run" and options.multirun:
+        assert members(options.overrides, multirun=True)
+    elif arguments[0] == "run":
         require_plain(load_config(options.overrides))
 
 

@@ -1,5 +1,6 @@
 """Planned bytes against what the links of a real turn count, message for message."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,7 +13,7 @@ from fedsplit.execution import compute, train_turn
 from fedsplit.fleet import timeline
 from fedsplit.models import ModelSpec, load
 from fedsplit.models.profile import profile_model
-from fedsplit.plan import RoundPlan, Route, Segment, Turn
+from fedsplit.plan import CodecPlan, RoundPlan, Route, Segment, Turn
 from fedsplit.transport import with_messages
 from tests.fleet.fleet_scenarios import random_fleet, random_state
 from tests.tiny_split import OPTIMIZER, Cluster
@@ -38,18 +39,18 @@ def batches(count):
     return found
 
 
-def real_bytes(spec, route, codec):
+def real_bytes(spec, route, codec=None, optimizer=OPTIMIZER):
     """Return the bytes up and down of the device's link, and of the edge's (0 without one)."""
     whole = load(spec)
     adapters = whole.adapters(Segment("device", 0, BLOCKS))
     with Cluster(spec) as cluster:
-        tokens = cluster.open(route, adapters, codec=codec)
+        tokens = cluster.open(route, adapters, optimizer, codec=codec)
         result = train_turn(
             compute(lambda: load(spec, route.on("device"))),
             route,
             batches(STEPS),
             adapters=adapters,
-            optimizer=OPTIMIZER,
+            optimizer=optimizer,
             seed=0,
             codec=codec,
             **cluster.entrance(route, tokens),
@@ -68,8 +69,9 @@ def model_spec(dtype):
     return ModelSpec(model_type="gpt2", config=SIZES, r=4, dtype=dtype)
 
 
-def planned_bytes(spec, route, codec):
-    profile = profile_of(spec.dtype)
+def planned_bytes(spec, route, codec=None, **recipe):
+    profile = with_messages(profile_of(spec.dtype), BATCH, **recipe)
+    codec = codec or CodecPlan()
     fleet = random_fleet(0, 1, edges=1 if route.on("edge") else 0)
     plan = RoundPlan.parallel([Turn(0, route, STEPS, codec)])
     state = random_state(0, fleet)
@@ -106,3 +108,20 @@ def test_plans_expect_the_bytes_that_are_sent(shape, dtype, codec):
     assert planned[0] == pytest.approx(real[0], rel=up)
     assert planned[1] == pytest.approx(real[1], rel=down)
     assert planned[2] == pytest.approx(real[2], rel=max(up, down))
+
+
+@pytest.mark.parametrize("shape", ROUTES)
+def test_plans_count_what_clipped_and_accumulated_steps_say(shape):
+    """Headers are padded to 16 bytes, so a frame may be one such step longer or shorter."""
+    spec, route = model_spec("float32"), ROUTES[shape]
+    recipe = replace(OPTIMIZER, clip=1.0, accumulate=STEPS)
+    real = [real_bytes(spec, route, optimizer=how) for how in (OPTIMIZER, recipe)]
+    planned = [
+        planned_bytes(spec, route, **how) for how in ({}, {"clips": True, "accumulate": STEPS})
+    ]
+    for direction in range(3):
+        more = real[1][direction] - real[0][direction]
+        expected = planned[1][direction] - planned[0][direction]
+        links = 2 if direction == 2 else 1
+        assert more == pytest.approx(expected, abs=16 * STEPS * links), direction
+        assert (more > 0) == (expected > 0)

@@ -18,7 +18,7 @@ from fedsplit.models.blocks import find_blocks
 from fedsplit.models.profile import example_batch, profile_model, profile_module
 from fedsplit.models.profile_measured import measure_machine
 from fedsplit.plan import Route, Segment
-from fedsplit.profiles import ModelProfile, total
+from fedsplit.profiles import MeasuredProfile, ModelProfile, total
 
 TINY = {"vocab_size": 64, "n_embd": 32, "n_layer": 4, "n_head": 4}
 SPEC = ModelSpec(model_type="gpt2", config=TINY)
@@ -182,3 +182,20 @@ def test_shapes_without_sense_are_refused() -> None:
         profile_model(SPEC, seq_len=1)
     with pytest.raises(FedsplitError, match="repeats=0"):
         measure_machine(SPEC, seq_len=16, repeats=0)
+
+
+def test_blocks_computed_again_keep_their_input_alone_and_take_longer() -> None:
+    profile = profile_model(ModelSpec(model_type="gpt2", config={"n_layer": 2}), 16)
+    again = profile.checkpointed()
+    for unit, (before, block) in enumerate(zip(profile.units, profile.blocks, strict=False)):
+        found = again.blocks[unit]
+        assert found.backward_flops == block.backward_flops + block.forward_flops
+        assert found.activation_bytes == before.boundary_bytes < block.activation_bytes
+        # At its turn a block needs all that it needed before.
+        both = found.activation_bytes + found.workspace_bytes
+        assert both >= block.activation_bytes + block.workspace_bytes
+    assert (again.embed, again.head) == (profile.embed, profile.head)
+    times = {"forward_s": (1.0, 2.0, 3.0, 4.0), "backward_s": (10.0, 20.0, 30.0, 40.0)}
+    measured = MeasuredProfile(model="gpt2", seq_len=16, batch=1, **times)
+    backward = [unit.backward_flops for unit in measured.seconds(again).units]
+    assert backward == [10.0, 22.0, 33.0, 40.0]

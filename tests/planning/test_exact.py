@@ -59,6 +59,14 @@ def test_each_device_alone_can_be_far_from_the_best() -> None:
     assert (found.delay_s, found.energy_j, found.objective) == (10.0, 1.0, 11.0)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
+def test_the_objective_is_joules_and_seconds_of_delay_alone(weight: float) -> None:
+    """In J: E and so many watts times T; in s where nothing but delay counts."""
+    parts = [[2.0]], [[3.0]], [[5.0]], [[7.0]]
+    assert split_exactly(SplitProblem(*parts, weight)).objective == 7.0 + weight * 10.0
+    assert split_exactly(SplitProblem(*parts, np.inf)).objective == 10.0
+
+
 def test_a_server_that_serves_one_after_the_other_counts_the_sum() -> None:
     problem = SplitProblem(
         [[1.0, 3.0]] * 3, [[2.0, 0.5]] * 3, np.ones((3, 2)), np.zeros((3, 2)), np.inf

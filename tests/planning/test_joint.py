@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedsplit.planning.bandwidth import evaluate_shares, minmax_shares
 from fedsplit.planning.costs import Devices
 from fedsplit.planning.errors import InfeasibleError
-from fedsplit.planning.joint import plan_joint
+from fedsplit.planning.joint import _Options, plan_joint
 from fedsplit.planning.pools import LinearPool, ShannonPool
 from fedsplit.planning.sft import SftProblem, plan_large_timescale, plan_small_timescale
 from tests.planning.planning_scenarios import sft_problem
@@ -69,6 +69,23 @@ def test_the_plan_is_feasible_and_beats_a_common_cut(
     common = plan_large_timescale(problem)
     spectrum_only = plan_small_timescale(problem, common.cut, common.ratio)
     assert plan.round_s <= spectrum_only.objective_s * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_loss_costs_no_more_than_it_takes_to_keep_the_limit(seed: int, scale: float) -> None:
+    """Whatever the unit of costs: a price a little lower would break the limit."""
+    problem = sft_problem(8, seed)
+    options = _Options(problem, problem.table, True)
+    costs = scale * options.priced(np.ones(11))
+    chosen, price = options.answer(costs)
+    assert options.loss_of(chosen) <= options.loss_limit
+    if price == 0:
+        assert (chosen == costs.argmin(axis=1)).all()
+        return
+    harm = problem.shares_of_data[:, None] * options._loss
+    cheaper = (costs + 0.999 * price * harm).argmin(axis=1)
+    assert options.loss_of(cheaper) > options.loss_limit
 
 
 def test_certified_gaps_are_small_and_shrink_with_the_fleet() -> None:

@@ -206,6 +206,8 @@ def info(name: str, value: str) -> Change:
         without("info"),
         info("source", "another"),
         info("role", "admin"),
+        info("left-out", "[1]"),
+        info("left-out", "[" * 9999),
         metric("train-read", -1),
         info("profile", "{"),
         info("profile", "[" * 50_000),

@@ -33,7 +33,7 @@ from fedsplit.errors import FedsplitError, SettingsError
 from fedsplit.execution import TurnResult, evaluate_turn, train_turn
 from fedsplit.execution.peak import forget_peak, peak_bytes
 from fedsplit.flower.link_settings import LinkSettings
-from fedsplit.flower.messages import answer, read_arrays, read_task
+from fedsplit.flower.messages import MOST_FILES, answer, read_arrays, read_task
 from fedsplit.flower.node.kept import read_state, write_state
 from fedsplit.flower.node.models import cached_model
 from fedsplit.flower.source import source_hash
@@ -53,8 +53,9 @@ Loader: TypeAlias = Callable[[Context], tuple[Samples | Rows, Samples | Rows]]
 """``load_data(context) -> train, test``: a device's own data."""
 
 
-# Devices whose samples a process keeps, so that they are not made again at every turn.
-_KEPT = 64
+# Samples that a process keeps of the devices that it plays, so that they are not made again at each
+# turn. Those of 128 tokens take some 2 KiB.
+_KEPT = 100_000
 
 
 class Device:
@@ -70,6 +71,7 @@ class Device:
     def __init__(self, loader: Loader | None = None) -> None:
         self._loader = loader
         self._kept: dict[str, tuple[Samples, Samples]] = {}
+        self._count = 0  # of the samples kept
 
     def hello(self, message: Message, context: Context) -> Message:
         """Say which device this node is, what data it holds and which source it runs."""
@@ -87,6 +89,7 @@ class Device:
                 "source": source_hash(),
                 "role": "device",
                 "site": str(context.node_config.get("site", "")),
+                "left-out": json.dumps(self._left_out(job, context)[:MOST_FILES]),
                 "profile": _own_profile(context),
             },
         )
@@ -146,6 +149,12 @@ class Device:
             )
             return answer(message, _metrics(result, time.perf_counter() - started))
 
+    def _left_out(self, job: Job, context: Context) -> tuple[str, ...]:
+        """Return the files beside the data that were not read, if the server named them itself."""
+        if self._loader is not None or job.data is None or job.data.partition == LOCAL:
+            return ()
+        return named_data(job, context.node_config.get("data-root")).left_out
+
     def _data(self, job: Job, context: Context) -> tuple[Samples, Samples]:
         """Return the samples to train and to test on; a process keeps those of a few devices."""
         index, data = device_index(context), job.data
@@ -162,9 +171,12 @@ class Device:
             else:
                 named = named_data(job, context.node_config.get("data-root"))
                 samples = named.train(index), named.test(index)
-            while len(self._kept) >= _KEPT:
-                del self._kept[next(iter(self._kept))]
             self._kept[key] = samples
+            self._count += sum(map(len, samples))
+            while self._count > _KEPT and len(self._kept) > 1:
+                oldest = self._kept.pop(next(iter(self._kept)))
+                self._count -= sum(map(len, oldest))
+            return samples
         return self._kept[key]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import Stage, TurnStatus, weighted_mean
-from fedsplit.execution.turn import DONE, FAILED
+from fedsplit.execution.status import DONE, FAILED
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import answer, read_arrays, read_task
 from fedsplit.flower.node.device import at_work

@@ -1,25 +1,32 @@
-"""Models that a node's process keeps between messages."""
+"""The model that a node's process keeps between messages."""
 
 import json
-from functools import lru_cache
+import threading
 
 from fedsplit.execution import compute
 from fedsplit.execution.accelerator import torch_device
 from fedsplit.flower.tasks import Job
-from fedsplit.mapping import from_mapping, to_mapping
-from fedsplit.models import ModelSpec, SplitModel, load
+from fedsplit.mapping import to_mapping
+from fedsplit.models import SplitModel, load
 from fedsplit.plan import Segment
+
+_mutex = threading.Lock()
+_kept: dict[tuple[str, str], tuple[SplitModel, tuple[Segment, ...]]] = {}  # one at most
 
 
 def cached_model(job: Job, segments: tuple[Segment, ...]) -> SplitModel:
-    """Return the job's model with `segments`; a process that plays several nodes loads it once."""
-    spec = json.dumps(to_mapping(job.model), sort_keys=True)
-    model = _load(spec, segments, job.accelerator)
-    model.counts_tokens = job.token_accuracy
-    return model
+    """Return the job's model with `segments` at least, loaded once in a process.
 
-
-@lru_cache(maxsize=1)
-def _load(spec: str, segments: tuple[Segment, ...], accelerator: str) -> SplitModel:
-    model = from_mapping(ModelSpec, json.loads(spec), "model")
-    return compute(lambda: load(model, segments, torch_device(accelerator)))
+    A process that plays several nodes, or whose cut moves, keeps what it has held so far: it loads
+    again only for blocks that it has never held.
+    """
+    key = json.dumps(to_mapping(job.model), sort_keys=True), job.accelerator
+    with _mutex:
+        model, held = _kept.get(key, (None, ()))
+        if model is None or not model.holds(segments):
+            held = tuple(dict.fromkeys((*held, *segments)))
+            del model
+            _kept.clear()  # before the next takes its place
+            model = compute(lambda: load(job.model, held, torch_device(job.accelerator)))
+            _kept[key] = model, held
+        return model

@@ -1,5 +1,6 @@
 """Who takes part: which Flower node is which device of the fleet."""
 
+import json
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from fedsplit.data.counts import DeviceCounts
 from fedsplit.errors import FedsplitError, NodeLost, SettingsError, require
 from fedsplit.flower.messages import (
     HELLO,
+    MOST_FILES,
     read_count,
     read_error,
     read_info,
@@ -43,6 +45,7 @@ class DeviceNode:
     counts: DeviceCounts | None = None
     site: str = ""
     profile: MeasuredProfile | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def place(self) -> tuple[str, int]:
@@ -365,4 +368,16 @@ def read_node(reply: Message, job: Job) -> DeviceNode | EdgeNode:
         profile = MeasuredProfile.parse(text) if text else None
     except FedsplitError as error:
         raise NodeLost(f"device {index}: {error!s:.200}") from error
-    return DeviceNode(node_id, index, n_train, n_test, held, site, profile)
+    left_out = _file_names(info.get("left-out", "[]"), f"device {index}")
+    return DeviceNode(node_id, index, n_train, n_test, held, site, profile, left_out)
+
+
+def _file_names(text: str, who: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    short = isinstance(names, list) and len(names) <= MOST_FILES
+    if not short or not all(isinstance(name, str) and len(name) < 1 << 13 for name in names):
+        raise NodeLost(f"{who}: left-out={text!r:.80} must be a list of {MOST_FILES} names at most")
+    return tuple(names)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedsplit.errors import NodeLost
 from fedsplit.execution import OptimizerSpec, Stage
-from fedsplit.execution.turn import DONE, FAILED
+from fedsplit.execution.status import DONE, FAILED
 from fedsplit.flower.server.edges import Assignment
 from fedsplit.flower.server.host import StageHost
 from fedsplit.flower.server.liveness import StartClock

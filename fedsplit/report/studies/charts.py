@@ -245,7 +245,7 @@ def _draw_bars(made: Chart, axes: "Axes") -> None:
     if made.ci:
         half = made.data[f"{y}.half_width"] / scale(y)
         axes.errorbar(range(len(values)), values, half, fmt="none", ecolor="black", capsize=2, lw=1)
-    turn = {"rotation": 25, "ha": "right"} if len(values) > 4 else {}
+    turn: dict[str, Any] = {"rotation": 25, "ha": "right"} if len(values) > 4 else {}
     axes.set_xticks(range(len(values)), made.data[GROUP], **turn)
     axes.grid(visible=False, axis="x")
     axes.set(ylabel=label(y))

@@ -143,7 +143,7 @@ def _runs(study: Study) -> str:
 
 def _curves(study: Study, place: Path) -> str:
     quality = next((name for name in _QUALITY if name in study.metrics), "")
-    made = []
+    made: list[tuple[str, tuple[str, ...]]] = []
     for spent in _SPENT:
         if quality and spent in study.metrics:
             made.append((LINE, (spent, quality)))
@@ -163,7 +163,7 @@ def _curves(study: Study, place: Path) -> str:
 def _routes(study: Study, place: Path) -> str:
     named, _ = grouped(study)
     groups = named.drop_duplicates(GROUP).set_index("run")[GROUP].astype(str).to_dict()
-    drawn = []
+    drawn: list[str] = []
     for member in (item for item in study.members if item.name in groups):
         turns = [turn for turn in read_turns(study.folder / member.folder) if turn.route]
         trained = [turn for turn in turns if turn.phase == "train"]
