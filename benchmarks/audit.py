@@ -22,6 +22,7 @@ import json
 import sys
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from fedsplit.apps.audit import INVERTER, OTHER, RIDGE, SAME, embeddings, readers
@@ -142,6 +143,14 @@ def noise(seen: dict[str, Observed], deviations: float) -> PrivacySpec:
     return PrivacySpec(clip=round(clip, 3), noise_multiplier=round(multiplier, 6), unit="token")
 
 
+def row(found: dict[str, Any]) -> str:
+    """Return a line of the table in docs/privacy.md."""
+    pairs = [f"{attack} {domain}" for domain in (SAME, OTHER) for attack in (RIDGE, INVERTER)]
+    cells = [str(found["cut"]), str(found["codec"]), f"{found['noise']:g}"]
+    cells += [f"{found[pair]:.2f}" if pair in found else "-" for pair in pairs]
+    return f"| {' | '.join(cells)} |"
+
+
 def frontier(observer: Observer, data: Path, cut: int, embedding: Tensor) -> list[dict[str, float]]:
     """Return loss and leakage for each noise on the shipped checkpoint."""
     bare = observer.see(cut, CODECS["identity"], PrivacySpec())
@@ -188,12 +197,12 @@ def main() -> None:
     table = Table(
         "cut", "codec", "noise", *(f"{a} {d}" for d in (SAME, OTHER) for a in (RIDGE, INVERTER))
     )
-    results: list[dict[str, object]] = []
+    results: list[dict[str, Any]] = []
     missed: list[str] = []
     for cut in cuts:
         bare = observer.see(cut, CODECS["identity"], PrivacySpec())
         cases = [("identity", 0.0)]
-        if cut == cuts[min(1, len(cuts) - 1)]:
+        if len(cuts) > 1 and cut == cuts[1]:
             cases += [(codec, 0.0) for codec in list(CODECS)[1:]]
             cases += [("identity", deviations) for deviations in NOISE]
         for codec, deviations in cases:
@@ -202,7 +211,7 @@ def main() -> None:
             results.append({"cut": cut, "codec": codec, "noise": deviations, **found})
             figures = [f"{found[f'{a} {d}']:.3f}" for d in (SAME, OTHER) for a in (RIDGE, INVERTER)]
             table.add_row(str(cut), codec, f"{deviations:g}", *figures)
-            print(cut, codec, deviations, found, flush=True)
+            print(row(results[-1]), flush=True)
             for domain in (SAME, OTHER):
                 ridge, inverter = found[f"{RIDGE} {domain}"], found[f"{INVERTER} {domain}"]
                 where = f"cut {cut} {codec} noise {deviations:g} {domain}"

@@ -18,7 +18,7 @@ from fedsplit.privacy import (
 from fedsplit.privacy.inverter import Training
 
 WORDS, WIDTH, TOKENS = 60, 24, 20
-QUICK = Training(hidden=48, steps=200, every=40, patience=9, lr=1e-2)
+QUICK = Training(hidden=96, steps=300, every=50, patience=9, lr=5e-3)
 
 
 def embedding() -> Tensor:
