@@ -250,9 +250,9 @@ def calibrate(
     FedsplitError
         If the configuration, a setting or an argument is wrong, before anything is trained.
     """
-    require_choice("direction", direction, DIRECTIONS)
-    require(steps >= 1, "steps", steps, "at least 1")
-    require(seeds >= 1, "seeds", seeds, "at least 1")
+    require_choice("--direction", direction, DIRECTIONS)
+    require(steps >= 1, "--steps", steps, "at least 1")
+    require(seeds >= 1, "--seeds", seeds, "at least 1")
     require(len(grid) > 0, "grid", list(grid), "at least one setting")
     for settings in grid:
         Loopback(settings, 0)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 from fedsplit.codec import make_codec
 from fedsplit.data import DataSpec, load_data, load_device, load_test, prompt_tokens
 from fedsplit.data.partition import LOCAL
-from fedsplit.data.spec import LABEL
+from fedsplit.data.spec import LABEL, LONGEST
 from fedsplit.errors import FedsplitError, SettingsError, require, require_known
 from fedsplit.flower import Job, LinkSettings
 from fedsplit.flower.server.checkpoint import load_checkpoint
@@ -25,10 +25,12 @@ from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
 
 from .aggregator import build_aggregator, require_enough_devices, require_enough_updates
-from .config import codec_plan, data_spec, job, link_settings, plain, run_settings
+from .config import codec_plan, data_spec, job, run_settings
+from .link_config import link_settings
 from .outputs import evaluate_settings, stop_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
+from .values import plain
 
 
 def check(config: DictConfig, folder: Path) -> None:
@@ -107,12 +109,15 @@ def require_link_files(link: LinkSettings) -> None:
 
 def require_codecs(config: DictConfig) -> None:
     """Refuse unknown codecs and settings."""
-    plan = codec_plan(config)
+    plan, padding = codec_plan(config), config.data.get("padding")
     for way, settings in (("uplink", plan.uplink), ("downlink", plan.downlink)):
         try:
-            make_codec(settings, 0)
+            remembers = make_codec(settings, 0).remembers
         except FedsplitError as error:
             raise FedsplitError(str(error).replace("codec.", f"codec.{way}.", 1)) from error
+        # Padded to the longest of its mini-batch, a sample has another length every time.
+        fits = not remembers or padding != LONGEST
+        require(fits, "data.padding", padding, f"fixed with codec.{way}.name={settings['name']}")
 
 
 def require_folder(folder: Path, field: str = "output") -> None:
@@ -157,7 +162,9 @@ def blaming_the_configuration(spec: ModelSpec) -> Iterator[None]:
     try:
         yield
     except FedsplitError as error:
-        named = re.match(r"(source|model_type|target_modules|adapter|lora[\w.]*)=", str(error))
+        named = re.match(
+            r"(source|model_type|target_modules|adapter|quantize|lora[\w.]*)=", str(error)
+        )
         if named is None:
             raise
         raise FedsplitError(f"model.{error}") from error
@@ -214,10 +221,11 @@ def require_data(work: Job, data: DataSpec) -> None:
 def require_own_tests(config: DictConfig, work: Job, data: DataSpec) -> None:
     """Refuse a test set of the server's that cannot be read, and what a model cannot write."""
     settings, source = evaluate_settings(config), work.model.source
-    language = work.model.task == "causal-lm" and source is not None
     given = list(settings.prompts)
-    require(language or not given, "evaluate.prompts", given, "[] but for a language model")
-    tokenizer = read_tokenizer(source) if language and source is not None else None
+    writes = work.model.task == "causal-lm" and source is not None
+    require(writes or not given, "evaluate.prompts", given, "[] but for a language model")
+    reads = work.model.task != IMAGES and source is not None
+    tokenizer = read_tokenizer(str(source)) if reads else None
     if tokenizer is not None:
         for prompt in settings.prompts:
             prompt_tokens(tokenizer, data, prompt)

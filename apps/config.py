@@ -22,10 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.fleet import FleetSpec
 from fedsplit.mapping import from_mapping
-from fedsplit.patience import Patience
 from fedsplit.schemes import LocalWork
 
 from .known import require_known
+from .link_config import RUN_LIMITS, link_settings, patience, server_limits
 from .outputs import evaluate_settings, keep_settings, stop_settings, tracker
 from .overrides import (
     OPEN,
@@ -37,20 +37,17 @@ from .overrides import (
     groups,
     parse,
 )
+from .values import plain, without
 
 if TYPE_CHECKING:
     from fedsplit.data import DataSpec
     from fedsplit.execution import OptimizerSpec
-    from fedsplit.flower import Job, LinkSettings
+    from fedsplit.flower import Job
     from fedsplit.models import ModelSpec
     from fedsplit.plan import CodecPlan
-    from fedsplit.transport import ServerLimits
 
 _WORK = ("batch_size", "steps", "epochs")  # of the group train; the rest says how
 _PACKAGED = "package:default"
-_RUN_LIMITS = ("connect_s", "start_s", "deadline_s", "last_words_s")
-_LINK_LIMITS = ("reply_s", "backward_s", "ping_s")
-_LINK_ROOM = ("streams", "streams_per_peer", "memory_bytes", "memory_per_peer_bytes")
 _MAX_SEED = 2**63 - 1
 _MAX_THREADS = 1024
 
@@ -134,7 +131,8 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
         config = chosen(changes)
         change_values(config, changes)
     except (HydraException, OmegaConfBaseException, RecursionError) as error:
-        raise FedsplitError(f"configuration: {error}") from error
+        key = getattr(error, "full_key", None) or "configuration"
+        raise FedsplitError(f"{key}: {str(error).partition(chr(10))[0]}") from error
     return config
 
 
@@ -202,14 +200,6 @@ def output_folder(config: DictConfig, default: str = "") -> Path:
     return Path(os.path.abspath(folder))
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """Return a part of the configuration as plain Python values."""
-    value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    if not isinstance(value, dict):
-        raise FedsplitError(f"configuration: {config!r} must be a mapping")
-    return {str(key): item for key, item in value.items()}
-
-
 def model_spec(config: DictConfig) -> "ModelSpec":
     """Return the ``model`` group as a `ModelSpec`, with the folder of the shipped checkpoint."""
     from fedsplit.assets import default_checkpoint
@@ -259,7 +249,7 @@ def data_spec(config: DictConfig) -> "DataSpec":
 
 def fleet_spec(config: DictConfig) -> FleetSpec:
     """Return the ``fleet`` group, without what it says of the devices' data."""
-    return from_mapping(FleetSpec, _without(plain(config.fleet), ("data",)), "fleet")
+    return from_mapping(FleetSpec, without(plain(config.fleet), ("data",)), "fleet")
 
 
 def data_paths(config: DictConfig) -> tuple[str, ...] | None:
@@ -320,7 +310,7 @@ def optimizer_spec(config: DictConfig) -> "OptimizerSpec":
     from fedsplit.execution import OptimizerSpec
 
     train = plain(config.train)
-    recipe = _without(train, ("optimizer", *_WORK))
+    recipe = without(train, ("optimizer", *_WORK))
     try:
         return from_mapping(OptimizerSpec, {**train["optimizer"], **recipe}, "train.optimizer")
     except SettingsError as error:
@@ -369,57 +359,11 @@ def run_settings(config: DictConfig) -> RunSettings:
     values = {"rounds": config.rounds, "evaluate_every": config.evaluate.every, **plain(config.run)}
     places = {"run.rounds": "rounds", "run.evaluate_every": "evaluate.every"}
     try:
-        return from_mapping(RunSettings, _without(values, _RUN_LIMITS), "run")
+        return from_mapping(RunSettings, without(values, RUN_LIMITS), "run")
     except SettingsError as error:
         raise SettingsError(
             places.get(error.field, error.field), error.value, error.allowed
         ) from error
-
-
-def patience(config: DictConfig) -> Patience:
-    """Return how long who waits for whom: the time limits of the groups ``run`` and ``link``."""
-    places = {
-        name: f"{group}.{name}"
-        for group, names in (("run", _RUN_LIMITS), ("link", _LINK_LIMITS))
-        for name in names
-    }
-    try:
-        limits = {name: OmegaConf.select(config, place) for name, place in places.items()}
-        return from_mapping(Patience, limits, "limits")
-    except SettingsError as error:
-        name = error.field.rpartition(".")[2]
-        raise SettingsError(places[name], error.value, error.allowed) from error
-
-
-def server_limits(config: DictConfig) -> "ServerLimits":
-    """Return what servers take from their peers: the rest of the group ``link``.
-
-    As many steps wait at a server as the modelled ones let wait, so that plans are of what runs.
-    """
-    from fedsplit.transport import ServerLimits
-
-    values = plain(config.link)
-    room = {name: values[name] for name in _LINK_ROOM}
-    waiting = config.fleet.serving.waiting_steps
-    if waiting is not None:
-        room["waiting_steps"] = waiting
-    return from_mapping(ServerLimits, room, "link")
-
-
-def _without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in names}
-
-
-def link_settings(config: DictConfig) -> "LinkSettings":
-    """Return the ``link`` group: how devices and edges reach the server."""
-    from fedsplit.flower import LinkSettings
-
-    settings = from_mapping(
-        LinkSettings, _without(plain(config.link), (*_LINK_LIMITS, *_LINK_ROOM)), "link"
-    )
-    secured = settings.certificate is not None
-    require(settings.bind is not None or not secured, "link.bind", None, "given with a certificate")
-    return settings
 
 
 def local_work(config: DictConfig) -> LocalWork:

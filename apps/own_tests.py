@@ -12,6 +12,7 @@ from fedsplit.execution import evaluate_turn
 from fedsplit.execution.generation import Generation, generate
 from fedsplit.flower import Job
 from fedsplit.models import SplitModel, read_tokenizer
+from fedsplit.models.names import IMAGES
 from fedsplit.plan import Route
 from fedsplit.report import Written
 from fedsplit.seeds import generator
@@ -45,7 +46,7 @@ class OwnTests:
     @cached_property
     def _tokenizer(self) -> "PreTrainedTokenizerBase | None":
         source = self._work.model.source
-        language = self._work.model.task != "image-classification" and source is not None
+        language = self._work.model.task != IMAGES and source is not None
         return read_tokenizer(str(source)) if language else None
 
     @cached_property

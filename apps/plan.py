@@ -17,7 +17,7 @@ from fedsplit.plan import RoundPlan
 from fedsplit.report import plain_text
 from fedsplit.schemes import Scheme, planned
 
-from .check import blaming_the_configuration, require_fields, require_folder
+from .check import blaming_the_configuration, require_codecs, require_fields, require_folder
 from .config import load_config, model_spec, output_folder, require_plain
 from .outputs import make_folder
 from .plan_report import RoundRow, comparison_table, round_row, write_results
@@ -74,6 +74,7 @@ def build_scenario(config: DictConfig) -> Scenario:
     FedsplitError
         If a part of the configuration is wrong; names the group, the field and what is allowed.
     """
+    require_codecs(config)
     return Scenario(build_system(config), build_scheme(config))
 
 

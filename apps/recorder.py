@@ -28,13 +28,14 @@ from fedsplit.report.export import save_trained
 from fedsplit.report.files import needed
 from fedsplit.report.trackers import open_tracker
 
-from .config import data_spec, plain
+from .config import data_spec
 from .keeper import Keeper
 from .modelled import ModelledRun
 from .outputs import evaluate_settings, keep_settings, stop_settings, tracker
 from .own_tests import OwnTests
 from .records import phases, record_of, turn_rows
 from .spending import Spending
+from .values import plain
 
 PROGRESS = "progress.json"
 

@@ -23,7 +23,8 @@ from fedsplit.report.studies.protocols import (
     target,
 )
 
-from .config import load_config, plain
+from .config import load_config
+from .values import plain
 
 PAGE = "report.html"
 _DEFAULT, _CHANGED = "default", "changed"

@@ -9,8 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedsplit.errors import FedsplitError, SettingsError, require
 
-from .config import absolute, change_values, chosen, load_config, plain
+from .config import absolute, change_values, chosen, load_config
 from .overrides import Override
+from .values import plain
 
 MAY_CHANGE = (
     "aggregator", "evaluate", "keep", "link", "privacy.budget", "rounds", "run", "stop", "tracker",

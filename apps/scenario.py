@@ -6,6 +6,7 @@ from functools import cache
 
 from omegaconf import DictConfig
 
+from fedsplit.errors import within
 from fedsplit.flower.system import System, make_system
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, check_model
@@ -16,7 +17,8 @@ from fedsplit.profiles import ModelProfile
 from fedsplit.schemes import Scheme, planned, planned_evaluation
 from fedsplit.wireless import ChannelSpec
 
-from .config import codec_plan, fleet_spec, local_work, model_spec, optimizer_spec, plain
+from .config import codec_plan, fleet_spec, local_work, model_spec, optimizer_spec
+from .values import plain
 
 
 def build_system(config: DictConfig) -> System:
@@ -52,8 +54,9 @@ def check_first_round(scheme: Scheme, system: System) -> RoundPlan:
     """
     everyone = dict(enumerate(system.fleet.samples.tolist()))
     scene = system.scene(1, everyone)
-    plan = planned(scheme, scene)
-    planned_evaluation(scheme, scene)
+    with within("strategy"):
+        plan = planned(scheme, scene)
+        planned_evaluation(scheme, scene)
     return plan
 
 

@@ -22,10 +22,12 @@ from fedsplit.report.lock import locked
 from fedsplit.schemes import Scheme, find_scheme
 
 from .aggregator import build_aggregator
-from .config import job, link_settings, load_config, output_folder, plain, run_settings
+from .config import job, load_config, output_folder, run_settings
+from .link_config import link_settings
 from .modelled import ModelledRun
 from .recorder import Recorder
 from .scenario import build_system, check_first_round
+from .values import plain
 
 app = ServerApp()
 ERROR_FILE = "error.txt"

@@ -12,7 +12,7 @@ from fedsplit.mapping import from_mapping
 from fedsplit.plan import RoundPlan, Turn
 from fedsplit.privacy import SYSTEM, PrivacySpec, Spent, most_uses
 
-from .config import plain
+from .values import plain
 
 
 def privacy_spec(config: DictConfig) -> PrivacySpec:

@@ -27,14 +27,14 @@ _THIRTY_BLOCKS = (
 # What `fedsplit plan -m` does, but for reading YAML and drawing: timed in a process of its own.
 _PLAN_TEN = """
 import sys, time
-from fedsplit.apps.config import load_config, model_spec
+from fedsplit.apps.config import load_config
 from fedsplit.apps.plan import build_scenario
-from fedsplit.apps.scenario import refuse_impossible
+from fedsplit.apps.scenario import check_first_round
 configs = [load_config([f"strategy={name}", *sys.argv[2:]]) for name in sys.argv[1].split(",")]
 begin = time.process_time()
 for config in configs:
     scenario = build_scenario(config)
-    refuse_impossible(scenario.strategy, scenario.system, model_spec(config))
+    check_first_round(scenario.scheme, scenario.system)
     scenario.timeline(1)
 print(time.process_time() - begin)
 """

@@ -40,10 +40,10 @@ from fedsplit.errors import FedsplitError
 from fedsplit.models import ModelSpec
 from fedsplit.models.adapters import peft_key
 from fedsplit.models.anatomy import anatomy, build_twin
+from fedsplit.models.loading import assemble
 from fedsplit.models.lora import DEFAULT_TARGETS, lora_config
 from fedsplit.models.routes import compare, gradients
 from fedsplit.models.spec import model_class, usable_config
-from fedsplit.models.split import assemble
 from fedsplit.models.tiny import example_inputs, tiny_config
 from fedsplit.models.weights import stir, weights_dtype
 from fedsplit.plan import Route

@@ -69,8 +69,8 @@ def write_checkpoint(folder: Path) -> None:
 
 def write_text(file: Path, devices: int) -> None:
     """Write enough short paragraphs for each device to train on."""
-    lines = (f"Paragraph {n} of this text counts to {n * n} and then stops." for n in range(1000))
-    file.write_text("\n\n".join(line for _ in range(-(-devices * 8 // 1000)) for line in lines))
+    lines = (f"Paragraph {n} of this text counts to {n * n} and stops." for n in range(8 * devices))
+    file.write_text("\n\n".join(lines))
 
 
 def split_command(place: Path, folder: Path, devices: int, rounds: int) -> list[str]:

@@ -4,7 +4,8 @@ Whoever catches one knows what may go on: only a `NodeLost` costs its own turn a
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class FedsplitError(ValueError):
@@ -54,6 +55,23 @@ class InfeasibleError(FedsplitError):
     def shortfall(self) -> float:
         """By how much the constraint is missed, in `unit`."""
         return abs(self.needed - self.available)
+
+
+@contextmanager
+def within(group: str) -> Iterator[None]:
+    """Have a wrong setting that is raised inside be named as one of `group`, as its user wrote it.
+
+    Raises
+    ------
+    SettingsError
+        In place of one whose field has no group yet.
+    """
+    try:
+        yield
+    except SettingsError as error:
+        if "." in error.field:
+            raise
+        raise SettingsError(f"{group}.{error.field}", error.value, error.allowed) from error
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:

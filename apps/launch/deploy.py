@@ -16,7 +16,8 @@ from fedsplit.flower import LinkSettings
 from fedsplit.flower.link_settings import NODE
 from fedsplit.mapping import from_mapping
 
-from ..config import link_settings, load_config, run_settings
+from ..config import load_config, run_settings
+from ..link_config import link_settings
 from .flower_tools import end, is_up, newest_run, spawn, tool, write_app
 from .guard import Guard
 from .surroundings import environment

@@ -4,7 +4,7 @@ import json
 import shlex
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain, count
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from fedsplit.errors import FedsplitError
 from fedsplit.flower.server.checkpoint import holds_checkpoint, load_checkpoint
 from fedsplit.report import (
     is_finished,
@@ -29,6 +28,7 @@ from fedsplit.report.run import RESULTS
 
 from ..check import check
 from ..config import absolute, load_config, output_folder, run_settings
+from ..outputs import make_folder
 from ..recorder import PROGRESS
 from ..resume import cut_short
 from ..server_app import ERROR_FILE
@@ -132,17 +132,12 @@ def _train(
 
 def _make(folder: Path, named: bool) -> Path:
     """Make the folder of a run; one that is named by the time of day is no other run's."""
+    if named:
+        return make_folder(folder)
     numbers = (f"{folder.name}_{number}" for number in count(2))
     for made in chain([folder], map(folder.with_name, numbers)):
-        try:
-            made.mkdir(parents=True, exist_ok=named)
-        except FileExistsError as error:
-            if named:
-                raise FedsplitError(f"output={str(folder)!r}: is not a folder") from error
-        except OSError as error:
-            name = f"output={str(folder)!r}"
-            raise FedsplitError(f"{name}: cannot be written ({error.strerror})") from error
-        else:
+        with suppress(FileExistsError):
+            made.mkdir(parents=True)
             return made
     raise AssertionError
 

@@ -18,8 +18,8 @@ from fedsplit.planning import CutLimits, CutSolver, CutSystem
 from fedsplit.planning.cut_cost import cut_weights
 from fedsplit.wireless import downlink_bps, uplink_bps
 
-from ..config import plain
 from ..scenario import build_system
+from ..values import plain
 from .common import Chart, Figure, Reproduction, change, paper_config
 
 PAPER = "fast"

@@ -11,7 +11,7 @@ from fedsplit.planning import FedsllmProblem, LearningCurve, plan_fedsllm, uplin
 from fedsplit.seeds import generator
 from fedsplit.wireless import Channel, ChannelSpec
 
-from ..config import plain
+from ..values import plain
 from .common import Chart, Figure, Reproduction, change, paper_config
 
 PAPER = "fedsllm"

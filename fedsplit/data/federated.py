@@ -12,7 +12,7 @@ from fedsplit.data.examples import Chat, Example, Labelled, Pair, Picture, Text
 from fedsplit.data.partition import LOCAL, Indices, divide
 from fedsplit.data.samples import PictureSamples, Samples
 from fedsplit.data.sources import read_corpus
-from fedsplit.data.spec import FROM_FILES, DataSpec
+from fedsplit.data.spec import FROM_FILES, LABEL, DataSpec
 from fedsplit.data.tokens import classify, pack, pad, sizer
 from fedsplit.errors import FedsplitError, require
 from fedsplit.seeds import generator
@@ -221,8 +221,11 @@ def load_test(
     Raises
     ------
     FedsplitError
-        If it is not of a source that is read from files, or no sample can be made of it.
+        If it is not of a source that is read from files, no sample can be made of it, or its
+        classes might be numbered otherwise than the devices'.
     """
+    named = spec.loss_on != LABEL or spec.labels is not None
+    require(named, "data.labels", None, "given, so that a test set of its own has the same classes")
     from_files = spec.source in FROM_FILES
     require(from_files, "data.source", spec.source, f"one of {', '.join(FROM_FILES)}")
     corpus = read_corpus(replace(spec, path=str(path)))

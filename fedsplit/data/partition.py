@@ -69,6 +69,8 @@ def divide(
         "shard": lambda: shard(groups, n_devices, shards_per_device, rng),
     }
     require(n_devices >= 1, "fleet.devices", n_devices, "at least 1")
+    allowed = f"at most {len(groups)}, all the examples that there are"
+    require(len(groups) >= min_samples, "data.min_samples", min_samples, allowed)
     require(
         len(groups) >= n_devices * min_samples,
         "fleet.devices",

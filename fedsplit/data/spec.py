@@ -9,7 +9,7 @@ from fedsplit.errors import FedsplitError, require, require_choice
 
 LABEL = "label"
 LOSS_ON = ("target", "all", LABEL)
-PADDING = ("fixed", "longest")
+PADDING = FIXED, LONGEST = ("fixed", "longest")
 FROM_FILES = ("e2e", "text", "chat")
 SOURCES = ("stdlib", *FROM_FILES, "hub", "digits")
 

@@ -3,10 +3,11 @@
 from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.check import check_model, read_tokenizer
 from fedsplit.models.crossing import Arrival, Crossing
+from fedsplit.models.loading import load
 from fedsplit.models.lora import adapter_settings
 from fedsplit.models.routes import check_route, possible_cuts
 from fedsplit.models.spec import ModelSpec
-from fedsplit.models.split import SplitModel, load
+from fedsplit.models.split import SplitModel
 
 __all__ = [
     "Arrival",

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from fedsplit.errors import FedsplitError
 from fedsplit.models.checkpoint import Owns
 from fedsplit.models.lora import ADAPTER, check_matches, initialise_layer, lora_config
+from fedsplit.models.phantoms import phantom
 from fedsplit.models.spec import ModelSpec
-from fedsplit.models.weights import phantom
 from fedsplit.seeds import derive_seed
 
 PEFT_PREFIX = "base_model.model."

@@ -15,6 +15,7 @@ from fedsplit.models.files import is_lfs_pointer, one_line, wrong
 from fedsplit.models.lora import check_adapter
 from fedsplit.models.names import CAUSAL, IMAGES
 from fedsplit.models.private import meta_model
+from fedsplit.models.quantise import require_bitsandbytes
 from fedsplit.models.spec import ModelSpec, model_class
 from fedsplit.models.tiny import example_inputs
 from fedsplit.models.weights import build, weights_dtype
@@ -54,6 +55,8 @@ def check_model(spec: ModelSpec, seq_len: int | None = None) -> None:
     """
     if spec.source is not None:
         _refuse_pointers(spec.source)
+    if spec.quantize is not None:
+        require_bitsandbytes(spec.quantize)
     config = spec.load_config()
     if spec.source is not None:
         dtype = weights_dtype(spec, config)

@@ -78,6 +78,16 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     ]
 
 
+def spared(spec: ModelSpec, model: PreTrainedModel) -> frozenset[str]:
+    """Return the last parts of names of modules that cannot be quantised: they are trained."""
+    whole = set(lora_config(spec, model).modules_to_save or ())
+    embeddings = {n.rpartition(".")[2] for n, m in model.named_modules() if type(m) is nn.Embedding}
+    listed = spec.target_modules or ()
+    # PEFT puts no adapters around quantised embeddings.
+    aimed = {name for name in embeddings if name in listed}
+    return frozenset(whole | aimed)
+
+
 def check_matches(spec: ModelSpec, adapted: list[str], whole: list[str], model_type: str) -> None:
     """Refuse settings that no module answers to: PEFT would pass over them in silence.
 

@@ -6,6 +6,7 @@ says which release is needed; the rest of the package imports it from here.
 
 import collections
 import contextlib
+import logging as stdlib_logging
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -46,6 +47,9 @@ except ImportError as error:
         f"fedsplit needs transformers>=5.20,<6; transformers {version('transformers')} differs "
         f"inside ({error})"
     ) from error
+
+# PEFT imports it, and it warns of kernels that it can do without.
+stdlib_logging.getLogger("bitsandbytes").setLevel(stdlib_logging.ERROR)
 
 __all__ = [
     "GROUPED_MM",

@@ -13,9 +13,10 @@ from fedsplit.errors import FedsplitError, require
 from fedsplit.models.anatomy import anatomy
 from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.known import recall, remember
+from fedsplit.models.loading import assemble
 from fedsplit.models.lora_fields import changes_base
 from fedsplit.models.spec import ModelSpec, usable_config
-from fedsplit.models.split import SplitModel, assemble
+from fedsplit.models.split import SplitModel
 from fedsplit.models.tiny import example_inputs, narrow
 from fedsplit.models.weights import stir
 from fedsplit.plan import TIERS, Route
@@ -176,6 +177,7 @@ def _trained(spec: ModelSpec, config: PretrainedConfig) -> ModelSpec:
         dropout=0.0,
         lora=_without_draws(spec.lora),
         adapter=None,
+        quantize=None,
         seed=0,
     )
 

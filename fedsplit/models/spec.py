@@ -18,8 +18,8 @@ from transformers import (
 
 from fedsplit.errors import FedsplitError, require, require_choice
 from fedsplit.models.files import PLAIN, is_lfs_pointer, one_line
-from fedsplit.models.lora_fields import check_lora
-from fedsplit.models.names import CAUSAL, IMAGES, SEQUENCES
+from fedsplit.models.lora_fields import changes_base, check_lora
+from fedsplit.models.names import CAUSAL, IMAGES, INT8, QUANTISED, SEQUENCES
 
 TASKS = {
     CAUSAL: AutoModelForCausalLM,
@@ -64,6 +64,8 @@ class ModelSpec:
     adapter : str or None
         Folder of an adapter that PEFT saved, to start from. Its settings are to stand in `r`,
         `alpha`, `dropout`, `target_modules` and `lora`: see `fedsplit.models.adapter_settings`.
+    quantize : str or None
+        "int8" or "nf4" keeps frozen weights in 8 or 4 bits (`fedsplit.models.quantise`).
     seed : int
         Seed of random weights and of the adapters' initial values; each value depends on the seed
         and on its parameter's name alone.
@@ -83,14 +85,13 @@ class ModelSpec:
     target_modules: str | tuple[str, ...] | None = None
     lora: Mapping[str, Any] = field(default_factory=dict)
     adapter: str | None = None
+    quantize: str | None = None
     seed: int = 0
     share_token_ids: bool = False
 
     def __post_init__(self) -> None:
-        if (self.source is None) == (self.model_type is None):
-            raise FedsplitError(
-                f"source={self.source!r}, model_type={self.model_type!r}: exactly one must be given"
-            )
+        one = (self.source is None) != (self.model_type is None)
+        require(one, "source", self.source, f"given, or model_type={self.model_type}, and not both")
         require_choice("task", self.task, TASKS)
         require_choice("dtype", self.dtype, [AUTO, *DTYPES])
         require_choice("train", self.train, TRAIN)
@@ -100,7 +101,14 @@ class ModelSpec:
         if self.target_modules is not None and not isinstance(self.target_modules, str):
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
         object.__setattr__(self, "lora", check_lora(self.lora))
-        for name in ("lora", "adapter"):
+        require_choice("quantize", self.quantize, [None, *QUANTISED])
+        init = self.lora.get("init_lora_weights", True)
+        plain = self.quantize is None or not changes_base(init)
+        require(plain, "lora.init_lora_weights", init, "one that leaves quantised weights alone")
+        # PEFT cannot tell the norm of such a weight before its adapter is in memory.
+        dora = bool(self.lora.get("use_dora")) and self.quantize == INT8
+        require(not dora, "lora.use_dora", True, "false with quantize=int8")
+        for name in ("lora", "adapter", "quantize"):
             given = getattr(self, name)
             require(not given or self.train == "lora", name, given, "absent with train=full")
 
@@ -159,7 +167,11 @@ class ModelSpec:
     def _why_no_config(self) -> str:
         """Return what else the source is, if it is something known."""
         folder = Path(self.source or "")
-        if self.source is None or not folder.is_dir():
+        if self.source is None:
+            return ""
+        if folder.is_absolute() and not folder.is_dir():
+            return "; there is no such folder"
+        if not folder.is_dir():
             return ""
         if is_lfs_pointer(folder / "config.json"):
             return "; config.json is a Git LFS pointer, not the file: fetch it (git lfs pull)"

@@ -1,7 +1,6 @@
 """A model of which a tier holds, and runs, some segments only."""
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.errors import FedsplitError
-from fedsplit.models.adapters import add_adapters
-from fedsplit.models.anatomy import EMBED, Anatomy, anatomy
+from fedsplit.models.anatomy import EMBED, Anatomy
 from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.crossing import (
     IGNORED_LABEL,
@@ -22,69 +20,17 @@ from fedsplit.models.crossing import (
     input_forms,
     probes,
 )
-from fedsplit.models.lora import read_adapter
 from fedsplit.models.names import CAUSAL, SEQUENCES
+from fedsplit.models.phantoms import is_phantom
 from fedsplit.models.private import BatchNorm, SharedStates
 from fedsplit.models.slots import find_slots
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import padded, placeholder
-from fedsplit.models.weights import build, held_bytes, is_phantom, move
+from fedsplit.models.weights import held_bytes
 from fedsplit.plan import DEVICE, Route, Segment
 
-# Building on the meta device patches torch's modules for the whole process.
-_BUILDING = threading.Lock()
 
-
-def load(
-    spec: ModelSpec, segments: Sequence[Segment] | None = None, device: str | torch.device = "cpu"
-) -> "SplitModel":
-    """Build a model with its adapters, holding only what `segments` need.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        Which model, and what of it is trained.
-    segments : sequence of Segment or None
-        What this tier runs; None for everything.
-    device : str or torch.device
-        Where the weights go.
-
-    Raises
-    ------
-    FedsplitError
-        If the model is unknown, cannot be cut, or its checkpoint cannot be read by segments.
-    """
-    model = assemble(spec, spec.load_config(), segments, torch.device(device))
-    if spec.adapter is not None:
-        held = model.trained()
-        model.install(
-            {name: nn.Parameter(v) for name, v in read_adapter(spec.adapter, held).items()}
-        )
-    return model
-
-
-def assemble(
-    spec: ModelSpec,
-    config: PretrainedConfig,
-    segments: Sequence[Segment] | None,
-    device: torch.device,
-) -> "SplitModel":
-    """Build a model of `config` as `load` does; `spec` gives the weights and what is trained."""
-    parts = anatomy(config, spec.task)
-    if segments is None:
-        segments = [Segment(DEVICE, 0, parts.n_blocks)]
-    owned = frozenset().union(*(_positions(segment, parts.n_blocks) for segment in segments))
-    # Token ids are of use only together with the embeddings, which stay frozen there.
-    read = owned | {EMBED} if spec.share_token_ids else owned
-    with _BUILDING:
-        model = build(spec, config, lambda name: not read.isdisjoint(parts.positions[name]))
-        if spec.train == "lora":
-            add_adapters(model, spec, lambda name: not read.isdisjoint(parts.of_module(name)))
-        move(model, device)
-    return SplitModel(spec, config, model, parts, owned)
-
-
-def _positions(segment: Segment, n_blocks: int) -> frozenset[int]:
+def positions_of(segment: Segment, n_blocks: int) -> frozenset[int]:
     """Return the positions that `segment` runs: its blocks, the embeddings and the head."""
     if not 0 <= segment.start <= segment.stop <= n_blocks:
         raise FedsplitError(f"segment={segment}: must lie within the model's {n_blocks} blocks")
@@ -216,7 +162,7 @@ class SplitModel:
 
     def holds(self, segments: Iterable[Segment]) -> bool:
         """Return whether the weights of all `segments` are held on this tier."""
-        return all(_positions(segment, self.n_blocks) <= self._owned for segment in segments)
+        return all(positions_of(segment, self.n_blocks) <= self._owned for segment in segments)
 
     def adapter_names(self, segment: Segment) -> tuple[str, ...]:
         """Return the names of what is trained in `segment`.
@@ -378,7 +324,7 @@ class SplitModel:
         return int((targets != IGNORED_LABEL).sum())
 
     def _require_owned(self, segment: Segment) -> frozenset[int]:
-        positions = _positions(segment, self.n_blocks)
+        positions = positions_of(segment, self.n_blocks)
         if not positions <= self._owned:
             raise FedsplitError(f"segment={segment}: its weights are not held on this tier")
         return positions

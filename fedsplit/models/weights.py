@@ -6,11 +6,13 @@ of a single zero, so that a tier never holds another tier's weights, not even wh
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.models.checkpoint import Owns, read_weights, stored_dtype
+from fedsplit.models.phantoms import is_phantom, phantom
 from fedsplit.models.private import guarded_initialisation, initialise, meta_model
+from fedsplit.models.quantise import is_quantised, quantised_bytes
 from fedsplit.models.spec import AUTO, DTYPES, ModelSpec, model_class
 from fedsplit.seeds import derive_seed
 
@@ -44,6 +46,9 @@ def build(spec: ModelSpec, config: PretrainedConfig, owns: Owns) -> PreTrainedMo
 
 def move(model: nn.Module, device: torch.device) -> None:
     """Bring all weights of `model` to `device`; phantoms stay without memory."""
+    for module in model.modules():
+        if is_quantised(module) and device.type != "cpu":
+            module.to(device)  # with its scales
     for value in (*model.parameters(), *model.buffers()):
         if value.device != device:
             value.data = phantom(value, device) if is_phantom(value) else value.data.to(device)
@@ -70,16 +75,6 @@ def weights_dtype(spec: ModelSpec, config: PretrainedConfig) -> torch.dtype:
     return said if isinstance(said, torch.dtype) else torch.float32
 
 
-def phantom(like: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Return a tensor of zeros with the shape and type of `like` that takes no memory."""
-    return torch.zeros((), dtype=like.dtype, device=device).expand(like.shape)
-
-
-def is_phantom(tensor: Tensor) -> bool:
-    """Return whether `tensor` is a view of a single element."""
-    return tensor.numel() > 1 and not any(tensor.stride())
-
-
 @torch.no_grad()
 def stir(model: nn.Module, seed: int) -> None:
     """Move every weight a little, each in a direction drawn from its name.
@@ -101,7 +96,7 @@ def held_bytes(model: nn.Module) -> int:
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in [*model.parameters(), *model.buffers()]
     }
-    return sum(storages.values())
+    return sum(storages.values()) + quantised_bytes(model)
 
 
 def _fill_in(model: PreTrainedModel, owns: Owns) -> None:

@@ -46,7 +46,7 @@ class CodecTable:
     def __post_init__(self) -> None:
         ratio = checked("ratio", np.atleast_1d(self.ratio), positive=True)
         loss = np.atleast_1d(np.asarray(self.loss_increase, dtype=np.float64))
-        require(len(ratio) > 0, "codec table", len(ratio), "at least one row")
+        require(len(ratio) > 0, "rows of a codec table", len(ratio), "at least 1")
         same = ratio.shape == loss.shape == (len(self.settings),)
         require(same, "codec table columns", (len(ratio), len(loss), len(self.settings)), "equal")
         finite = bool(np.isfinite(loss).all())

@@ -7,11 +7,16 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from fedsplit.models.spec import TASKS
 from fedsplit.report.files import write_atomically
 from fedsplit.report.records import RoundRecord
 
 CARD = "README.md"
-_PIPELINES = {"causal-lm": "text-generation", "image-classification": "image-classification"}
+_PIPELINES = {
+    "causal-lm": "text-generation",
+    "sequence-classification": "text-classification",
+    "image-classification": "image-classification",
+}
 _ADAPTER = "adapter_config.json"
 
 
@@ -99,7 +104,7 @@ def _table(facts: Mapping[str, object]) -> str:
 
 
 def _usage(base: str, local: bool, task: str, *, adapter: bool) -> str:
-    kind = "AutoModelForCausalLM" if task == "causal-lm" else "AutoModelForImageClassification"
+    kind = TASKS[task].__name__
     if not adapter:
         return f'from transformers import {kind}\n\nmodel = {kind}.from_pretrained("FOLDER")'
     where = f"FOLDER OF {base}" if local else base

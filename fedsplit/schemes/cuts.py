@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from fedsplit.errors import FedsplitError, require
+from fedsplit.mapping import call
 from fedsplit.plan import CLOUD, EDGE, Route, Turn
 from fedsplit.schemes.registry import find_scheme
 from fedsplit.schemes.scene import Scene
@@ -42,10 +43,8 @@ class CutRule:
         require(tail is None, "strategy.tail", tail, f"null with strategy.cut={cut}")
         settings = {"name": cut} if isinstance(cut, str) else dict(cut)
         self._name = str(settings.pop("name", ""))
-        try:
-            self._planner = find_scheme(self._name)(**settings)
-        except TypeError as error:
-            raise FedsplitError(f"strategy.cut={cut!r}: {error}") from error
+        planner = find_scheme(self._name, field="strategy.cut")
+        self._planner = call(planner, settings, "strategy.cut")
 
     def turns(self, scene: Scene, at_once: int = 1) -> tuple[Turn, ...]:
         """Return a turn for each device of `scene`, in their order.

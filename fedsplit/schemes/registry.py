@@ -14,7 +14,9 @@ def scheme_names(found: Iterable[EntryPoint] | None = None) -> tuple[str, ...]:
     return tuple(sorted(_by_name(found)))
 
 
-def find_scheme(name: str, found: Iterable[EntryPoint] | None = None) -> type[Scheme]:
+def find_scheme(
+    name: str, found: Iterable[EntryPoint] | None = None, *, field: str = "strategy"
+) -> type[Scheme]:
     """Return the scheme class registered as `name`.
 
     Parameters
@@ -23,6 +25,8 @@ def find_scheme(name: str, found: Iterable[EntryPoint] | None = None) -> type[Sc
         Entry-point name, such as ``splitfed``.
     found : iterable of EntryPoint, optional
         Where to look; by default every installed distribution.
+    field : str
+        The setting that names it, for the error.
 
     Raises
     ------
@@ -32,16 +36,14 @@ def find_scheme(name: str, found: Iterable[EntryPoint] | None = None) -> type[Sc
     """
     entries = _by_name(found)
     if name not in entries:
-        raise FedsplitError(f"strategy={name!r}: must be one of {', '.join(sorted(entries))}")
+        raise FedsplitError(f"{field}={name!r}: must be one of {', '.join(sorted(entries))}")
     candidates = entries[name]
     if len(candidates) > 1:
         places = ", ".join(entry.value for entry in candidates)
-        raise FedsplitError(f"strategy={name!r}: registered more than once ({places})")
+        raise FedsplitError(f"{field}={name!r}: registered more than once ({places})")
     scheme = candidates[0].load()
     if not (isinstance(scheme, type) and issubclass(scheme, Scheme)):
-        raise FedsplitError(
-            f"strategy={name!r}: {candidates[0].value} must be a subclass of Scheme"
-        )
+        raise FedsplitError(f"{field}={name!r}: {candidates[0].value} must be a subclass of Scheme")
     return scheme
 
 

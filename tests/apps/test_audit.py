@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 from fedsplit.apps.audit import Server, audit
-from fedsplit.apps.config import load_config, plain
+from fedsplit.apps.config import load_config
+from fedsplit.apps.values import plain
 from rich.console import Console
 
 from fedsplit.flower.server.checkpoint import Checkpoint, save_checkpoint

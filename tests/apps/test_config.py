@@ -16,13 +16,13 @@ from fedsplit.apps.config import (
     local_work,
     output_folder,
     patience,
-    plain,
     run_settings,
 )
 from fedsplit.apps.outputs import EvaluateSettings, KeepSettings, StopSettings
 from fedsplit.apps.overrides import PATHS, PATHS_OR_NAMES, groups
 from fedsplit.apps.plan import build_scenario
 from fedsplit.apps.server_app import build_scheme
+from fedsplit.apps.values import plain
 from fedsplit.strategies.vanilla import Vanilla
 
 from fedsplit.data import DataSpec

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fedsplit.apps.config import link_settings, load_config, run_settings
+from fedsplit.apps.config import load_config, run_settings
 from fedsplit.apps.launch.deploy import (
     deploy,
     overrides,
@@ -16,6 +16,7 @@ from fedsplit.apps.launch.deploy import (
     superlink_command,
     supernode_command,
 )
+from fedsplit.apps.link_config import link_settings
 from flwr.common.config import parse_config_args
 from rich.console import Console
 

@@ -13,9 +13,10 @@ import psutil
 import pytest
 import torch
 import yaml
-from fedsplit.apps.config import load_config, output_folder, plain
+from fedsplit.apps.config import load_config, output_folder
 from fedsplit.apps.launch import run as module
 from fedsplit.apps.launch.run import cut_short, run
+from fedsplit.apps.values import plain
 from rich.console import Console
 
 from fedsplit.errors import FedsplitError
@@ -144,9 +145,9 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        ("file", "is not a folder"),
-        ("file/out", "cannot be written"),
-        ("/proc/x", "cannot be written"),
+        ("file", "must be a folder; File exists"),
+        ("file/out", "must be a folder; Not a directory"),
+        ("/proc/x", "must be a folder; "),
     ],
 )
 def test_a_folder_that_cannot_be_written_is_refused_in_one_line(

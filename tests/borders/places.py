@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import yaml
-from fedsplit.apps.config import load_config, plain
+from fedsplit.apps.config import load_config
+from fedsplit.apps.values import plain
 
 TRACE = "round,device,uplink_bps,downlink_bps\n" + "".join(
     f"0,{device},{2e7 + device},4e7\n" for device in range(4)

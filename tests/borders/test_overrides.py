@@ -4,8 +4,9 @@ import shlex
 
 import pytest
 from fedsplit.apps.cli import main
-from fedsplit.apps.config import absolute, load_config, plain
+from fedsplit.apps.config import absolute, load_config
 from fedsplit.apps.overrides import PATHS, PATHS_OR_NAMES, groups
+from fedsplit.apps.values import plain
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fedsplit.strategies.vanilla import Vanilla
 from flwr.serverapp.strategy import Strategy
 
 from fedsplit.data import training_batches
@@ -104,6 +105,17 @@ def test_at_an_edge_that_is_a_node_the_rates_are_those_of_the_plan(
     )
     assert not list(chain.from_iterable(outcome.failures for outcome in outcomes))
     assert_equal(found, expected, tolerance=1e-5)  # fresh moments magnify what was rounded
+
+
+def test_devices_started_ahead_train_at_the_rates_of_their_own_waves(
+    recipe: Any, fedavg: Strategy
+) -> None:
+    federation, _ = recipe()
+    runs = [
+        federation.run(Vanilla(cut=1), fedavg, steps=STEPS, start_ahead=ahead)[0]
+        for ahead in (False, True)
+    ]
+    assert_equal(*runs, tolerance=0)
 
 
 class Moving(OneDevice):

@@ -6,7 +6,7 @@ import torch
 from fedsplit.errors import FedsplitError
 from fedsplit.models import Boundary, ModelSpec
 from fedsplit.models.crossing import Axis
-from fedsplit.models.split import assemble
+from fedsplit.models.loading import assemble
 from fedsplit.models.tiny import example_inputs
 from fedsplit.plan import Route
 from tests.conformance.test_architectures import (

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from fedsplit.errors import FedsplitError
 from fedsplit.models import ModelSpec, SplitModel, load
 from fedsplit.models.lora import lora_config
+from fedsplit.models.phantoms import is_phantom
 from fedsplit.models.tiny import example_inputs, tiny_config
-from fedsplit.models.weights import is_phantom
 from fedsplit.plan import Route, Segment
 
 BLOCKS = 4

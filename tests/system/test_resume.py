@@ -36,7 +36,7 @@ def strike(overrides: list[str], cwd: Path) -> list[str]:
     """Kill the server once it has done a round; return the command that is printed then."""
     before = reached(cwd / "out")
     process = start(overrides, cwd)
-    wait_until(lambda: reached(cwd / "out") > before or process.poll() is not None)
+    wait_until(lambda: reached(cwd / "out") > before or process.poll() is not None, 900)
     if process.poll() is None:
         below = psutil.Process(process.pid).children(recursive=True)
         family = [child for child in below if ROOT in child.cmdline()]

@@ -71,6 +71,7 @@ class Device:
     def __init__(self, loader: Loader | None = None) -> None:
         self._loader = loader
         self._kept: dict[str, tuple[Samples, Samples]] = {}
+        self._count = 0  # of the samples kept
 
     def hello(self, message: Message, context: Context) -> Message:
         """Say which device this node is, what data it holds and which source it runs."""
@@ -171,10 +172,10 @@ class Device:
                 named = named_data(job, context.node_config.get("data-root"))
                 samples = named.train(index), named.test(index)
             self._kept[key] = samples
-            count = sum(len(part) for parts in self._kept.values() for part in parts)
-            while count > _KEPT and len(self._kept) > 1:
+            self._count += sum(map(len, samples))
+            while self._count > _KEPT and len(self._kept) > 1:
                 oldest = self._kept.pop(next(iter(self._kept)))
-                count -= sum(len(part) for part in oldest)
+                self._count -= sum(map(len, oldest))
             return samples
         return self._kept[key]
 

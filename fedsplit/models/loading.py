@@ -1,0 +1,75 @@
+"""Builds what a tier holds of a model: weights of its own segments, and adapters on them."""
+
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from fedsplit.models.adapters import add_adapters
+from fedsplit.models.anatomy import EMBED, anatomy
+from fedsplit.models.lora import read_adapter, spared
+from fedsplit.models.quantise import quantise
+from fedsplit.models.spec import ModelSpec
+from fedsplit.models.split import SplitModel, positions_of
+from fedsplit.models.weights import build, move
+from fedsplit.plan import DEVICE, Segment
+
+# Building on the meta device patches torch's modules for the whole process.
+_BUILDING = threading.Lock()
+
+
+def load(
+    spec: ModelSpec, segments: Sequence[Segment] | None = None, device: str | torch.device = "cpu"
+) -> SplitModel:
+    """Build a model with its adapters, holding only what `segments` need.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        Which model, and what of it is trained.
+    segments : sequence of Segment or None
+        What this tier runs; None for everything.
+    device : str or torch.device
+        Where the weights go.
+
+    Raises
+    ------
+    FedsplitError
+        If the model is unknown, cannot be cut, or its checkpoint cannot be read by segments.
+    """
+    model = assemble(spec, spec.load_config(), segments, torch.device(device))
+    if spec.adapter is not None:
+        held = model.trained()
+        model.install(
+            {name: nn.Parameter(v) for name, v in read_adapter(spec.adapter, held).items()}
+        )
+    return model
+
+
+def assemble(
+    spec: ModelSpec,
+    config: PretrainedConfig,
+    segments: Sequence[Segment] | None,
+    device: torch.device,
+) -> SplitModel:
+    """Build a model of `config` as `load` does; `spec` gives the weights and what is trained."""
+    parts = anatomy(config, spec.task)
+    if segments is None:
+        segments = [Segment(DEVICE, 0, parts.n_blocks)]
+    owned = frozenset().union(*(positions_of(segment, parts.n_blocks) for segment in segments))
+    # Token ids are of use only together with the embeddings, which stay frozen there.
+    read = owned | {EMBED} if spec.share_token_ids else owned
+    with _BUILDING:
+
+        def runs(module: str) -> bool:
+            return not read.isdisjoint(parts.of_module(module))
+
+        model = build(spec, config, lambda name: not read.isdisjoint(parts.positions[name]))
+        if spec.quantize is not None:
+            quantise(model, spec.quantize, runs, spared(spec, model))
+        if spec.train == "lora":
+            add_adapters(model, spec, runs)
+        move(model, device)
+    return SplitModel(spec, config, model, parts, owned)
