@@ -1,6 +1,5 @@
 """``fedsplit.run``, ``fedsplit.study`` and ``fedsplit.plan``: the commands, for Python."""
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,4 +64,4 @@ def _written(value: Any) -> str:
 
 
 def _console(quiet: bool) -> Console:
-    return Console(file=io.StringIO()) if quiet else make_console()
+    return Console(quiet=True) if quiet else make_console()

@@ -9,11 +9,15 @@ In Python as on the command line::
     fedsplit.plan("strategy=card", "channel.bandwidth_hz=5e6,20e6")
 """
 
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+TYPE_CHECKING = False  # `typing` is not imported: a user's module of that name is not ours
 if TYPE_CHECKING:
+    from typing import Any
+
     import pandas as pd
 
     from fedsplit.report.studies.frame import Study
@@ -25,7 +29,7 @@ if not (_here / "apps").is_dir():
     __path__.append(str(_here.parent))
 
 
-def run(*overrides: str, quiet: bool = False, **settings: Any) -> "Study":
+def run(*overrides: str, quiet: bool = False, **settings: Any) -> Study:
     """Run a job, as ``fedsplit run`` does.
 
     Parameters
@@ -50,7 +54,7 @@ def run(*overrides: str, quiet: bool = False, **settings: Any) -> "Study":
     return _python().run(overrides, settings, quiet)  # type: ignore[no-any-return]
 
 
-def study(*overrides: str, quiet: bool = False, **settings: Any) -> "Study":
+def study(*overrides: str, quiet: bool = False, **settings: Any) -> Study:
     """Run a job for every combination of what is swept over, as ``fedsplit run -m`` does.
 
     Parameters as of `run`; a list sweeps, as in ``seed=[0, 1, 2]``. Runs that are complete in the
@@ -69,7 +73,7 @@ def study(*overrides: str, quiet: bool = False, **settings: Any) -> "Study":
     return _python().study(overrides, settings, quiet)  # type: ignore[no-any-return]
 
 
-def plan(*overrides: str, **settings: Any) -> "pd.DataFrame":
+def plan(*overrides: str, **settings: Any) -> pd.DataFrame:
     """Say what schemes would cost, without training, as ``fedsplit plan -m`` does.
 
     Parameters as of `study`.
@@ -89,4 +93,17 @@ def plan(*overrides: str, **settings: Any) -> "pd.DataFrame":
 
 def _python() -> Any:
     # Only now: `import fedsplit` alone brings neither torch nor Hydra.
+    from importlib import import_module
+
     return import_module("fedsplit.apps.python")
+
+
+class _Package(type(sys)):  # type: ignore[misc]
+    """This package, where `plan` stays the function; importing ``fedsplit.plan`` would bind it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name == "plan" and isinstance(value, type(sys))):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -24,6 +24,15 @@ def test_importing_fedsplit_alone_brings_nothing_else() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_plan_is_the_function_although_a_module_is_called_so() -> None:
+    program = "import fedsplit; from fedsplit.plan import Turn; import fedsplit.plan; "
+    program += "assert Turn.__module__ == 'fedsplit.plan'; print(fedsplit.plan.__doc__[:8])"
+    done = subprocess.run(
+        [sys.executable, "-Werror", "-c", program], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "Say what", done.stderr
+
+
 @pytest.mark.parametrize(
     ("value", "written"),
     [
