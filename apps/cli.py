@@ -64,8 +64,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from .launch.engine import Engine
 
     with Engine() as engine:
-        # This process has seconds of imports before it: the run's root does its own meanwhile.
-        engine.start()
+        if "torch" not in sys.modules:
+            # Seconds of imports lie before this process: the run's root does its own meanwhile.
+            engine.start()
         from .launch.run import run
 
         return run(options.overrides, console, engine)
