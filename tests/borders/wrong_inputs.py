@@ -46,6 +46,11 @@ WRONG = [
     ("run =3", "override='=3': must be written KEY=VALUE, as in rounds=3"),
     ("run =", "override='=': must be written KEY=VALUE, as in rounds=3"),
     ("run rounds=", "rounds='': must be a whole number"),
+    (
+        "plan strategy=joint strategy.goal=fame",
+        "strategy.goal='fame': must be one of delay, energy, weighted",
+    ),
+    ("measure --output /nowhere/x.json", "--output='/nowhere/x.json': must be a file in a folder"),
     ("run 'rounds=[1'", "rounds='[1': must be written in Hydra's notation, other"),
     ("run 'rounds={a:1}'", "rounds={'a': 1}: must be a whole number"),
     ("run 'a b=3'", "override='a b=3': must be written KEY=VALUE, as in rounds=3"),
