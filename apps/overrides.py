@@ -55,7 +55,9 @@ _SHORT = {"path": "data.path", "name": "data.name"}
 _WRITTEN = re.compile(r"\+{0,2}(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
 _QUOTED = re.compile(r"(['\"]).*\1", re.DOTALL)
 _HYDRAS_OWN = re.compile(r"\+{0,2}(hydra[./][\w./-]*)=(.*)", re.DOTALL)
-_NO_GROUPS = ("deploy", "study")
+STUDY = "study"
+"""Stands for the overrides of a file, where several runs are asked for (`.sweep`)."""
+_NO_GROUPS = ("deploy", STUDY)
 _PACKAGED = "package:"
 _SCHEMES = "fedsplit.strategies"
 
@@ -146,6 +148,7 @@ def _plain(escaped: str) -> str:
 
 def _parse(text: str) -> Iterator[Override]:
     key, value = split(text)
+    require(key != STUDY, key, value, "with --multirun (-m)")
     if key in groups() and not value.startswith("{"):
         yield from _choice(key, _unquoted(value) if key == "model" else _value(key, value))
     elif _is_path(key):

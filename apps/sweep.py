@@ -13,9 +13,8 @@ import yaml
 
 from fedsplit.errors import FedsplitError, SettingsError, require
 
-from .overrides import config_dir, expand_sweeps, parse, split
+from .overrides import STUDY, config_dir, expand_sweeps, parse, split
 
-STUDY = "study"
 _LONGEST_NAME = 120
 _NOT_IN_NAMES = re.compile(r"[^\w.,=+-]+")
 
