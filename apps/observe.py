@@ -215,16 +215,13 @@ class _Tap:
         self._there = self._there.enter(token)
         return self
 
-    def forward(
-        self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
-    ) -> Boundary:
+    def forward(self, *arguments: Any) -> Boundary:
         """See `fedsplit.transport.Steps.forward`."""
-        onward: Boundary = self._there.forward(inputs, boundary, samples)
+        onward: Boundary = self._there.forward(*arguments)
         self.sent.append(onward.detach())
         return onward
 
-    def backward(self, gradients: Gradients) -> Gradients:
+    def backward(self, gradients: Gradients) -> Any:
         """See `fedsplit.transport.Steps.backward`."""
         self.came.append(tuple(None if item is None else item.clone() for item in gradients))
-        result: Gradients = self._there.backward(gradients)
-        return result
+        return self._there.backward(gradients)
