@@ -16,6 +16,7 @@ _LENGTH, _DEPTH, _NODES = 1 << 16, 8, 1 << 10
 _ABSENT, _TENSOR = 0, 1
 _SEQUENCES: dict[str, type[list[Any]] | type[tuple[Any, ...]]] = {"list": list, "tuple": tuple}
 _NAMES = {kind: name for name, kind in _SEQUENCES.items()}
+_NUMBERED = "numbered"
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Boundary:
         The tensors that matter to what follows, usually one of shape ``[batch, tokens, hidden]``.
     layout : str
         JSON text that says how the block returned them: 1 for a tensor, 0 for what does not
-        travel, ``["list", ...]``, ``["tuple", ...]`` or an object for a dict. It names no types
-        and no code: a received one is data, however it was made.
+        travel, ``["list", ...]``, ``["tuple", ...]``, an object for a dict, or ``["numbered",
+        [key, ...], ...]`` for one with whole numbers as keys. It names no types and no code: a
+        received one is data, however it was made.
     """
 
     tensors: tuple[Tensor, ...]
@@ -44,7 +46,8 @@ class Boundary:
         Raises
         ------
         FedsplitError
-            If tensors lie in a container of another type, or a dict has keys other than text.
+            If tensors lie in a container of another type, or the keys of a dict are neither all
+            text nor all whole numbers.
         """
         tensors: list[Tensor] = []
         tree = _describe(values, tensors)
@@ -127,10 +130,12 @@ def _describe(value: Any, tensors: list[Tensor]) -> Any:
         return [_NAMES[type(value)], *(_describe(item, tensors) for item in value)]
     if type(value) is dict and all(isinstance(key, str) for key in value):
         return {key: _describe(item, tensors) for key, item in value.items()}
+    if type(value) is dict and all(type(key) is int for key in value):
+        return [_NUMBERED, list(value), *(_describe(item, tensors) for item in value.values())]
     if any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
         raise FedsplitError(
             f"boundary={type(value).__name__}: must hold its tensors in lists, tuples or dicts "
-            "with keys of text, to cross a cut"
+            "with keys of text or whole numbers, to cross a cut"
         )
     return _ABSENT
 
@@ -151,6 +156,8 @@ class _Builder:
             return {key: self.build(item, depth + 1) for key, item in node.items()}
         if type(node) is list and node and type(node[0]) is str and node[0] in _SEQUENCES:
             return _SEQUENCES[node[0]](self.build(item, depth + 1) for item in node[1:])
+        if type(node) is list and len(node) > 1 and node[0] == _NUMBERED:
+            return self._numbered(node[1], node[2:], depth)
         if type(node) is not int or node not in (_ABSENT, _TENSOR):
             raise ValueError("a node must be 0, 1, a list, a tuple or a dict")
         if node == _ABSENT:
@@ -159,6 +166,13 @@ class _Builder:
         if tensor is None:
             raise ValueError("some tensors are missing")
         return tensor
+
+    def _numbered(self, keys: Any, items: list[Any], depth: int) -> dict[int, Any]:
+        if type(keys) is not list or any(type(key) is not int for key in keys):
+            raise ValueError("keys must be whole numbers")
+        if len(set(keys)) != len(keys) or len(keys) != len(items):
+            raise ValueError("keys must be one for each item")
+        return {key: self.build(item, depth + 1) for key, item in zip(keys, items, strict=True)}
 
 
 @dataclass(frozen=True)

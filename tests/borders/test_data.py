@@ -152,7 +152,7 @@ REFUSED = [
     ("empty.txt", "", {}, ": must be a file that is not empty"),
     ("white.txt", " \n\n \n", {}, ": has no examples"),
     ("paper.pdf", "%PDF", {}, ": must be .txt, .csv, .tsv, .json, .jsonl, .parquet or a folder"),
-    ("one.jsonl", _lines({"text": "a"}), {}, "fleet.devices=2: must be at most 0: there"),
+    ("one.jsonl", _lines({"text": "a"}), {}, "data.min_samples=2: must be at most 1, all the"),
     ("no_encoding.txt", "a", {"encoding": "utf-9"}, "data.encoding='utf-9': must be one that"),
     ("chat.txt", DOCUMENT, {"source": "chat"}, ": must be one of .csv, .tsv, .json, .jsonl"),
     ("no_chat.jsonl", _lines(*TWELVE), {"source": "chat"}, ", row 1: no conversation; columns"),
@@ -203,7 +203,7 @@ def test_what_is_not_is_refused_with_file_and_place(
     message = str(caught.value)
     assert says in message
     assert "\n" not in message
-    if not message.startswith(("fleet.", "data.encoding")):
+    if not message.startswith(("fleet.", "data.encoding", "data.min_samples")):
         assert name in message
     assert capfd.readouterr() == ("", "")
 

@@ -34,12 +34,20 @@ NAMES = (
 )
 
 
+# Where a path belongs to another choice than the default one.
+CHOSEN = {
+    "data.path": ["data=text"],
+    "data.test_path": ["data=text", "data.path=x"],
+    "data.name": ["data=hub"],
+    "strategy.codec_table": ["strategy=sft"],
+}
+
+
 @pytest.mark.parametrize("key", sorted({*PATHS, *PATHS_OR_NAMES} - {"resume"}))
 @pytest.mark.parametrize("name", NAMES)
 def test_every_path_is_taken_as_it_is_written(key: str, name: str, here: Path) -> None:
     (here / name).mkdir()
-    group = {"data.path": "text", "data.name": "hub", "strategy.codec_table": "sft"}.get(key)
-    chosen = [f"{key.partition('.')[0]}={group}"] if group else []
+    chosen = CHOSEN.get(key, [])
     config = load_config([*chosen, f"{key}={name}"])
     assert OmegaConf.select(config, key) == str(here / name)
     config = load_config([*chosen, f"{key}=~/{name}"])

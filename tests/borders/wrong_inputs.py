@@ -39,7 +39,7 @@ WRONG = [
     ("-x", "fedsplit: the following arguments are required: COMMAND (see fedsplit --help)"),
     (
         "train",
-        "fedsplit: argument COMMAND: invalid choice: 'train' (choose from 'run', 'plan', 'calibrate",
+        "fedsplit: argument COMMAND: invalid choice: 'train' (choose from 'run', 'plan', 'measure",
     ),
     ("run rounds", "override='rounds': must be written KEY=VALUE, as in rounds=3"),
     ("run +", "override='+': must be written KEY=VALUE, as in rounds=3"),
@@ -219,7 +219,10 @@ WRONG = [
         "fleet.devices=100000: must be at most 817: there are 1634 exampl",
     ),
     ("run data.partition=dirichlet data.alpha=0", "data.alpha=0.0: must be above 0 and finite"),
-    ("run data.loss_on=some", "data.loss_on='some': must be absent, or given with data=e2e or"),
+    (
+        "run data.loss_on=some",
+        "data.loss_on='some': must be absent, or given with data=classification or",
+    ),
     ("run data=text path=x.txt data.text_column=3", "data.text_column=3: must be text"),
     (
         "run data=text path=/dev/null",
@@ -579,7 +582,7 @@ WRONG = [
         "codec.uplink.name='fp4': must be one of identity, fp16, bf16, fp8,",
     ),
     (
-        "run codec=temporal data.padding=longest",
+        "run codec=temporal data=text path=labelled.csv data.padding=longest",
         "data.padding='longest': must be fixed with codec.up",
     ),
     ("run codec=nope", "codec='nope': must be one of bf16, error_feedback, fp16,"),
@@ -606,7 +609,10 @@ WRONG = [
     ("run data.source=junk", "data.source='junk': must be one of stdlib, e2e, text, chat, hub"),
     ("run data.test_fraction=0", "data.test_fraction=0.0: must be between 0 and 1, both excluded"),
     ("run data.test_fraction=1", "data.test_fraction=1.0: must be between 0 and 1, both excluded"),
-    ("run data=-inf", "data=-inf: must be one of chat, digits, e2e, hub, stdlib, t"),
+    (
+        "run data=-inf",
+        "data=-inf: must be one of chat, classification, digits, e2e, hub, stdlib, t",
+    ),
     ("run data=digits", "data.source='digits': must be texts for model.task=causal-lm"),
     ("run data=e2e", "data.path=None: must be given"),
     ("run data=hub", "data.name=None: must be given"),

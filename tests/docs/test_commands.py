@@ -78,6 +78,7 @@ TABLE: Mapping[str, Run | NotHere] = {
     "fedsplit run data=text data.partition=local": Run(_TINY, _TRAINED),
     "fedsplit run data=chat": Run(f"{_TINY} data.seq_len=64", _TRAINED),
     "fedsplit run data=e2e": Run(_TINY, _TRAINED),
+    "fedsplit run data=classification": Run(_TINY, r"macro F1"),
     "fedsplit run strategy=vanilla": Run(_TINY, _TRAINED),
     "fedsplit run strategy.tail=1": Run(_TINY, _TRAINED),
     "fedsplit run resume=outputs/mine": Run(
@@ -183,6 +184,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Pa
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("\n".join([header, *(f"{a},{b}" for a, b in pairs)]))
     shutil.copy(folder / "e2e" / "devset.csv", folder / "e2e" / "testset_w_refs.csv")
+    said = "\n".join(f"it is {'good' if n % 2 else 'bad'} {n}\t{n % 2}" for n in range(40))
+    for name in ("train.tsv", "dev.tsv"):
+        (folder / name).write_text(f"sentence\tlabel\n{said}")
     talks = (
         [{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in pairs
     )

@@ -111,11 +111,15 @@ def test_an_edge_goes_on_while_the_cloud_works_for_another() -> None:
             """A link to a cloud that works until it is let go."""
 
             def step(
-                self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
+                self,
+                inputs: Mapping[str, Tensor],
+                boundary: Boundary,
+                samples: Sequence[int],
+                share: float = 1.0,
             ) -> StepReply:
                 asked.set()
                 assert answered.wait(30)
-                return super().step(inputs, boundary, samples)
+                return super().step(inputs, boundary, samples, share)
 
         edge, cloud = cluster.stage("edge"), cluster.stage("cloud")
         onward, slow = new_token(), new_token()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from matplotlib.image import imread
 
+from fedsplit.figures import PAGE_IN
 from fedsplit.fleet import timeline, write_chrome_trace, write_gantt, write_json
 from fedsplit.fleet.export import MAX_GANTT_ROWS
 from tests.fleet.fleet_scenarios import rounds
@@ -58,5 +59,5 @@ def test_json_adds_up(folder, scenario):
 def test_gantt_is_a_picture_of_a_bounded_size(folder, scenario):
     write_gantt(timeline(*scenario, 8), folder / "gantt.png")
     height, width, _ = imread(folder / "gantt.png").shape
-    assert width == 1500
-    assert 150 < height <= 150 * (1.2 + 0.25 * MAX_GANTT_ROWS) + 1
+    assert width == int(300 * PAGE_IN)
+    assert 300 < height <= 300 * (1.0 + 0.16 * MAX_GANTT_ROWS) + 1

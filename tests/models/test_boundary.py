@@ -20,6 +20,7 @@ trees = st.recursive(
         st.lists(inner, max_size=3),
         st.lists(inner, max_size=3).map(tuple),
         st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3),
+        st.dictionaries(st.integers(-9, 9), inner, max_size=3),
     ),
     max_leaves=8,
 )
@@ -55,6 +56,12 @@ HOSTILE = {
     "an unknown container": '["set",1]',
     "a container that is no text": "[[],1]",
     "a path": '["os.abort",1]',
+    "numbered without keys": '["numbered"]',
+    "numbered by text": '["numbered",["3"],1]',
+    "numbered by truth": '["numbered",[true],1]',
+    "numbered twice": '["numbered",[3,3],1,0]',
+    "more numbers than items": '["numbered",[3,4],1]',
+    "more items than numbers": '["numbered",[3],1,0]',
     "a defaultdict that imports": _node(
         "collections.defaultdict",
         {"default_factory_module": "os", "default_factory_name": "abort", "dict_context": []},
@@ -91,7 +98,9 @@ def test_a_layout_that_is_none_is_refused_in_one_line_and_runs_nothing(
         OrderedDict(x=torch.zeros(1)),
         defaultdict(list, x=torch.zeros(1)),
         BaseModelOutput(torch.zeros(1)),
-        {3: torch.zeros(1)},
+        {3: torch.zeros(1), "x": torch.zeros(1)},
+        {3.0: torch.zeros(1)},
+        {True: torch.zeros(1)},
     ],
     ids=lambda value: type(value).__name__,
 )

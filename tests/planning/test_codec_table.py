@@ -58,7 +58,7 @@ def test_a_written_table_is_read(tmp_path: Path) -> None:
         ("ratio,name\n1,a\n", r"line 2.*loss_increase"),
         ("ratio,loss_increase,name,settings\nx,0,a,{}\n", r"line 2.*'x'"),
         ("ratio,loss_increase,name,settings\n1,0,a,{\n", r"line 2"),
-        ("ratio,loss_increase,name,settings\n", "at least one row"),
+        ("ratio,loss_increase,name,settings\n", "rows of a codec table=0: must be at least 1"),
         ("ratio,loss_increase,name,settings\n0,0,a,{}\n", r"ratio\[0\]"),
         ("ratio,loss_increase,name,settings,itemsize\n1,0,a,{},4\n1,0,a,{},2\n", "itemsize"),
         ("ratio,loss_increase,name,settings,itemsize\n1,0,a,{},0\n", "itemsize"),

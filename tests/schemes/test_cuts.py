@@ -108,9 +108,9 @@ def test_the_command_line_names_a_rule_and_its_settings() -> None:
 @pytest.mark.parametrize(
     ("cut", "tail", "named"),
     [
-        ("nobody", None, "strategy='nobody': must be one of"),
+        ("nobody", None, "strategy.cut='nobody': must be one of"),
         ({"name": "fast", "speed": 1}, None, "speed"),
-        ({"min_blocks": 1}, None, "strategy=''"),
+        ({"min_blocks": 1}, None, "strategy.cut=''"),
         ("fast", 1, "strategy.tail=1"),
     ],
 )
