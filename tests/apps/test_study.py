@@ -32,6 +32,7 @@ def finished(folder: Path) -> bool:
     return results.exists() and "summary" in json.loads(results.read_text())
 
 
+@pytest.mark.slow
 def test_a_study_that_was_killed_goes_on_and_no_member_is_run_twice(
     tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
