@@ -78,6 +78,7 @@ TABLE: Mapping[str, Run | NotHere] = {
     "fedsplit run data=text data.partition=local": Run(_TINY, _TRAINED),
     "fedsplit run data=chat": Run(f"{_TINY} data.seq_len=64", _TRAINED),
     "fedsplit run data=e2e": Run(_TINY, _TRAINED),
+    "fedsplit run 'model.lora=": Run(_TINY, _TRAINED),
     "fedsplit run data=classification": Run(_TINY, r"macro F1"),
     "fedsplit run strategy=vanilla": Run(_TINY, _TRAINED),
     "fedsplit run strategy.tail=1": Run(_TINY, _TRAINED),
