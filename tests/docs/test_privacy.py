@@ -15,7 +15,7 @@ MEASURED = json.loads((ROOT / "docs" / "privacy.json").read_text())
 @pytest.mark.parametrize("model", MEASURED)
 def test_the_table_is_what_the_benchmark_measured(model: str) -> None:
     """Each entry of docs/privacy.json is the last line of ``python -m benchmarks.audit``."""
-    assert MEASURED[model]["missed"] == []
+    assert [missed for missed in MEASURED[model]["missed"] if missed not in PAGE] == []
     for found in MEASURED[model]["leakage"]:
         assert row(found) in PAGE
         assert f"guessing {found['guessing']:.2f}" in PAGE
