@@ -187,7 +187,9 @@ def card_gain(profile: ModelProfile, state: ChannelState, batch: int, seed: int)
         devices_of(fleet, 1),
     )
     up, down = uplink_bps(state, state.uplink_hz), downlink_bps(state, state.downlink_hz)
-    own = float(plan_card(costs, members, up, down, server, delay_weight=0.5, min_cut=1).utility.sum())
+    own = float(
+        plan_card(costs, members, up, down, server, delay_weight=0.5, min_cut=1).utility.sum()
+    )
     fits = members.allowed_cuts(costs, 1)[:, :, None]
     cycles = costs.server_flops[:, None] / server.flops_per_cycle
     clock = np.geomspace(server.min_hz, server.max_hz, 4_000)
