@@ -103,14 +103,7 @@ def pad(
         f"{least}, longer than the shortest prompt of the {len(examples)} that {whose}",
     )
     lengths = [len(tokens) for tokens, _ in rows]
-    counts = Counts(
-        read=len(examples),
-        samples=len(rows),
-        cut=cut,
-        dropped=len(examples) - len(rows),
-        tokens=sum(lengths),
-        longest=max(lengths),
-    )
+    counts = _counts(len(examples), lengths, cut)
     to_longest = spec.padding == "longest"
     return TokenSamples(_stack(rows, seq_len, tokenizer), counts, to_longest=to_longest)
 
@@ -147,14 +140,7 @@ def classify(
         labels.append(example.group)
     require(len(rows) > 0, "data.path", spec.path, f"texts that are not empty, that {whose}")
     lengths = [len(row["input_ids"]) for row in rows]
-    counts = Counts(
-        read=len(examples),
-        samples=len(rows),
-        cut=cut,
-        dropped=len(examples) - len(rows),
-        tokens=sum(lengths),
-        longest=max(lengths),
-    )
+    counts = _counts(len(examples), lengths, cut)
     learnt_nowhere = [(row["input_ids"], [False] * len(row["input_ids"])) for row in rows]
     tensors = _stack(learnt_nowhere, spec.seq_len, tokenizer)
     if "token_type_ids" in rows[0]:
@@ -247,6 +233,18 @@ def sizer(
 def _first_target(learnt: Sequence[bool]) -> int | None:
     """Return the first token that is learnt; what is learnt is the one after: never the first."""
     return next((place for place, own in enumerate(learnt) if own and place > 0), None)
+
+
+def _counts(read: int, lengths: Sequence[int], cut: int) -> Counts:
+    """Return what became of `read` examples, each of which is a sample or was dropped."""
+    return Counts(
+        read=read,
+        samples=len(lengths),
+        cut=cut,
+        dropped=read - len(lengths),
+        tokens=sum(lengths),
+        longest=max(lengths),
+    )
 
 
 def _stack(
