@@ -160,7 +160,7 @@ def evaluate(
             boundary = first_part(model, route, batch.inputs)
             if way is not None:
                 defence, codec = way
-                boundary = defence.boundary(boundary)
+                boundary = defence.boundary(boundary, batch.inputs)
                 sent = tuple(codec.send(tensor, batch.samples) for tensor in boundary.tensors)
                 boundary = Boundary(sent, boundary.layout)
             output = second_part(model, route, batch.inputs, boundary)

@@ -63,7 +63,7 @@ def train_coded(
     for batch in batches:
         boundary = first_part(model, route, batch.inputs)
         if defence is not None:
-            boundary = defence.boundary(boundary)
+            boundary = defence.boundary(boundary, batch.inputs)
         crossed = tuple(
             straight_through(tensor, up, down, batch.samples) for tensor in boundary.tensors
         )

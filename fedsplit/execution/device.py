@@ -314,7 +314,7 @@ class _DeviceTurn:
     def _open_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
         (segment,) = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
-        boundary = self._leaving(segment, batch)
+        boundary = self._leaving(segment, batch, share)
         if not self._train:
             return _report(
                 self._wait(lambda: link.evaluate(onward, boundary, batch.samples)), batch
@@ -328,7 +328,7 @@ class _DeviceTurn:
         first, last = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
         at_home = {**onward, "labels": batch.inputs["labels"]}
-        boundary = self._leaving(first, batch)
+        boundary = self._leaving(first, batch, share)
         returned = self._wait(lambda: link.forward(onward, boundary, batch.samples, share))
         if not self._train:
             score = self._tier.evaluate(last, at_home, returned)
@@ -340,10 +340,10 @@ class _DeviceTurn:
             self._tier.backward(boundary, back.gradients)
         return _report(score, batch)
 
-    def _leaving(self, segment: Segment, batch: "Batch") -> Boundary:
+    def _leaving(self, segment: Segment, batch: "Batch", share: float) -> Boundary:
         """Return the boundary of `batch` as it may leave the device."""
         produced = self._tier.forward(segment, batch.inputs)
-        return compute(lambda: self._defence.boundary(produced))
+        return compute(lambda: self._defence.boundary(produced, batch.inputs, share))
 
     def _wait(self, call: Callable[[], T]) -> T:
         started = time.perf_counter()

@@ -9,6 +9,10 @@ WRONG = [
         "run privacy.noise_multiplier=1",
         "privacy.noise_multiplier=1.0: must be 0 without privacy.clip",
     ),
+    (
+        "run privacy=nopeek privacy.correlation_weight=-1",
+        "privacy.correlation_weight=-1.0: must be at least 0 and finite",
+    ),
     ("run privacy=noise privacy.unit=text", "privacy.unit='text': must be one of sample, token"),
     ("run privacy=noise privacy.delta=1", "privacy.delta=1.0: must be between 0 and 1"),
     ("run privacy.budget=3", "privacy.budget=3.0: must be null without privacy.noise_multiplier"),
