@@ -13,6 +13,7 @@ from fedsplit.execution.lane import compute
 from fedsplit.execution.optim import OptimizerSpec, State
 from fedsplit.execution.tier import Tier
 from fedsplit.models import Boundary, SplitModel
+from fedsplit.models.ranks import at_rank
 from fedsplit.plan import DEVICE, CodecPlan, Route, Segment
 from fedsplit.privacy import Defence, PrivacySpec
 from fedsplit.transport import EvalReply, Link, LinkStats, OpenRequest
@@ -111,6 +112,7 @@ def train_turn(
     token: str | None = None,
     codec: CodecPlan | None = None,
     privacy: PrivacySpec | None = None,
+    rank: int | None = None,
 ) -> TurnResult:
     """Train the device's segments of `route` on `batches`, the rest over `link`.
 
@@ -141,6 +143,8 @@ def train_turn(
         How boundaries travel; None for as they are.
     privacy : PrivacySpec or None
         What is done to boundaries and gradients before they leave the device; None for nothing.
+    rank : int or None
+        Components of the adapters that are fetched; None for all that the model has.
 
     Raises
     ------
@@ -149,7 +153,7 @@ def train_turn(
     FedsplitError
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
-    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept)
+    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept, rank)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -185,6 +189,7 @@ class _DeviceTurn:
         privacy: PrivacySpec | None,
         steps: int | None = None,
         kept: Mapping[str, State] | None = None,
+        rank: int | None = None,
     ) -> None:
         segments = route.on(DEVICE)
         if (len(route.segments) > 1) != (link is not None):
@@ -198,7 +203,7 @@ class _DeviceTurn:
         self._seed = seed
         self._train = optimizer is not None
         self._keeps = optimizer is not None and optimizer.keep_state
-        self._steps, self._kept = steps, kept
+        self._steps, self._kept, self._rank = steps, kept, rank
         self._link = link
         self._behind: float | None = 0.0  # norm of a step's gradients on the other tiers
         self._defence = Defence(privacy or PrivacySpec(), seed)
@@ -265,8 +270,8 @@ class _DeviceTurn:
             raise FedsplitError("adapters: must be given on a route that never leaves the device")
         expected: dict[str, Tensor] = {}
         for segment in self._segments:
-            expected |= self._model.adapters(segment)
-        return self._wait(lambda: link.fetch(expected))
+            expected |= self._model.forms(segment)
+        return self._wait(lambda: link.fetch(at_rank(expected, self._rank)))
 
     def result(self) -> TurnResult:
         """Return what the turn did."""
