@@ -149,6 +149,22 @@ class Messages:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """Which mini-batches of a turn are under way together.
+
+    Parameters
+    ----------
+    update : int
+        Mini-batches of an update, at whose end none is under way.
+    at_once : int
+        How many of them are at most, on routes that leave the device and end at a server.
+    """
+
+    update: int = 1
+    at_once: int = 1
+
+
+@dataclass(frozen=True)
 class ModelProfile:
     """Cost of a model for one sample of `seq_len` tokens, unit by unit.
 
@@ -174,6 +190,8 @@ class ModelProfile:
         default, as in papers.
     recomputed : bool
         Whether blocks are computed again in the backward pass (`checkpointed`).
+    pace : Pace
+        Which mini-batches are under way together; one by default.
     """
 
     name: str
@@ -186,6 +204,7 @@ class ModelProfile:
     crossing: Crossing = Crossing()
     messages: Messages = Messages()
     recomputed: bool = False
+    pace: Pace = Pace()
 
     def checkpointed(self) -> "ModelProfile":
         """Return the same model with blocks that keep their input only.

@@ -25,6 +25,7 @@ def device_memory_bytes(
         own = np.array([tier == DEVICE for tier in group.tiers])
         names = ("parameter_bytes", "activation_bytes", "optimizer_bytes", "adapter_bytes")
         held = {name: costs.together(name, group.starts, group.stops, own) for name in names}
+        held["activation_bytes"] = held["activation_bytes"] * group.pace.at_once
         workspace = costs.largest("workspace_bytes", group.starts, group.stops)[:, own].max(axis=1)
         needed = training_memory_bytes(**held, workspace_bytes=workspace, batch_size=batch_size)
         np.maximum.at(peak, turns.device[group.members], needed)
