@@ -1,6 +1,7 @@
 """The device's turn: its loop over mini-batches, on any route."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -288,12 +289,17 @@ class _DeviceTurn:
         """Go through the mini-batches that one update is made of, each weighted by its targets."""
         counts = [self._model.n_targets(batch.inputs) for batch in group]
         targets = sum(counts)
+        at_once = 1 if self._optimizer is None else self._optimizer.overlap
+        under_way: deque[Callable[[], StepReport]] = deque()
         for batch, count in zip(group, counts, strict=True):
             share = 1.0 if len(group) == 1 else count / max(targets, 1)
             if self._train:
                 self._tier.take(share)
-            self._reports.append(self._step(batch, share))
+            under_way.append(self._begin(batch, share))
+            if len(under_way) == at_once:
+                self._reports.append(under_way.popleft()())
             self._tier.end()
+        self._reports += [finish() for finish in under_way]
         if self._optimizer is not None:
             norm = None
             if self._optimizer.clip is not None:
@@ -302,11 +308,13 @@ class _DeviceTurn:
                     self._link.update(norm)
             self._tier.update(norm)
 
-    def _step(self, batch: "Batch", share: float) -> StepReport:
-        if self._link is None:
-            return self._local_step(batch, share)
-        step = self._u_step if self._route.returns_home else self._open_step
-        return step(batch, share, self._link)
+    def _begin(self, batch: "Batch", share: float) -> Callable[[], StepReport]:
+        """Begin a mini-batch; return how to end it, after those that began before it."""
+        link = self._link
+        if link is not None and not self._route.returns_home:
+            return self._open_step(batch, share, link)
+        done = self._local_step(batch, share) if link is None else self._u_step(batch, share, link)
+        return lambda: done
 
     def _local_step(self, batch: "Batch", share: float) -> StepReport:
         (segment,) = self._segments
@@ -316,18 +324,22 @@ class _DeviceTurn:
             score = self._tier.evaluate(segment, batch.inputs)
         return _report(score, batch)
 
-    def _open_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
+    def _open_step(self, batch: "Batch", share: float, link: Link) -> Callable[[], StepReport]:
         (segment,) = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
         boundary = self._leaving(segment, batch, share)
         if not self._train:
-            return _report(
-                self._wait(lambda: link.evaluate(onward, boundary, batch.samples)), batch
-            )
-        reply = self._wait(lambda: link.step(onward, boundary, batch.samples, share))
-        self._behind = reply.norm
-        self._tier.backward(boundary, reply.gradients)
-        return StepReport(reply.loss, reply.n_targets, len(batch.samples))
+            score = self._wait(lambda: link.evaluate(onward, boundary, batch.samples))
+            return lambda: _report(score, batch)
+        answered = self._wait(lambda: link.begin_step(onward, boundary, batch.samples, share))
+
+        def end() -> StepReport:
+            reply = self._wait(answered)
+            self._behind = reply.norm
+            self._tier.backward(boundary, reply.gradients)
+            return StepReport(reply.loss, reply.n_targets, len(batch.samples))
+
+        return end
 
     def _u_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
         first, last = self._segments

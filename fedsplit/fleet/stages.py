@@ -18,7 +18,7 @@ from fedsplit.fleet.cost import compute_delay_s, compute_energy_j, transmit_ener
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.turns import CostTable, read_turns
 from fedsplit.plan import DEVICE, EDGE, AdapterWay, RoundPlan
-from fedsplit.profiles import MeasuredProfile, ModelProfile
+from fedsplit.profiles import MeasuredProfile, ModelProfile, Pace
 from fedsplit.wireless import ChannelState, downlink_bps, uplink_bps
 
 IntArray = NDArray[np.int64]
@@ -105,6 +105,8 @@ class Group:
         How large they are beside those of the whole rank, shape ``[M]``.
     before, step, after : Block
         Adapters in, one mini-batch, adapters out.
+    pace : Pace
+        Which mini-batches are under way together.
     """
 
     members: IntArray
@@ -117,6 +119,7 @@ class Group:
     before: Block
     step: Block
     after: Block
+    pace: Pace
 
 
 def step_stages(tiers: Sequence[str], has_edges: bool) -> tuple[Stage, ...]:
@@ -254,6 +257,7 @@ class StageBuilder:
             before=self._adapters(members, inward, slice(0, 1)),
             step=self._block(members, stages, work, sent, slice(None)),
             after=self._adapters(members, outward, slice(-1, None)),
+            pace=Pace() if tiers[-1] == DEVICE else self._profile.pace,
         )
 
     def _adapters(

@@ -155,6 +155,9 @@ WRONG = [
     ("run train.clip=all", "train.clip='all': must be a number or null"),
     ("run train.accumulate=0", "train.accumulate=0: must be at least 1"),
     ("run train.accumulate=0.5", "train.accumulate=0.5: must be a whole number"),
+    ("run train.overlap=0", "train.overlap=0: must be 1 to 1, the mini-batches of an update"),
+    ("run train.overlap=3 train.accumulate=2", "train.overlap=3: must be 1 to 2, the mini-"),
+    ("run train.overlap=yes", "train.overlap='yes': must be a whole number"),
     ("run train.label_smoothing=1", "train.label_smoothing=1.0: must be at least 0 and below 1"),
     ("run train.checkpointing=1", "train.checkpointing=1: must be true or false"),
     (
