@@ -1,20 +1,20 @@
 """Peak memory of a server that trains many branches, measured in a process of its own.
 
-    python -m fedsplit.apps.reproduce.memory --branches 20 --copies
-
-Prints one JSON object. The server holds all but the first blocks of a small ViT with random
-weights, with LoRA adapters for every branch. ``--copies``: the frozen weights are held once for
-every branch and all mini-batches are live at once. Else weights are shared and mini-batches come
-one at a time, as in `fedsplit.execution.Stage`.
+The server holds all but the first blocks of a small ViT with random weights, with LoRA adapters for
+every branch. With copies the frozen weights are held once for every branch and all mini-batches are
+live at once. Else weights are shared and mini-batches come one at a time, as in
+`fedsplit.execution.Stage`.
 """
 
-import argparse
-import json
-import os
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from .study import Values
 
 CONFIG = {
     "hidden_size": 384,
@@ -26,14 +26,22 @@ CONFIG = {
 CUT, BATCH, PIXELS = 2, 2, 224
 
 
-def measured_bytes(branches: int, copies: bool) -> float:
+def add(config: DictConfig, numbers: dict[str, Values]) -> dict[str, object]:
+    """Measure a server of SplitLLM's K branches, and of N."""
+    everyone, at_once = config.fleet.devices, config.fleet.edges
+    numbers["server_memory_bytes"] = {
+        "copies": measured_bytes(everyone, copies=True),
+        "few copies": measured_bytes(at_once, copies=True),
+        "shared": measured_bytes(everyone, copies=False),
+        "few shared": measured_bytes(at_once, copies=False),
+    }
+    return {}
+
+
+def measured_bytes(branches: int, copies: bool) -> np.ndarray:
     """Return how much the peak of a process of its own rises while it serves `branches`."""
-    command = [sys.executable, "-m", "fedsplit.apps.reproduce.memory", "--branches", str(branches)]
-    quiet = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [*command, *["--copies"] * copies], check=True, capture_output=True, text=True, env=quiet
-    )
-    return float(json.loads(done.stdout.splitlines()[-1])["bytes"])
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return np.array(process.submit(serve, branches, copies).result())
 
 
 def serve(branches: int, copies: bool) -> float:
@@ -91,17 +99,3 @@ def resident_bytes(line: str) -> float:
     status = Path("/proc/self/status").read_text().splitlines()
     found = next(text for text in status if text.startswith(line))
     return int(found.split()[1]) * 1024.0
-
-
-def main() -> int:
-    """Measure in this process; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--branches", type=int, required=True)
-    parser.add_argument("--copies", action="store_true")
-    options = parser.parse_args()
-    print(json.dumps({"bytes": serve(options.branches, options.copies)}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,96 +2,105 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from fedsplit.figures import COLUMN_IN, HATCHES, figure, legend, styles
 
-from .common import Chart, Findings, Row, Spread
+from .study import Case, Chart, Findings, Row
+
+_FOLD: Mapping[str, Any] = {"overflow": "fold"}
+_CLAIMS = {
+    **dict.fromkeys(("paper", "what", "claim", "against"), _FOLD),
+    "ours": {"justify": "right"},
+    "strongest baseline": _FOLD,
+    "against it": {"justify": "right"},
+    "met": {"no_wrap": True},
+}
+_GAINS = dict.fromkeys(
+    ("paper", "what", "against", "the gain comes from", "tuned", "with fedsplit's own options"),
+    _FOLD,
+)
+_WIDE = {**_FOLD, "ratio": 1}
+_SETTINGS = {"paper": {}, "settings": _WIDE, "to be known": _WIDE}
 
 
-def figures_table(found: Sequence[Findings]) -> Table:
-    """Return one row per comparison; changes against the baseline, mean and range over seeds."""
-    table = Table(title="Claims and what fedsplit finds: mean (range) over seeds", show_lines=True)
-    for heading in ("paper", "what", "claim", "against"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("ours", justify="right")
-    table.add_column("strongest baseline", overflow="fold")
-    table.add_column("against it", justify="right")
-    table.add_column("met", no_wrap=True)
-    for one in found:
-        for row in one.rows:
-            words = row.words
-            table.add_row(
-                one.paper,
-                words.name,
-                words.claim,
-                words.versus,
-                _figure(row.ours, words.unit),
-                words.strongest,
-                _figure(row.against_strongest, words.unit),
-                row.verdict,
-            )
-    return table
+def tables(found: Sequence[Findings]) -> tuple[Table, Table, Table]:
+    """Return claims and what comes out, what that comes from, and where settings come from."""
+    rows = [(one.paper, row, row.words) for one in found for row in one.rows]
+    claims = (
+        (
+            paper,
+            words.what,
+            words.claim,
+            words.paper_baseline,
+            f"{row.ours} {words.unit}",
+            words.strongest_baseline,
+            f"{row.against_strongest} {words.unit}",
+            {None: "-", True: "yes", False: "MISSED"}[row.passed],
+        )
+        for paper, row, words in rows
+    )
+    gains = (
+        (paper, words.what, words.paper_baseline, words.gain, words.tuned, _own(row))
+        for paper, row, words in rows
+    )
+    settings = ((one.paper, one.provenance, " ".join(one.notes)) for one in found)
+    return (
+        _table("Claims and what fedsplit finds: mean (range) over seeds", _CLAIMS, claims),
+        _table("What it comes from", _GAINS, gains),
+        _table("Where the settings come from", _SETTINGS, settings),
+    )
 
 
-def gains_table(found: Sequence[Findings]) -> Table:
-    """Return what each row's gain comes from, what was tuned, and what fedsplit can add."""
-    table = Table(title="What it comes from", show_lines=True)
-    for heading in ("paper", "what", "against", "the gain comes from", "tuned"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("with fedsplit's own options", overflow="fold")
-    for one in found:
-        for row in one.rows:
-            words, better = row.words, row.ours_better
-            own = "" if better is None else f"{_figure(better, words.unit)}: {words.better}"
-            table.add_row(one.paper, words.name, words.versus, words.gain, words.tuned, own)
-    return table
+def _own(row: Row) -> str:
+    better = row.ours_better
+    return "" if better is None else f"{better} {row.words.unit}: {row.words.better}"
 
 
-def provenance_table(found: Sequence[Findings]) -> Table:
-    """Return where each paper's settings come from, and what to know of its figures."""
-    table = Table(title="Where the settings come from", show_lines=True)
-    table.add_column("paper")
-    table.add_column("settings", overflow="fold", ratio=1)
-    table.add_column("to be known", overflow="fold", ratio=1)
-    for one in found:
-        table.add_row(one.paper, one.provenance.strip(), " ".join(one.notes))
+def _table(title: str, columns: Mapping[str, Any], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, show_lines=True)
+    for heading, options in columns.items():
+        table.add_column(heading, **options)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def record(one: Findings) -> dict[str, Any]:
     """Return a paper's findings as JSON values: `rows`, and what holds for all of them."""
+    missed = (row.words for row in one.rows if row.passed is False)
     return {
         "seeds": list(one.seeds),
-        "rows": [_row(row, one.provenance.strip()) for row in one.rows],
-        "missed": [_label(row) for row in one.rows if not row.passed],
+        "rows": [_row(row, one.provenance) for row in one.rows],
+        "missed": [f"{words.what}, against {words.paper_baseline}" for words in missed],
         "notes": list(one.notes),
     }
 
 
 def _row(row: Row, provenance: str) -> dict[str, Any]:
     words, better = row.words, row.ours_better
+    ours, strongest = (
+        dict(zip((f"{name}{end}" for end in ends), spread.range, strict=True))
+        for name, ends, spread in (
+            ("ours", ("_mean", "_min", "_max"), row.ours),
+            ("against_strongest", ("", "_min", "_max"), row.against_strongest),
+        )
+    )
     return {
-        "what": words.name,
-        "claim": words.claim,
-        "unit": words.unit,
-        "paper_baseline": words.versus,
-        "ours_mean": row.ours.mean,
-        "ours_min": row.ours.low,
-        "ours_max": row.ours.high,
-        "strongest_baseline": words.strongest,
-        "against_strongest": row.against_strongest.mean,
-        "against_strongest_min": row.against_strongest.low,
-        "against_strongest_max": row.against_strongest.high,
+        **{name: getattr(words, name) for name in ("what", "claim", "unit", "paper_baseline")},
+        **ours,
+        "strongest_baseline": words.strongest_baseline,
+        **strongest,
         "gain": words.gain,
         "tuned": words.tuned,
-        "accepted": None if words.accepted is None else list(words.accepted),
-        "met": None if words.accepted is None else row.passed,
-        "ours_better": None if better is None else better.mean,
+        "accepted": words.accepted and list(words.accepted),
+        "met": row.passed,
+        "ours_better": better and better.range[0],
         "better": words.better,
         "provenance": provenance,
     }
@@ -108,41 +117,29 @@ def write_files(found: Sequence[Findings], folder: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     for one in found:
-        for number, chart in enumerate(one.charts, 1):
-            draw(chart, folder / f"{one.paper}{'' if number == 1 else f'_{number}'}.png")
+        for number, chart in enumerate(one.study.charts, 1):
+            draw(one.case, chart, folder / f"{one.paper}{'' if number == 1 else f'_{number}'}.png")
 
 
-def draw(chart: Chart, path: Path) -> None:
-    """Draw a chart to a PNG: bars stacked by series where x holds names, else lines."""
-    places = range(len(chart.x))
-    looks = styles(max(1, len(chart.series)))
+def draw(case: Case, chart: Chart, path: Path) -> None:
+    """Draw a chart to a PNG: bars where x holds names, else lines."""
+    x, series = case.x[chart.x], case.series(chart)
+    names, width = isinstance(x[0], str), 0.8 / (1 if chart.stacked else len(series))
     with figure(path, width_in=COLUMN_IN * 1.5, height_in=3.0) as (_, axes):
-        if isinstance(chart.x[0], str):
-            width = 0.8 / (1 if chart.stacked else len(chart.series))
-            bottom = [0.0] * len(chart.x)
-            for number, (name, values) in enumerate(chart.series.items()):
-                shift = 0.0 if chart.stacked else (number - (len(chart.series) - 1) / 2) * width
-                at = [place + shift for place in places]
-                look = {"color": looks[number]["color"], "hatch": HATCHES[number % len(HATCHES)]}
-                axes.bar(
-                    at, values, width, bottom=bottom, label=name or None, edgecolor="white", **look
-                )
-                if chart.stacked:
-                    bottom = [a + b for a, b in zip(bottom, values, strict=True)]
-            axes.set_xticks(places, [str(name) for name in chart.x], rotation=20, ha="right")
+        below = np.zeros(len(x))
+        shown = zip(series.items(), styles(len(series)), HATCHES, strict=False)
+        for number, ((name, values), look, hatch) in enumerate(shown):
+            if not names:
+                axes.plot(x, values, label=name or None, **look)
+                continue
+            shift = 0.0 if chart.stacked else (number - (len(series) - 1) / 2) * width
+            bars = {"color": look["color"], "hatch": hatch, "edgecolor": "white"}
+            at = np.arange(len(x)) + shift
+            axes.bar(at, values, width, bottom=below, label=name or None, **bars)
+            below = below + values if chart.stacked else below
+        if names:
+            axes.set_xticks(range(len(x)), x, rotation=20, ha="right")
             axes.grid(visible=False, axis="x")
-        else:
-            for (name, values), look in zip(chart.series.items(), looks, strict=True):
-                axes.plot(chart.x, values, label=name or None, **look)
         axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
-        axes.set_title(chart.title, pad=18 if any(chart.series) else None)
-        if any(chart.series):
-            legend(axes)
-
-
-def _figure(spread: Spread, unit: str) -> str:
-    return f"{spread} {unit}"
-
-
-def _label(row: Row) -> str:
-    return f"{row.words.name}, against {row.words.versus}"
+        axes.set_title(chart.title, pad=18 if any(series) else None)
+        legend(axes)
