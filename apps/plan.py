@@ -45,9 +45,7 @@ class Scenario:
     system: System
     scheme: Scheme
 
-    def costed(
-        self, server_round: int, spent_j: Array | None = None
-    ) -> tuple[RoundPlan, Timeline]:
+    def costed(self, server_round: int, spent_j: Array | None = None) -> tuple[RoundPlan, Timeline]:
         """Return a round's plan and timeline, counted from 1, after so much energy was spent."""
         samples = dict(enumerate(self.system.fleet.samples.tolist()))
         scene = self.system.scene(server_round, samples)

@@ -81,9 +81,7 @@ def members(overrides: Sequence[str], multirun: bool) -> list[Member]:
     return named_members([*file["overrides"], *typed], file["members"])
 
 
-def named_members(
-    overrides: Sequence[str], members: Mapping[str, Sequence[str]]
-) -> list[Member]:
+def named_members(overrides: Sequence[str], members: Mapping[str, Sequence[str]]) -> list[Member]:
     """Return the members of a study's file, by name; what `overrides` sweep over multiplies each.
 
     Raises

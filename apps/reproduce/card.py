@@ -32,15 +32,8 @@ def add(case: Case) -> dict[str, object]:
 class Constant:
     """A cut that is the same for all devices and rounds, under a clock that is too.
 
-    In the clock f the mean delay of a round is ``base_s + cycles / f`` and the server's energy
-    ``top_j (f / top_hz)^2``.
-
-    Parameters
-    ----------
-    base_s, cycles, top_j : float
-        The constants.
-    low_hz, top_hz : float
-        Range of the clock.
+    In the clock f, from `low_hz` to `top_hz`, the mean delay of a round is ``base_s + cycles / f``
+    and the server's energy ``top_j (f / top_hz)^2``.
     """
 
     base_s: float
@@ -68,7 +61,7 @@ def constants(case: Case, least: int) -> list[Constant]:
     low_hz, top_hz = float(servers.min_hz[0]), float(servers.clock_hz[0])
     fastest, slowest = "constant by cut", "constant by cut, slowest"
     low_s, top_s = (case.values["delay_s"][name] for name in (slowest, fastest))
-    fits = case.values["rounds_over_memory"][fastest] == 0
+    fits = case.values["devices_over_memory"][fastest] == 0
     cycles = (low_s - top_s) / (1 / low_hz - 1 / top_hz)
     columns = (top_s - cycles / top_hz, cycles, case.values["server_compute_j"][fastest])
     allowed = fits & (np.array(case.x[fastest]) >= least)

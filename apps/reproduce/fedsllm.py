@@ -13,46 +13,40 @@ from fedsplit.wireless import Channel, ChannelSpec
 from ..values import plain
 from .study import Case
 
-_HALF = 0.5
-
 
 def add(case: Case) -> dict[str, object]:
     """Add every scheme's total delay over the sweeps of bands and of powers."""
     paper, channel = case.config.paper, case.config.channel
     bands = [float(band) for band in paper.sweep_bandwidth_hz]
     powers = [float(power) for power in paper.sweep_device_dbm]
+    fleets = range(case.config.seed * paper.fleets, (case.config.seed + 1) * paper.fleets)
     band_hz, dbm = float(channel.bandwidth_hz), float(channel.device_dbm)
     for metric, settings in (
         ("over_bands", [(one, dbm) for one in bands]),
         ("over_powers", [(band_hz, one) for one in powers]),
     ):
-        found = [mean_delays_s(case.config, *one) for one in settings]
-        case.values[metric] = {name: np.array([one[name] for one in found]) for name in found[0]}
-    case.x |= {"mhz": [band / 1e6 for band in bands], "dbm": powers}
+        found = [[delays_s(case.config, *one, seed) for seed in fleets] for one in settings]
+        case.values[metric] = {
+            name: np.array([np.mean([one[name] for one in drawn]) for drawn in found])
+            for name in found[0][0]
+        }
+    case.x |= {"band_hz": bands, "dbm": powers}
     return {
         "sweep": f"{bands[0] / 1e6:g} to {bands[-1] / 1e6:g} MHz",
         "powers": f"{powers[0]:g} to {powers[-1]:g} dBm at {band_hz / 1e6:g} MHz",
     }
 
 
-def mean_delays_s(config: DictConfig, band_hz: float, device_dbm: float) -> dict[str, float]:
-    """Return each scheme's total delay, mean over random fleets."""
-    first = config.seed * config.paper.fleets
-    fleets = range(first, first + config.paper.fleets)
-    found = [delays_s(config, band_hz, device_dbm, seed) for seed in fleets]
-    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
-
-
 def delays_s(config: DictConfig, band_hz: float, device_dbm: float, seed: int) -> dict[str, float]:
     """Return each scheme's total delay for one fleet."""
-    problem = problem_of(config, band_hz, device_dbm, seed)
-    compressed = replace(problem, smashed_bits=_HALF * np.asarray(problem.smashed_bits))
+    accuracy, problem = config.paper.accuracy, problem_of(config, band_hz, device_dbm, seed)
+    compressed = replace(problem, smashed_bits=0.5 * np.asarray(problem.smashed_bits))
     plans = {
         "FedsLLM": plan_fedsllm(problem),
-        "unoptimised": plan_fedsllm(problem, config.paper.accuracy, equal_bandwidth=True),
+        "unoptimised": plan_fedsllm(problem, accuracy, equal_bandwidth=True),
         "equal bands and eta 1/2": plan_fedsllm(problem, 0.5, equal_bandwidth=True),
         "equal bands and best eta": plan_fedsllm(problem, equal_bandwidth=True),
-        "best bands and eta": plan_fedsllm(problem, config.paper.accuracy),
+        "best bands and eta": plan_fedsllm(problem, accuracy),
         "smashed data in bf16": plan_fedsllm(compressed),
     }
     return {name: plan.total_s for name, plan in plans.items()}

@@ -16,8 +16,7 @@ _PARTS = 16
 
 def add(case: Case) -> dict[str, object]:
     """Cost all members, vanilla SL at its best cut, and GSFL where each group has its own band."""
-    case.cost()
-    delay, scenario = case.values["delay_s"], case.scenarios["GSFL"]
+    delay, scenario = case.cost()["delay_s"], case.scenarios["GSFL"]
     rounds = range(1, case.config.rounds + 1)
     divided = np.mean([divided_delay_s(scenario, index) for index in rounds])
     by_cut = delay["vanilla SL by cut"]
@@ -36,16 +35,8 @@ def divided_delay_s(scenario: Scenario, server_round: int) -> float:
     n_groups = len(plan.branches)
 
     def with_share(branch: Branch, share: float) -> Branch:
-        return Branch(
-            tuple(
-                replace(
-                    turn,
-                    uplink_hz=share * channel.uplink_hz,
-                    downlink_hz=share * channel.downlink_hz,
-                )
-                for turn in branch.turns
-            )
-        )
+        part = {"uplink_hz": share * channel.uplink_hz, "downlink_hz": share * channel.downlink_hz}
+        return Branch(tuple(replace(turn, **part) for turn in branch.turns))
 
     clock_hz = float(system.fleet.servers.clock_hz[0]) / n_groups
 

@@ -1,15 +1,15 @@
 """SFT: how much less activations take, and how much shorter that and planning make a round."""
 
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from fedsplit.assets import default_codec_table
-from fedsplit.codec import make_codec
+from fedsplit.codec import Loopback
 from fedsplit.codec.formula import author_bits
 from fedsplit.codec.topk import TopK
 from fedsplit.data import batches, load_data
@@ -25,18 +25,18 @@ _BATCH = 32
 
 def add(case: Case) -> dict[str, object]:
     """Cost all members, and add what is left of activations' bits."""
-    case.cost()
-    delay = case.values["delay_s"]
+    delay = case.cost()["delay_s"]
     delay["equal bands, best cut"] = delay["equal bands by cut"].min()
     table = CodecTable.read_csv(default_codec_table())
     harmless = table.loss_increase <= case.config.paper.loss_limit
     whole = harmless & np.array([settings["name"] == "int8" for settings in table.settings])
-    counted, sent, every = activation_ratios(case.config)
+    paper, seed = case.config.paper, case.config.seed
+    tensors = shipped_activations(paper.activations_cut, seed)
     ratios = {
         "uncompressed": 1.0,
-        "authors' count": counted,
-        "as sent": sent,
-        "every value": every,
+        "authors' count": authors_ratio(tensors, paper.keep, paper.bits),
+        "as sent": sent_ratio(tensors, fedsplit_point(paper.keep, paper.bits), seed),
+        "every value": sent_ratio(tensors, fedsplit_point(1.0, paper.bits), seed),
         "harmless": table.ratio[harmless].min(),
         "harmless int8": table.ratio[whole].min(),
     }
@@ -44,23 +44,22 @@ def add(case: Case) -> dict[str, object]:
     return {}
 
 
-def activation_ratios(config: DictConfig) -> tuple[float, float, float]:
-    """Return bits over raw bits on real activations.
-
-    As the authors count, as sent here, and as sent if no value is left out.
-    """
-    keep, bits = config.paper.keep, config.paper.bits
-    raw = counted = sent = whole = 0
-    ours = make_codec(fedsplit_point(keep, bits), config.seed)
-    every_value = make_codec(fedsplit_point(1.0, bits), config.seed)
-    for tensor in shipped_activations(config.paper.activations_cut, config.seed):
+def authors_ratio(tensors: Iterable[Tensor], keep: float, bits: int) -> float:
+    """Return bits over raw bits as the authors count them."""
+    counted = raw = 0
+    for tensor in tensors:
         theirs = TopK(keep=keep, bits=bits, rounding="author", clip_percentile=95)
-        symbols = theirs.quantise(tensor).symbols
-        counted += author_bits(np.bincount(symbols >> 1), tensor.numel())
-        sent += 8 * len(ours.encode(tensor, range(len(tensor))))
-        whole += 8 * len(every_value.encode(tensor, range(len(tensor))))
+        counted += author_bits(np.bincount(theirs.quantise(tensor).symbols >> 1), tensor.numel())
         raw += 8 * tensor.nbytes
-    return counted / raw, sent / raw, whole / raw
+    return counted / raw
+
+
+def sent_ratio(tensors: Iterable[Tensor], settings: Mapping[str, object], seed: int) -> float:
+    """Return bytes sent over raw bytes."""
+    way = Loopback(settings, seed)
+    for tensor in tensors:
+        way.send(tensor, range(len(tensor)))
+    return way.n_bytes / way.n_raw_bytes
 
 
 def fedsplit_point(keep: float, bits: int) -> dict[str, object]:

@@ -1,20 +1,23 @@
 """A paper's study: what conf/study/PAPER.yaml says of it, and what its members cost."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from fedsplit.arrays import Array
 from fedsplit.errors import require_choice
-from fedsplit.figures import scale
 from fedsplit.flower import System
 from fedsplit.mapping import from_mapping
+from fedsplit.report.studies.charts import BAR, LINE, Chart
+from fedsplit.report.studies.groups import GROUP
 
 from ..config import load_config
 from ..plan import Scenario, build_scenario
+from ..plan_report import RoundRow
 from ..sweep import MEMBER, named_members, read_study
 
 Values = Mapping[str, Array]
@@ -54,17 +57,16 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A plot over what `x` names in `Case.x`: bars where these are names, else lines.
+class Plot:
+    """A figure like the paper's: lines over what `x` names in `Case.x`, bars where that is names.
 
-    A series is ``A``, or ``A / B`` in percent of B, of `delay_s` or of the metric before it.
+    A series is ``A``, or ``A / B`` in percent of B, of `metric` or of the one before it in a list.
     """
 
-    title: str
     x: str
     x_label: str = ""
     y_label: str
-    stacked: bool = False
+    metric: str = "delay_s"
     series: Mapping[str, str | tuple[str, str]]
 
 
@@ -72,17 +74,17 @@ class Chart:
 class PaperStudy:
     """The file of a study: of `members`, and of small ones that are to be trained.
 
-    `figures` and `charts` compare the members, `measured` the trained ones; `notes` must be known
+    `figures` and `plots` compare the members, `measured` the trained ones; `notes` must be known
     to read them.
     """
 
     overrides: tuple[str, ...]
     members: Mapping[str, tuple[str, ...]]
     figures: tuple[Figure, ...]
-    charts: tuple[Chart, ...]
+    plots: tuple[Plot, ...]
     notes: tuple[str, ...]
     train: Mapping[str, tuple[str, ...]]
-    measured: tuple[Figure, ...] = field(default=())
+    measured: tuple[Figure, ...] = ()
 
 
 class Case:
@@ -99,49 +101,43 @@ class Case:
         self.scenarios: dict[str, Scenario] = {}
         self._members = named_members(common, study.members) if study.members else []
 
-    def cost(self, on: Callable[[System], System] = lambda system: system) -> None:
+    def cost(
+        self, on: Callable[[System], System] = lambda system: system
+    ) -> dict[str, dict[str, Array]]:
         """Cost all members, in the mean over the rounds, each on the system that `on` returns."""
         found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for member in self._members:
             scenario = build_scenario(load_config(member.overrides))
             scenario = replace(scenario, system=on(scenario.system))
-            values = member.values()
-            name = str(values.pop(MEMBER))
+            swept = member.values()
+            name = str(swept.pop(MEMBER))
             self.scenarios[name] = scenario
-            self.x[name] += values.values()
-            self.x[EACH] += [] if values else [name]
-            for metric, value in _costs(scenario, self.config.rounds).items():
-                for own in (name, EACH)[: 1 if values else 2]:
-                    found[metric][own].append(value)
+            self.x[name] += swept.values()
+            self.x[EACH] += [] if swept else [name]
+            for metric, values in _columns(scenario.rows(self.config.rounds)):
+                for held in (name, EACH)[: 1 if swept else 2]:
+                    found[metric][held].append(float(np.mean(values)))
         for metric, numbers in found.items():
             self.values[metric] = {name: np.array(values) for name, values in numbers.items()}
+        return self.values
 
-    def series(self, chart: Chart) -> dict[str, Array]:
-        """Return the values of each series of a chart, in the unit of its metric's labels."""
-        found = {}
-        for name, said in chart.series.items():
-            metric, text = ("delay_s", said) if isinstance(said, str) else said
+    def chart(self, plot: Plot) -> Chart:
+        """Return what a plot shows."""
+        x, y, rows = self.x[plot.x], plot.y_label, []
+        for name, said in plot.series.items():
+            metric, text = (plot.metric, said) if isinstance(said, str) else said
             ours, baseline = _parts(self.values[metric], text)
-            shown = ours / scale(metric) if baseline is None else 100 * ours / baseline
-            found[name] = np.broadcast_to(shown, len(self.x[chart.x]))
-        return found
+            shown = np.broadcast_to(ours if baseline is None else 100 * ours / baseline, len(x))
+            for place, value in zip(x, shown.tolist(), strict=True):
+                group = name if plot.x_label else f"{place} {name}".strip()
+                rows.append({GROUP: group, plot.x_label: place, y: value})
+        names = (plot.x_label, y) if plot.x_label else (y,)
+        kind = LINE if plot.x_label else BAR
+        return Chart(kind=kind, names=names, data=pd.DataFrame(rows), ci=False)
 
 
-def _costs(scenario: Scenario, rounds: int) -> dict[str, float]:
-    memory_bytes = scenario.system.fleet.devices.memory_bytes
-    costs = [scenario.timeline(index).cost for index in range(1, rounds + 1)]
-    servers = np.mean([cost.server_memory_bytes.sum() for cost in costs])
-    cloud = np.mean([cost.server_memory_bytes[0] for cost in costs])
-    over = [(cost.device_memory_bytes > memory_bytes).any() for cost in costs]
-    return {
-        "delay_s": float(np.mean([cost.delay_s for cost in costs])),
-        # That of its processor; its radio is not counted.
-        "server_compute_j": float(np.mean([cost.server_compute_j.sum() for cost in costs])),
-        "server_memory_bytes": float(servers),
-        "cloud_memory_bytes": float(cloud),
-        "edge_memory_bytes": float(servers - cloud),
-        "rounds_over_memory": float(np.sum(over)),
-    }
+def _columns(rows: Sequence[RoundRow]) -> Iterator[tuple[str, list[float]]]:
+    return ((field.name, [getattr(row, field.name) for row in rows]) for field in fields(RoundRow))
 
 
 @dataclass(frozen=True)

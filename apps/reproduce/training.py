@@ -80,10 +80,9 @@ def trained(members: Sequence[Member], rounds: pd.DataFrame) -> str:
             f"{len(own) - 1} rounds of {turns[0].steps} mini-batches a device, "
             f"{end['bytes_up.device'] / 1e6:.1f} MB up, {end['delay_s']:.1f} s modelled)"
         )
-    config = load_config(members[0].overrides)
     source = str(config.model.source)
     model = "shipped model" if source.startswith("package:") else source
     return (
-        f"Trained for real ({model}, {config.fleet.devices} devices, seed {config.seed}): evaluation "
-        f"loss {rounds['eval_loss'].iloc[0]:.4f} nats before, then {'; '.join(said)}."
+        f"Trained for real ({model}, {config.fleet.devices} devices, seed {config.seed}): "
+        f"evaluation loss {rounds['eval_loss'].iloc[0]:.4f} nats before, then {'; '.join(said)}."
     )
