@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -146,13 +147,19 @@ def chosen(changes: Sequence[Override]) -> DictConfig:
     else:
         scheme = ""
     words = [f"{'+' * (group == 'paper')}{group}={name}" for group, name in choices.items()]
-    # Hydra keeps its state globally; whoever composed before must not be in the way.
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = compose("config", [*words, *["~strategy"] * bool(scheme)])
+    config = deepcopy(_composed((*words, *["~strategy"] * bool(scheme))))
     if scheme:
         OmegaConf.update(config, "strategy", {"name": scheme}, force_add=True)
     return config
+
+
+@cache
+def _composed(words: tuple[str, ...]) -> DictConfig:
+    """Compose the files once, which takes 0.1 s, however many values a study changes in them."""
+    # Hydra keeps its state globally; whoever composed before must not be in the way.
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("config", list(words))
 
 
 def change_values(config: DictConfig, changes: Sequence[Override]) -> None:
