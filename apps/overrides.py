@@ -30,6 +30,7 @@ PATHS = (
     "link.root",
     "model.adapter",
     "output",
+    "privacy.audit",
     "resume",
 )
 """Settings that are a file or folder."""
