@@ -120,4 +120,3 @@ def test_a_mini_batch_that_is_refused_ends_its_turn_whatever_else_is_under_way(k
         _, fine, again = turn(cluster, spec, batches(4))
         again()
         assert cluster.stage("server").status(fine).state == "done"
-
