@@ -190,6 +190,9 @@ class ModelProfile:
         default, as in papers.
     recomputed : bool
         Whether blocks are computed again in the backward pass (`checkpointed`).
+    rank : int or None
+        Rank of the adapters that it counts; those of a turn of a lower rank are smaller in that
+        proportion (heads that are trained whole are counted so too; FLOPs are those of all).
     pace : Pace
         Which mini-batches are under way together; one by default.
     """
@@ -204,7 +207,12 @@ class ModelProfile:
     crossing: Crossing = Crossing()
     messages: Messages = Messages()
     recomputed: bool = False
+    rank: int | None = None
     pace: Pace = Pace()
+
+    def share(self, rank: int | None) -> float:
+        """Return how large adapters of `rank` are beside those that are counted."""
+        return 1.0 if rank is None or self.rank is None else min(rank / self.rank, 1.0)
 
     def checkpointed(self) -> "ModelProfile":
         """Return the same model with blocks that keep their input only.

@@ -14,6 +14,7 @@ from fedsplit.execution.lane import compute
 from fedsplit.execution.optim import OptimizerSpec, State
 from fedsplit.execution.tier import Tier
 from fedsplit.models import Boundary, SplitModel
+from fedsplit.models.ranks import at_rank
 from fedsplit.plan import DEVICE, CodecPlan, Route, Segment
 from fedsplit.privacy import Defence, PrivacySpec
 from fedsplit.transport import EvalReply, Link, LinkStats, OpenRequest
@@ -112,6 +113,7 @@ def train_turn(
     token: str | None = None,
     codec: CodecPlan | None = None,
     privacy: PrivacySpec | None = None,
+    rank: int | None = None,
 ) -> TurnResult:
     """Train the device's segments of `route` on `batches`, the rest over `link`.
 
@@ -142,6 +144,8 @@ def train_turn(
         How boundaries travel; None for as they are.
     privacy : PrivacySpec or None
         What is done to boundaries and gradients before they leave the device; None for nothing.
+    rank : int or None
+        Components of the adapters that are fetched; None for all that the model has.
 
     Raises
     ------
@@ -150,7 +154,7 @@ def train_turn(
     FedsplitError
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
-    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept)
+    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept, rank)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -186,6 +190,7 @@ class _DeviceTurn:
         privacy: PrivacySpec | None,
         steps: int | None = None,
         kept: Mapping[str, State] | None = None,
+        rank: int | None = None,
     ) -> None:
         segments = route.on(DEVICE)
         if (len(route.segments) > 1) != (link is not None):
@@ -199,7 +204,7 @@ class _DeviceTurn:
         self._seed = seed
         self._train = optimizer is not None
         self._keeps = optimizer is not None and optimizer.keep_state
-        self._steps, self._kept = steps, kept
+        self._steps, self._kept, self._rank = steps, kept, rank
         self._link = link
         self._behind: float | None = 0.0  # norm of a step's gradients on the other tiers
         self._defence = Defence(privacy or PrivacySpec(), seed)
@@ -266,8 +271,8 @@ class _DeviceTurn:
             raise FedsplitError("adapters: must be given on a route that never leaves the device")
         expected: dict[str, Tensor] = {}
         for segment in self._segments:
-            expected |= self._model.adapters(segment)
-        return self._wait(lambda: link.fetch(expected))
+            expected |= self._model.forms(segment)
+        return self._wait(lambda: link.fetch(at_rank(expected, self._rank)))
 
     def result(self) -> TurnResult:
         """Return what the turn did."""
@@ -322,7 +327,7 @@ class _DeviceTurn:
     def _open_step(self, batch: "Batch", share: float, link: Link) -> Callable[[], StepReport]:
         (segment,) = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
-        boundary = self._leaving(segment, batch)
+        boundary = self._leaving(segment, batch, share)
         if not self._train:
             score = self._wait(lambda: link.evaluate(onward, boundary, batch.samples))
             return lambda: _report(score, batch)
@@ -340,7 +345,7 @@ class _DeviceTurn:
         first, last = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
         at_home = {**onward, "labels": batch.inputs["labels"]}
-        boundary = self._leaving(first, batch)
+        boundary = self._leaving(first, batch, share)
         returned = self._wait(lambda: link.forward(onward, boundary, batch.samples, share))
         if not self._train:
             score = self._tier.evaluate(last, at_home, returned)
@@ -352,10 +357,10 @@ class _DeviceTurn:
             self._tier.backward(boundary, back.gradients)
         return _report(score, batch)
 
-    def _leaving(self, segment: Segment, batch: "Batch") -> Boundary:
+    def _leaving(self, segment: Segment, batch: "Batch", share: float) -> Boundary:
         """Return the boundary of `batch` as it may leave the device."""
         produced = self._tier.forward(segment, batch.inputs)
-        return compute(lambda: self._defence.boundary(produced))
+        return compute(lambda: self._defence.boundary(produced, batch.inputs, share))
 
     def _wait(self, call: Callable[[], T]) -> T:
         started = time.perf_counter()

@@ -100,7 +100,9 @@ class Group:
     starts, stops : ndarray of int
         Blocks of each segment, shape ``[M, segments]``.
     adapter_bytes : ndarray
-        Shape ``[M, segments]``.
+        Of each turn's rank, shape ``[M, segments]``.
+    share : ndarray
+        How large they are beside those of the whole rank, shape ``[M]``.
     before, step, after : Block
         Adapters in, one mini-batch, adapters out.
     pace : Pace
@@ -113,6 +115,7 @@ class Group:
     starts: IntArray
     stops: IntArray
     adapter_bytes: Array
+    share: Array
     before: Block
     step: Block
     after: Block
@@ -222,7 +225,8 @@ class StageBuilder:
         starts = np.array([[s.start for s in route.segments] for route in routes])
         stops = np.array([[s.stop for s in route.segments] for route in routes])
         members = np.array(indices)
-        adapters = self.costs.segments("adapter_bytes", starts, stops)
+        share = np.array([self._profile.share(self._flat[i].rank) for i in indices])
+        adapters = self.costs.segments("adapter_bytes", starts, stops) * share[:, None]
         stages = step_stages(tiers, has_edges)
         forward, backward = self._boundary_bytes(members, indices, tiers, stops, adapters)
         flops = {
@@ -237,7 +241,7 @@ class StageBuilder:
                 sent[:, j] = (forward if stage.label == "forward" else backward)[:, stage.segment]
         on_device = np.array([tier == DEVICE for tier in tiers])
         on_edge = np.array([tier == EDGE for tier in tiers])
-        device_bytes = self.costs.together("adapter_bytes", starts, stops, on_device)
+        device_bytes = self.costs.together("adapter_bytes", starts, stops, on_device) * share
         wired_bytes = device_bytes + adapters[:, on_edge].sum(axis=1)
         wire = ((BACKHAUL, wired_bytes),) if has_edges and not at_edge else ()
         inward = (*wire, (DOWNLINK, device_bytes))
@@ -249,6 +253,7 @@ class StageBuilder:
             starts=starts,
             stops=stops,
             adapter_bytes=adapters,
+            share=share,
             before=self._adapters(members, inward, slice(0, 1)),
             step=self._block(members, stages, work, sent, slice(None)),
             after=self._adapters(members, outward, slice(-1, None)),
