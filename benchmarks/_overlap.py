@@ -93,7 +93,7 @@ def device(address: str) -> None:
             adapters=model.adapters(route.segments[0]),
             optimizer=_optimizer(int(pieces)),
             seed=0,
-            link=GrpcLink(address),
+            link=GrpcLink(address, connect_timeout_s=120),
             token=token,
         )
         print((time.perf_counter() - started) / int(updates), flush=True)

@@ -18,6 +18,10 @@ SCHEDULES = ("constant", "linear", "cosine")
 OVER = ("run", "turn")
 # These do not update a parameter from its own dense gradient alone.
 _LEFT_OUT = ("LBFGS", "SparseAdam", "Optimizer")
+# These do the same arithmetic for all parameters at once, bit for bit, in half the time where they
+# are small; it takes their memory once more.
+_SAME_AT_ONCE, _FEW = ("adam", "adamw"), 1 << 22
+_WAYS = frozenset({"foreach", "fused", "differentiable"})
 OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     **{
         name.lower(): kind
@@ -148,10 +152,13 @@ class OptimizerSpec:
             require(fits, f"optimizer.{name}", value, f"{default}: {self.name} has none")
             if name in takes and value is not None:
                 given[name] = value
+        parameters = list(parameters)
+        if self.name.lower() in _SAME_AT_ONCE and not self.options.keys() & _WAYS:
+            given["foreach"] = sum(item.numel() for item in parameters) <= _FEW or None
         for name, value in self.options.items():
             require_known(f"optimizer.options.{name}", value, [x for x in takes if x not in given])
         try:
-            return kind(list(parameters), **given, **self.options)  # type: ignore[arg-type]
+            return kind(parameters, **given, **self.options)  # type: ignore[arg-type]
         except (TypeError, ValueError, RuntimeError) as error:
             message = f"settings that {kind.__name__} takes ({' '.join(str(error).split()):.150})"
             raise SettingsError("optimizer.options", dict(self.options), message) from None
