@@ -25,6 +25,7 @@ PATHS = (
     "data.path",
     "data.test_path",
     "evaluate.central",
+    "fleet.csv",
     "link.certificate",
     "link.key",
     "link.login",
