@@ -21,9 +21,11 @@ from fedsplit.errors import FedsplitError, SettingsError, require, require_choic
 
 PATHS = (
     "channel.trace_file",
+    "channel.trace_uplink_file",
     "data.path",
     "data.test_path",
     "evaluate.central",
+    "fleet.csv",
     "link.certificate",
     "link.key",
     "link.login",
