@@ -9,8 +9,9 @@ Tasks (`benchmarks._real_tasks`): E2E (BLEU, ROUGE-L), SST-2 by the likelier of 
 (accuracy), GSM8K as chat (loss, exact answers). Members: the unsplit model trained by a plain PEFT
 loop that sees in each step what all devices see in theirs (`central`), FedLoRA, SplitFed cut after
 1, 15 and 29 blocks, in a U shape, and at the middle cut with SFT's codec, with ours of the same
-kind that scales each token by itself (`codec=topk`), and with bfloat16 boundaries. All train the same adapters on the same samples with the same optimizer; all are judged
-by the same plain transformers code on the same test items, none of which was trained on.
+kind that scales each token by itself (`codec=topk`), and with bfloat16 boundaries. All train the
+same adapters on the same samples with the same optimizer; all are judged by the same plain
+transformers code on the same test items, none of which was trained on.
 ``--quick`` has one task and six members.
 
 A member that is done is a JSON file in ``--work`` and is not run again; a run that was cut short
@@ -210,7 +211,7 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="folder of a causal language model")
     parser.add_argument("--data", type=Path, required=True, help="folder with e2e, glue, gsm8k")
     parser.add_argument("--work", type=Path, default=Path("outputs/real"), help="for members")
-    parser.add_argument("--quick", action="store_true", help="one task, four members")
+    parser.add_argument("--quick", action="store_true", help="one task, six members")
     parser.add_argument("--docs", type=Path, help="write the figures into this folder's results.md")
     options = parser.parse_args()
     members, sizes = (QUICK, SHORT) if options.quick else (tuple(MEMBERS), FULL)
