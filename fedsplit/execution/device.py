@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,7 +16,7 @@ from fedsplit.models import Boundary, SplitModel
 from fedsplit.models.ranks import at_rank
 from fedsplit.plan import DEVICE, CodecPlan, Route, Segment
 from fedsplit.privacy import Defence, PrivacySpec
-from fedsplit.transport import EvalReply, Link, LinkStats, OpenRequest
+from fedsplit.transport import EvalReply, Link, LinkError, LinkStats, OpenRequest
 
 if TYPE_CHECKING:
     from fedsplit.data import Batch
@@ -113,6 +113,7 @@ def train_turn(
     codec: CodecPlan | None = None,
     privacy: PrivacySpec | None = None,
     rank: int | None = None,
+    frozen: bool = False,
 ) -> TurnResult:
     """Train the device's segments of `route` on `batches`, the rest over `link`.
 
@@ -145,6 +146,9 @@ def train_turn(
         What is done to boundaries and gradients before they leave the device; None for nothing.
     rank : int or None
         Components of the adapters that are fetched; None for all that the model has.
+    frozen : bool
+        Whether the device's blocks only infer, on an open route: nothing of them is trained, and
+        boundaries that the next tier holds are not computed.
 
     Raises
     ------
@@ -153,7 +157,7 @@ def train_turn(
     FedsplitError
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
-    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept, rank)
+    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept, rank, frozen)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -190,6 +194,7 @@ class _DeviceTurn:
         steps: int | None = None,
         kept: Mapping[str, State] | None = None,
         rank: int | None = None,
+        frozen: bool = False,
     ) -> None:
         segments = route.on(DEVICE)
         if (len(route.segments) > 1) != (link is not None):
@@ -202,6 +207,7 @@ class _DeviceTurn:
         self._optimizer = optimizer
         self._seed = seed
         self._train = optimizer is not None
+        self._frozen, self._held = frozen, set[int]()
         self._keeps = optimizer is not None and optimizer.keep_state
         self._steps, self._kept, self._rank = steps, kept, rank
         self._link = link
@@ -239,13 +245,13 @@ class _DeviceTurn:
                     batches, pixels = _pixels(batches)
                     cut = self._segments[-1].start
                     returning = compute(lambda: self._model.crossing(cut, pixels))
-                self._wait(lambda: link.open(request, returning))
+                self._held |= self._wait(lambda: link.open(request, returning))
             start = self._fetch() if adapters is None else adapters
             self._tier = Tier(
                 self._model,
                 self._segments,
                 start,
-                self._optimizer,
+                None if self._frozen else self._optimizer,
                 self._seed,
                 self._steps,
                 self._kept,
@@ -255,7 +261,7 @@ class _DeviceTurn:
             while group := list(islice(rest, together)):
                 self._run_step(group)
             if link is not None:
-                if adapters is None and self._train:
+                if adapters is None and self._train and not self._frozen:
                     self._wait(lambda: link.hand_up(self._tier.adapters()))
                 self._stats = self._wait(link.close)
         except BaseException:
@@ -276,7 +282,7 @@ class _DeviceTurn:
     def result(self) -> TurnResult:
         """Return what the turn did."""
         return TurnResult(
-            self._tier.adapters() if self._train else {},
+            self._tier.adapters() if self._train and not self._frozen else {},
             tuple(self._reports),
             self._stats,
             self._total_s - self._link_s,
@@ -290,15 +296,17 @@ class _DeviceTurn:
         targets = sum(counts)
         for batch, count in zip(group, counts, strict=True):
             share = 1.0 if len(group) == 1 else count / max(targets, 1)
-            if self._train:
+            if self._train and not self._frozen:
                 self._tier.take(share)
             self._reports.append(self._step(batch, share))
             self._tier.end()
         if self._optimizer is not None:
             norm = None
             if self._optimizer.clip is not None:
-                norm = self._tier.norm(self._behind)
+                norm = self._behind if self._frozen else self._tier.norm(self._behind)
                 if self._link is not None:
+                    if norm is None:
+                        raise LinkError("norm: must come with a step's gradients")
                     self._link.update(norm)
             self._tier.update(norm)
 
@@ -318,6 +326,8 @@ class _DeviceTurn:
 
     def _open_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
         (segment,) = self._segments
+        if self._frozen:
+            return self._frozen_step(segment, batch, share, link)
         onward = self._model.travelling(batch.inputs, self._route)
         boundary = self._leaving(segment, batch)
         if not self._train:
@@ -327,6 +337,23 @@ class _DeviceTurn:
         reply = self._wait(lambda: link.step(onward, boundary, batch.samples, share))
         self._behind = reply.norm
         self._tier.backward(boundary, reply.gradients)
+        return StepReport(reply.loss, reply.n_targets, len(batch.samples))
+
+    def _frozen_step(
+        self, segment: Segment, batch: "Batch", share: float, link: Link
+    ) -> StepReport:
+        """Send what the next tier does not hold yet of a mini-batch; nothing comes back of it."""
+        fresh = [at for at, sample in enumerate(batch.samples) if sample not in self._held]
+        onward: dict[str, Tensor] = {}
+        boundary = Boundary((), "")
+        if fresh:
+            inputs = {name: value[fresh] for name, value in batch.inputs.items()}
+            samples = tuple(batch.samples[at] for at in fresh)
+            onward = self._model.travelling(inputs, self._route)
+            boundary = self._leaving(segment, replace(batch, inputs=inputs, samples=samples))
+        reply = self._wait(lambda: link.step(onward, boundary, batch.samples, share))
+        self._held |= set(batch.samples)
+        self._behind = reply.norm
         return StepReport(reply.loss, reply.n_targets, len(batch.samples))
 
     def _u_step(self, batch: "Batch", share: float, link: Link) -> StepReport:

@@ -28,6 +28,8 @@ def device_memory_bytes(
         held["parameter_bytes"] -= (1 - group.share) * held["adapter_bytes"]
         held["adapter_bytes"] *= group.share
         held["optimizer_bytes"] *= group.share
+        for name in ("activation_bytes", "optimizer_bytes", "adapter_bytes"):
+            held[name] *= ~group.frozen  # weights like others, and nothing waits for a gradient
         workspace = costs.largest("workspace_bytes", group.starts, group.stops)[:, own].max(axis=1)
         needed = training_memory_bytes(**held, workspace_bytes=workspace, batch_size=batch_size)
         np.maximum.at(peak, turns.device[group.members], needed)

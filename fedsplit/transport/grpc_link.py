@@ -51,12 +51,13 @@ class GrpcLink(FrameLink):
         self._connection: Connection | None = None
         self._call: Any = None
 
-    def open(self, request: OpenRequest, returning: Crossing | None = None) -> None:
+    def open(self, request: OpenRequest, returning: Crossing | None = None) -> frozenset[int]:
         """See `Link.open`."""
         if self._connection is None:
             self._connection = Connection(self._target, self._tls, self._ping_s)
-        super().open(request, returning)
+        held = super().open(request, returning)
         self._patience_s = self._reply_timeout_s
+        return held
 
     def _exchange(self, frame: bytes) -> bytes:
         if self._number > 0:
