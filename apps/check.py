@@ -26,13 +26,13 @@ from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
 
 from .aggregator import build_aggregator, require_enough_devices, require_enough_updates
-from .config import codec_plan, data_spec, job, local_work, run_settings
+from .config import codec_plan, data_spec, job, run_settings
 from .link_config import link_settings
 from .outputs import evaluate_settings, stop_settings
-from .ranks import aggregation
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
 from .values import plain
+from .work import aggregation, local_work
 
 
 def check(config: DictConfig, folder: Path) -> None:
@@ -134,6 +134,8 @@ def require_frozen(config: DictConfig) -> None:
     remembers = make_codec(uplink, 0).remembers
     require(not remembers, "codec.uplink.name", uplink["name"], f"one without memory {where}")
     require(not config.run.edge_nodes, "run.edge_nodes", True, f"false {where}")
+    weight = plain(config.privacy).get("correlation_weight", 0)
+    require(weight == 0, "privacy.correlation_weight", weight, f"0 {where}")
 
 
 def require_folder(folder: Path, field: str = "output") -> None:

@@ -8,7 +8,8 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.fleet import FleetSpec
+from fedsplit.fleet.boards import read_boards
 from fedsplit.mapping import from_mapping
-from fedsplit.schemes import LocalWork
 
 from .known import require_known
 from .link_config import RUN_LIMITS, link_settings, patience, server_limits
@@ -37,8 +38,8 @@ from .overrides import (
     groups,
     parse,
 )
-from .ranks import ADAPTERS, FFA, RANKS, ranks_by_device
 from .values import plain, without
+from .work import ADAPTERS, FFA, RANKS, WORK, local_work
 
 if TYPE_CHECKING:
     from fedsplit.data import DataSpec
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from fedsplit.models import ModelSpec
     from fedsplit.plan import CodecPlan
 
-_WORK = ("batch_size", "steps", "epochs", "device_adapters")  # of train; the rest says how
 _PACKAGED = "package:default"
 _MAX_SEED = 2**63 - 1
 _MAX_THREADS = 1024
@@ -146,13 +146,19 @@ def chosen(changes: Sequence[Override]) -> DictConfig:
     else:
         scheme = ""
     words = [f"{'+' * (group == 'paper')}{group}={name}" for group, name in choices.items()]
-    # Hydra keeps its state globally; whoever composed before must not be in the way.
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = compose("config", [*words, *["~strategy"] * bool(scheme)])
+    config = deepcopy(_composed((*words, *["~strategy"] * bool(scheme))))
     if scheme:
         OmegaConf.update(config, "strategy", {"name": scheme}, force_add=True)
     return config
+
+
+@cache
+def _composed(words: tuple[str, ...]) -> DictConfig:
+    """Compose the files once, which takes 0.1 s, however many values a study changes in them."""
+    # Hydra keeps its state globally; whoever composed before must not be in the way.
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("config", list(words))
 
 
 def change_values(config: DictConfig, changes: Sequence[Override]) -> None:
@@ -253,8 +259,22 @@ def data_spec(config: DictConfig) -> "DataSpec":
 
 
 def fleet_spec(config: DictConfig) -> FleetSpec:
-    """Return the ``fleet`` group, without what it says of the devices' data."""
-    return from_mapping(FleetSpec, without(plain(config.fleet), ("data",)), "fleet")
+    """Return the ``fleet`` group, without what it says of the devices' data.
+
+    Raises
+    ------
+    FedsplitError
+        If a setting is wrong, or the boards of ``fleet.csv`` are, or nothing uses any of them.
+    """
+    values, file = without(plain(config.fleet), ("data", "csv")), config.fleet.get("csv")
+    if file is not None:
+        boards, dealt = read_boards(file)
+        types = dealt if values["types"] is None else values["types"]
+        values |= {"types": types, "processors": {**boards, **values["processors"]}}
+        members = [item.get("type") for item in values["members"]]
+        used = boards.keys() & {*types, *members, values["server"], values["edge"]}
+        require(bool(used), "fleet.csv", file, "used: fleet.types=null takes all boards of it")
+    return from_mapping(FleetSpec, values, "fleet")
 
 
 def data_paths(config: DictConfig) -> tuple[str, ...] | None:
@@ -315,7 +335,7 @@ def optimizer_spec(config: DictConfig) -> "OptimizerSpec":
     from fedsplit.execution import OptimizerSpec
 
     train = plain(config.train)
-    recipe = without(train, ("optimizer", *_WORK))
+    recipe = without(train, ("optimizer", *WORK))
     try:
         return from_mapping(OptimizerSpec, {**train["optimizer"], **recipe}, "train.optimizer")
     except SettingsError as error:
@@ -369,15 +389,6 @@ def run_settings(config: DictConfig) -> RunSettings:
         raise SettingsError(
             places.get(error.field, error.field), error.value, error.allowed
         ) from error
-
-
-def local_work(config: DictConfig) -> LocalWork:
-    """Return how much a device trains in a turn."""
-    train = plain(config.train)
-    chosen = {name: train[name] for name in _WORK if name in train}
-    return replace(
-        from_mapping(LocalWork, chosen, "train"), ranks=ranks_by_device(config, n_devices(config))
-    )
 
 
 def codec_plan(config: DictConfig) -> "CodecPlan":

@@ -25,10 +25,10 @@ from .aggregator import build_aggregator
 from .config import job, load_config, output_folder, run_settings
 from .link_config import link_settings
 from .modelled import ModelledRun
-from .ranks import aggregation
 from .recorder import Recorder
 from .scenario import build_system, check_first_round
 from .values import plain
+from .work import aggregation
 
 app = ServerApp()
 ERROR_FILE = "error.txt"

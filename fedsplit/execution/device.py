@@ -1,6 +1,7 @@
 """The device's turn: its loop over mini-batches, on any route."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -16,7 +17,7 @@ from fedsplit.models import Boundary, SplitModel
 from fedsplit.models.ranks import at_rank
 from fedsplit.plan import DEVICE, CodecPlan, Route, Segment
 from fedsplit.privacy import Defence, PrivacySpec
-from fedsplit.transport import EvalReply, Link, LinkError, LinkStats, OpenRequest
+from fedsplit.transport import EvalReply, Link, LinkStats, OpenRequest
 
 if TYPE_CHECKING:
     from fedsplit.data import Batch
@@ -147,8 +148,7 @@ def train_turn(
     rank : int or None
         Components of the adapters that are fetched; None for all that the model has.
     frozen : bool
-        Whether the device's blocks only infer, on an open route: nothing of them is trained, and
-        boundaries that the next tier holds are not computed.
+        Whether the device's blocks only infer, on an open route, where nothing is held already.
 
     Raises
     ------
@@ -206,8 +206,8 @@ class _DeviceTurn:
         self._segments = segments
         self._optimizer = optimizer
         self._seed = seed
-        self._train = optimizer is not None
-        self._frozen, self._held = frozen, set[int]()
+        self._train, self._frozen = optimizer is not None, frozen
+        self._held: set[int] = set()  # samples whose boundaries the next tier has
         self._keeps = optimizer is not None and optimizer.keep_state
         self._steps, self._kept, self._rank = steps, kept, rank
         self._link = link
@@ -294,27 +294,32 @@ class _DeviceTurn:
         """Go through the mini-batches that one update is made of, each weighted by its targets."""
         counts = [self._model.n_targets(batch.inputs) for batch in group]
         targets = sum(counts)
+        at_once = 1 if self._optimizer is None else self._optimizer.overlap
+        under_way: deque[Callable[[], StepReport]] = deque()
         for batch, count in zip(group, counts, strict=True):
             share = 1.0 if len(group) == 1 else count / max(targets, 1)
             if self._train and not self._frozen:
                 self._tier.take(share)
-            self._reports.append(self._step(batch, share))
+            under_way.append(self._begin(batch, share))
+            if len(under_way) == at_once:
+                self._reports.append(under_way.popleft()())
             self._tier.end()
+        self._reports += [finish() for finish in under_way]
         if self._optimizer is not None:
             norm = None
             if self._optimizer.clip is not None:
-                norm = self._behind if self._frozen else self._tier.norm(self._behind)
+                norm = self._tier.norm(self._behind)
                 if self._link is not None:
-                    if norm is None:
-                        raise LinkError("norm: must come with a step's gradients")
                     self._link.update(norm)
             self._tier.update(norm)
 
-    def _step(self, batch: "Batch", share: float) -> StepReport:
-        if self._link is None:
-            return self._local_step(batch, share)
-        step = self._u_step if self._route.returns_home else self._open_step
-        return step(batch, share, self._link)
+    def _begin(self, batch: "Batch", share: float) -> Callable[[], StepReport]:
+        """Begin a mini-batch; return how to end it, after those that began before it."""
+        link = self._link
+        if link is not None and not self._route.returns_home:
+            return self._open_step(batch, share, link)
+        done = self._local_step(batch, share) if link is None else self._u_step(batch, share, link)
+        return lambda: done
 
     def _local_step(self, batch: "Batch", share: float) -> StepReport:
         (segment,) = self._segments
@@ -324,43 +329,41 @@ class _DeviceTurn:
             score = self._tier.evaluate(segment, batch.inputs)
         return _report(score, batch)
 
-    def _open_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
+    def _open_step(self, batch: "Batch", share: float, link: Link) -> Callable[[], StepReport]:
         (segment,) = self._segments
-        if self._frozen:
-            return self._frozen_step(segment, batch, share, link)
-        onward = self._model.travelling(batch.inputs, self._route)
-        boundary = self._leaving(segment, batch)
+        fresh = self._fresh(batch)
+        onward, boundary = dict[str, Tensor](), Boundary((), "")
+        if fresh.samples:
+            onward = self._model.travelling(fresh.inputs, self._route)
+            boundary = self._leaving(segment, fresh, share)
         if not self._train:
-            return _report(
-                self._wait(lambda: link.evaluate(onward, boundary, batch.samples)), batch
-            )
-        reply = self._wait(lambda: link.step(onward, boundary, batch.samples, share))
-        self._behind = reply.norm
-        self._tier.backward(boundary, reply.gradients)
-        return StepReport(reply.loss, reply.n_targets, len(batch.samples))
+            score = self._wait(lambda: link.evaluate(onward, boundary, batch.samples))
+            return lambda: _report(score, batch)
+        answered = self._wait(lambda: link.begin_step(onward, boundary, batch.samples, share))
 
-    def _frozen_step(
-        self, segment: Segment, batch: "Batch", share: float, link: Link
-    ) -> StepReport:
-        """Send what the next tier does not hold yet of a mini-batch; nothing comes back of it."""
-        fresh = [at for at, sample in enumerate(batch.samples) if sample not in self._held]
-        onward: dict[str, Tensor] = {}
-        boundary = Boundary((), "")
-        if fresh:
-            inputs = {name: value[fresh] for name, value in batch.inputs.items()}
-            samples = tuple(batch.samples[at] for at in fresh)
-            onward = self._model.travelling(inputs, self._route)
-            boundary = self._leaving(segment, replace(batch, inputs=inputs, samples=samples))
-        reply = self._wait(lambda: link.step(onward, boundary, batch.samples, share))
+        def end() -> StepReport:
+            reply = self._wait(answered)
+            self._behind = reply.norm
+            if not self._frozen:
+                self._tier.backward(boundary, reply.gradients)
+            return StepReport(reply.loss, reply.n_targets, len(batch.samples))
+
+        return end
+
+    def _fresh(self, batch: "Batch") -> "Batch":
+        """Return what of a mini-batch the next tier does not hold; it will from now on."""
+        if not self._frozen:
+            return batch
+        rows = [row for row, sample in enumerate(batch.samples) if sample not in self._held]
         self._held |= set(batch.samples)
-        self._behind = reply.norm
-        return StepReport(reply.loss, reply.n_targets, len(batch.samples))
+        inputs = {name: value[rows] for name, value in batch.inputs.items()}
+        return replace(batch, inputs=inputs, samples=tuple(batch.samples[row] for row in rows))
 
     def _u_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
         first, last = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
         at_home = {**onward, "labels": batch.inputs["labels"]}
-        boundary = self._leaving(first, batch)
+        boundary = self._leaving(first, batch, share)
         returned = self._wait(lambda: link.forward(onward, boundary, batch.samples, share))
         if not self._train:
             score = self._tier.evaluate(last, at_home, returned)
@@ -372,10 +375,10 @@ class _DeviceTurn:
             self._tier.backward(boundary, back.gradients)
         return _report(score, batch)
 
-    def _leaving(self, segment: Segment, batch: "Batch") -> Boundary:
+    def _leaving(self, segment: Segment, batch: "Batch", share: float) -> Boundary:
         """Return the boundary of `batch` as it may leave the device."""
         produced = self._tier.forward(segment, batch.inputs)
-        return compute(lambda: self._defence.boundary(produced))
+        return compute(lambda: self._defence.boundary(produced, batch.inputs, share))
 
     def _wait(self, call: Callable[[], T]) -> T:
         started = time.perf_counter()

@@ -18,7 +18,7 @@ from fedsplit.fleet.cost import compute_delay_s, compute_energy_j, transmit_ener
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.turns import CostTable, read_turns
 from fedsplit.plan import DEVICE, EDGE, AdapterWay, RoundPlan
-from fedsplit.profiles import MeasuredProfile, ModelProfile
+from fedsplit.profiles import MeasuredProfile, ModelProfile, Pace
 from fedsplit.wireless import ChannelState, downlink_bps, uplink_bps
 
 IntArray = NDArray[np.int64]
@@ -102,9 +102,11 @@ class Group:
     adapter_bytes : ndarray
         Of each turn's rank, shape ``[M, segments]``.
     share, frozen : ndarray
-        Their size beside those of the whole rank; whether the device only infers; shape ``[M]``.
+        Their size beside the whole rank's; whether the device only infers; shape ``[M]``.
     before, step, after : Block
         Adapters in, one mini-batch, adapters out.
+    pace : Pace
+        Which mini-batches are under way together.
     """
 
     members: IntArray
@@ -118,6 +120,7 @@ class Group:
     before: Block
     step: Block
     after: Block
+    pace: Pace
 
 
 def step_stages(tiers: Sequence[str], has_edges: bool) -> tuple[Stage, ...]:
@@ -226,10 +229,9 @@ class StageBuilder:
         share = np.array([self._profile.share(self._flat[i].rank) for i in indices])
         adapters = self.costs.segments("adapter_bytes", starts, stops) * share[:, None]
         frozen = np.array([self._flat[i].frozen for i in indices])
-        # Of a device that only infers, a sample is computed and sent once.
         fresh = np.where(frozen, [self._flat[i].fresh for i in indices], 1.0)
         stages = step_stages(tiers, has_edges)
-        trained = adapters * np.where(frozen[:, None] & (np.arange(len(tiers)) == 0), 0.0, 1.0)
+        trained = adapters * (~frozen[:, None] | (np.arange(len(tiers)) > 0))
         forward, backward = self._boundary_bytes(members, indices, tiers, stops, trained, fresh)
         flops = {
             tier: _work(self._seconds.get(tier, self.costs), starts, stops) for tier in set(tiers)
@@ -262,6 +264,7 @@ class StageBuilder:
             before=self._adapters(members, inward, slice(0, 1)),
             step=self._block(members, stages, work, sent, slice(None)),
             after=self._adapters(members, outward, slice(-1, None)),
+            pace=Pace() if tiers[-1] == DEVICE else self._profile.pace,
         )
 
     def _adapters(
@@ -328,10 +331,8 @@ class StageBuilder:
         trained: Array,
         fresh: Array,
     ) -> tuple[Array, Array]:
-        """Return the bytes of each hop and mini-batch, forward and backward, ``[M, hops]``.
-
-        No gradient goes back where nothing before is `trained`; only what is `fresh` leaves home.
-        """
+        """Return the bytes of each hop and mini-batch, forward and backward, ``[M, hops]``."""
+        # No gradient goes back where nothing before is trained; only what is fresh leaves home.
         raw = self._batch * self.costs.boundary_bytes[stops[:, :-1]]
         trained_before = np.cumsum(trained, axis=1)[:, :-1] > 0
         forward, backward = raw.copy(), np.where(trained_before, raw, 0.0)

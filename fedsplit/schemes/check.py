@@ -6,6 +6,7 @@ from functools import partial
 from typing import NoReturn
 
 from fedsplit.errors import FedsplitError, PlanError, SettingsError
+from fedsplit.fleet import Timeline
 from fedsplit.plan import EDGE, Branch, RoundPlan, Turn
 from fedsplit.schemes.scene import Scene
 from fedsplit.schemes.scheme import Scheme
@@ -19,7 +20,18 @@ def planned(scheme: Scheme, scene: Scene) -> RoundPlan:
     PlanError
         As `check`.
     """
-    return check(scheme.plan_round(scene), scene, type(scheme).__name__)
+    return costed(scheme, scene)[0]
+
+
+def costed(scheme: Scheme, scene: Scene) -> tuple[RoundPlan, Timeline]:
+    """Return the same and what it costs, which is found on the way.
+
+    Raises
+    ------
+    PlanError
+        As `check`.
+    """
+    return _checked(scheme.plan_round(scene), scene, type(scheme).__name__)
 
 
 def planned_evaluation(scheme: Scheme, scene: Scene) -> tuple[Turn, ...]:
@@ -60,6 +72,10 @@ def check(plan: RoundPlan, scene: Scene, scheme: str = "plan") -> RoundPlan:
     PlanError
         Naming scheme, round, device and field.
     """
+    return _checked(plan, scene, scheme)[0]
+
+
+def _checked(plan: RoundPlan, scene: Scene, scheme: str) -> tuple[RoundPlan, Timeline]:
     checks = _Check(scheme, scene)
     if not isinstance(plan, RoundPlan):
         checks.refuse("plan", type(plan).__name__, "a RoundPlan")
@@ -70,12 +86,11 @@ def check(plan: RoundPlan, scene: Scene, scheme: str = "plan") -> RoundPlan:
     filled = RoundPlan(tuple(branches))
     checks.turns(turn for branch in filled.branches for turn in branch.turns)
     try:
-        scene.timeline(filled)
+        return filled, scene.timeline(filled)
     except SettingsError as error:
         checks.refuse(error.field.removeprefix("turn."), error.value, error.allowed)
     except FedsplitError as error:
         raise PlanError(f"{checks.origin()}: {error}") from error
-    return filled
 
 
 def _filled(turn: Turn, scene: Scene) -> Turn:

@@ -243,6 +243,8 @@ class Steps(Protocol):
 class Link(Steps, Protocol):
     """What a segment calls to reach the next one. Calls come one at a time, in order.
 
+    Only steps may begin before the one before them is answered (`begin_step`).
+
     Every call raises `LinkError` if the other end refuses, fails, is gone or is silent for too
     long; the link is of no further use then.
     """
@@ -253,6 +255,19 @@ class Link(Steps, Protocol):
         `returning` is what `forward` gives back, needed on a route that returns home. Returned are
         the samples that the other end holds, of a device whose blocks only infer: their rows are
         left out of what `step` is given, and so are those of samples that were sent since.
+        """
+        ...
+
+    def begin_step(
+        self,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        samples: Sequence[int],
+        share: float = 1.0,
+    ) -> Callable[[], StepReply]:
+        """Send what `step` sends; return how to wait for its reply.
+
+        More steps may begin before that; their replies are waited for in the same order.
         """
         ...
 

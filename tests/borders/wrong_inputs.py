@@ -64,6 +64,16 @@ WRONG = [
         "run privacy.noise_multiplier=1",
         "privacy.noise_multiplier=1.0: must be 0 without privacy.clip",
     ),
+    (
+        "run privacy=nopeek privacy.correlation_weight=-1",
+        "privacy.correlation_weight=-1.0: must be at least 0 and finite",
+    ),
+    ("plan privacy.max_read=0.5", "privacy.audit=None: must be given with privacy.max_read"),
+    ("run privacy.audit=none.json", "privacy.max_read=None: must be given with privacy.audit"),
+    (
+        "plan privacy.audit=none.json privacy.max_read=0.5",
+        "none.json': must be an audit.json of `fedsplit audit`",
+    ),
     ("run privacy=noise privacy.unit=text", "privacy.unit='text': must be one of sample, token"),
     ("run privacy=noise privacy.delta=1", "privacy.delta=1.0: must be between 0 and 1"),
     ("run privacy.budget=3", "privacy.budget=3.0: must be null without privacy.noise_multiplier"),
@@ -162,6 +172,9 @@ WRONG = [
     ("run train.clip=all", "train.clip='all': must be a number or null"),
     ("run train.accumulate=0", "train.accumulate=0: must be at least 1"),
     ("run train.accumulate=0.5", "train.accumulate=0.5: must be a whole number"),
+    ("run train.overlap=0", "train.overlap=0: must be 1 to 1, the mini-batches of an update"),
+    ("run train.overlap=3 train.accumulate=2", "train.overlap=3: must be 1 to 2, the mini-"),
+    ("run train.overlap=yes", "train.overlap='yes': must be a whole number"),
     ("run train.label_smoothing=1", "train.label_smoothing=1.0: must be at least 0 and below 1"),
     ("run train.checkpointing=1", "train.checkpointing=1: must be true or false"),
     (

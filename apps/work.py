@@ -1,25 +1,37 @@
-"""Ranks of the devices, and how adapters of several ranks become one, from the configuration."""
+"""What turns train, and how what they trained becomes one, from the configuration."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from omegaconf import DictConfig
 
 from fedsplit.errors import require, require_choice
+from fedsplit.mapping import from_mapping
+from fedsplit.schemes import LocalWork
 
 from .values import plain
 
 RANKS, ADAPTERS, FFA = "r_by_device", "adapters", "ffa"
+WORK = ("batch_size", "steps", "epochs", "device_adapters")
+"""Of the group train; the rest says how."""
 
 
-def ranks_by_device(config: DictConfig, count: int) -> dict[int, int]:
-    """Return ``model.r_by_device`` by device, of `count`: a list of all, or a mapping of some.
+def local_work(config: DictConfig) -> LocalWork:
+    """Return how much a device trains in a turn."""
+    train = plain(config.train)
+    chosen = {name: train[name] for name in WORK if name in train}
+    return replace(from_mapping(LocalWork, chosen, "train"), ranks=ranks_by_device(config))
+
+
+def ranks_by_device(config: DictConfig) -> dict[int, int]:
+    """Return ``model.r_by_device`` by device: a list of all, or a mapping of some.
 
     Raises
     ------
     SettingsError
         If it does not fit the fleet or the model's rank, or the model's adapters have no ranks.
     """
-    given, most = plain(config.model).get(RANKS), config.model.r
+    given, most, count = plain(config.model).get(RANKS), config.model.r, config.fleet.devices
     if given is None:
         return {}
     where = f"model.{RANKS}"
@@ -58,6 +70,6 @@ def aggregation(config: DictConfig) -> str:
 
     given = config.aggregator.get(ADAPTERS)
     if given is None:
-        return RAFLORA if ranks_by_device(config, config.fleet.devices) else MEAN
+        return RAFLORA if ranks_by_device(config) else MEAN
     require_choice(f"aggregator.{ADAPTERS}", given, AGGREGATIONS)
     return str(given)
