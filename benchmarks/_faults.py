@@ -298,7 +298,7 @@ def _malformed(
         return spoken
 
     if fault.phase == "step" and fault.role == "device":
-        GrpcLink._exchange = noisy(GrpcLink._exchange)  # type: ignore[method-assign]
+        GrpcLink._put = noisy(GrpcLink._put)  # type: ignore[method-assign]
     elif fault.phase == "step":
         Session.handle = noisy(Session.handle)  # type: ignore[method-assign]
     return app
