@@ -65,7 +65,7 @@ def train_coded(
     for batch in batches:
         boundary = first_part(model, route, batch.inputs)
         if defence is not None:
-            boundary = defence.boundary(boundary)
+            boundary = defence.boundary(boundary, batch.inputs)
         crossed = tuple(
             straight_through(tensor, up, down, batch.samples) for tensor in boundary.tensors
         )
@@ -100,7 +100,7 @@ def evaluate_coded(
             boundary = first_part(model, route, batch.inputs)
             if way is not None:
                 defence, codec = way
-                boundary = defence.boundary(boundary)
+                boundary = defence.boundary(boundary, batch.inputs)
                 sent = tuple(codec.send(tensor, batch.samples) for tensor in boundary.tensors)
                 boundary = Boundary(sent, boundary.layout)
             output = second_part(model, route, batch.inputs, boundary)

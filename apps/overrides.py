@@ -32,6 +32,7 @@ PATHS = (
     "link.root",
     "model.adapter",
     "output",
+    "privacy.audit",
     "resume",
 )
 """Settings that are a file or folder."""

@@ -126,7 +126,12 @@ def device(relayed: str, direct: str, warm_up_token: str, token: str) -> None:
         "seed": 0,
     }
     warm_up = train_turn(
-        model, route, [batch] * WARM_UP, link=GrpcLink(relayed), token=warm_up_token, **common
+        model,
+        route,
+        [batch] * WARM_UP,
+        link=GrpcLink(relayed, connect_timeout_s=120),
+        token=warm_up_token,
+        **common,
     )
     stats = warm_up.stats
     payload = (stats.up_payload_bytes + stats.down_payload_bytes) / WARM_UP
@@ -142,7 +147,9 @@ def device(relayed: str, direct: str, warm_up_token: str, token: str) -> None:
             _say(seconds=seconds)
 
     seconds: list[float] = []
-    train_turn(model, route, batches(), link=GrpcLink(direct), token=token, **common)
+    train_turn(
+        model, route, batches(), link=GrpcLink(direct, connect_timeout_s=120), token=token, **common
+    )
     _say(peak_mb=_peak_mb())
 
 

@@ -42,7 +42,10 @@ def planned_evaluation(scheme: Scheme, scene: Scene) -> tuple[Turn, ...]:
     PlanError
         If a turn cannot be carried out.
     """
-    turns = tuple(_filled(turn, scene) for turn in scheme.plan_evaluation(scene))
+    # What is evaluated is the whole adapter, also by devices that train a part of it.
+    turns = tuple(
+        replace(_filled(turn, scene), rank=None) for turn in scheme.plan_evaluation(scene)
+    )
     _Check(type(scheme).__name__, scene).turns(turns)
     return turns
 
@@ -50,8 +53,9 @@ def planned_evaluation(scheme: Scheme, scene: Scene) -> tuple[Turn, ...]:
 def check(plan: RoundPlan, scene: Scene, scheme: str = "plan") -> RoundPlan:
     """Return `plan` with what it left open filled in; refuse one that cannot be carried out.
 
-    An edge that is None becomes the device's home. Whatever is found here is not found later: the
-    plan can be trained wherever its tiers live, and `Scene.timeline` can cost it.
+    An edge that is None becomes the device's home, and a rank that is None the device's. Whatever
+    is found here is not found later: the plan can be trained wherever its tiers live, and
+    `Scene.timeline` can cost it.
 
     Parameters
     ----------
@@ -89,6 +93,8 @@ def _checked(plan: RoundPlan, scene: Scene, scheme: str) -> tuple[RoundPlan, Tim
 
 
 def _filled(turn: Turn, scene: Scene) -> Turn:
+    if turn.rank is None:
+        turn = replace(turn, rank=scene.work.ranks.get(turn.device))
     homeless = turn.edge is None and turn.route.on(EDGE) and turn.device in scene.samples
     return replace(turn, edge=int(scene.fleet.home[turn.device])) if homeless else turn
 
@@ -129,6 +135,8 @@ class _Check:
             value = getattr(turn, field)
             if type(value) is not int or value < least:
                 self.refuse(field, value, f"a whole number of at least {least}", turn)
+        if turn.rank is not None and (type(turn.rank) is not int or turn.rank < 1):
+            self.refuse("rank", turn.rank, "null, or a whole number of at least 1", turn)
         if turn.route.n_blocks != self._scene.n_blocks:
             allowed = f"of {self._scene.n_blocks} blocks, as the model"
             self.refuse("route", str(turn.route), allowed, turn)

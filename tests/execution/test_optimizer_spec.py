@@ -57,7 +57,42 @@ def test_every_optimizer_of_torch_and_transformers_is_made_with_its_own_defaults
     assert type(optimizer) is OPTIMIZERS[name]
     fresh = type(optimizer)([nn.Parameter(torch.ones(2, 2))], lr=0.1, **given)
     ours, own = optimizer.defaults, fresh.defaults
-    assert {**ours, "weight_decay": 0} == {**own, "weight_decay": 0}
+    free = {"weight_decay": 0, "foreach": None}  # the latter changes no bit, see below
+    assert {**ours, **free} == {**own, **free}
+
+
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"maximize": True}], ids=str)
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_small_parameters_updated_at_once_get_the_bits_of_torchs_own_loop(
+    name: str, options: dict[str, object]
+) -> None:
+    spec, found = OptimizerSpec(name, lr=1e-2, weight_decay=0.1, options=options), []
+    for build in (spec.build, lambda own: OPTIMIZERS[name](own, **spec_of(spec), foreach=False)):
+        draw = torch.Generator().manual_seed(0)
+        own = [nn.Parameter(torch.randn(size, generator=draw)) for size in ((4, 9), (9, 4), (1,))]
+        optimizer = build(own)
+        for _ in range(10):
+            for item in own:
+                item.grad = torch.randn(item.shape, generator=draw)
+            optimizer.step()
+        found.append(torch.cat([item.detach().flatten() for item in own]))
+        found.append(optimizer.defaults["foreach"])
+    values, at_once, expected, _ = found
+    assert at_once is True
+    assert torch.equal(values, expected)
+
+
+def spec_of(spec: OptimizerSpec) -> dict[str, Any]:
+    """Return the keyword arguments of its class."""
+    return {"lr": spec.lr, "weight_decay": spec.weight_decay, **spec.options}
+
+
+def test_large_parameters_are_updated_one_by_one_and_whoever_says_how_is_obeyed() -> None:
+    """All at once takes the memory of all once more."""
+    large = [nn.Parameter(torch.empty(1 << 22)), nn.Parameter(torch.empty(1))]
+    assert OptimizerSpec().build(large).defaults["foreach"] is None
+    fused = OptimizerSpec(options={"fused": True}).build([nn.Parameter(torch.ones(2))])
+    assert (fused.defaults["foreach"], fused.defaults["fused"]) == (None, True)
 
 
 @pytest.mark.parametrize(
