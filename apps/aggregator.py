@@ -12,6 +12,7 @@ from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.mapping import call
 from fedsplit.plan import RoundPlan
 
+ADAPTERS = "adapters"
 _TARGET = "_target_"
 _FLOWERS = "flwr.serverapp.strategy"
 _DEFAULT = f"{_FLOWERS}.FedAvg"
@@ -39,6 +40,7 @@ def build_aggregator(settings: Mapping[str, Any], where: str = "aggregator") -> 
         argument is unknown, of the wrong type or refused by the strategy.
     """
     arguments = dict(settings)
+    arguments.pop(ADAPTERS, None)  # how adapters become one is not for the strategy
     kind = find_strategy_class(arguments.pop(_TARGET, None), f"{where}.{_TARGET}")
     parameters = inspect.signature(kind).parameters
     if _WRAPPED in parameters:

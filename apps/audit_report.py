@@ -85,16 +85,18 @@ class Audit:
         """Return the audit of a turn."""
         codec = dict(turn.codec.uplink)
         options = ",".join(f"{key}={value}" for key, value in codec.items() if key != "name")
-        defence = "none"
+        parts = []
+        if privacy.correlation_weight:
+            parts.append(f"correlation {privacy.correlation_weight:g}")
         if privacy.clip is not None:
             noise = privacy.noise_multiplier
-            defence = f"clip {privacy.clip:g}, noise {noise:g} per {privacy.unit}"
+            parts.append(f"clip {privacy.clip:g}, noise {noise:g} per {privacy.unit}")
         return cls(
             name=name,
             route=str(turn.route),
             cut=turn.route.segments[0].stop,
             codec=str(codec["name"]) + (f"({options})" if options else ""),
-            defence=defence,
+            defence=", ".join(parts) or "none",
             **found,
         )
 

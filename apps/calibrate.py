@@ -11,24 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
 from fedsplit.codec import Loopback
-from fedsplit.data import DataSpec, Samples, batches, load_data, training_batches
+from fedsplit.data import DataSpec, load_data, training_batches
 from fedsplit.errors import require, require_choice
 from fedsplit.execution import OptimizerSpec
 from fedsplit.figures import figure, legend, styles
-from fedsplit.models import Boundary, ModelSpec, SplitModel, load
+from fedsplit.models import ModelSpec, load
 from fedsplit.plan import Route
 from fedsplit.privacy import Defence, PrivacySpec
 from fedsplit.report.files import csv_text, write_atomically
 from fedsplit.seeds import derive_seed, generator
 
 from .check import require_data, require_folder, require_model
-from .coded import first_part, second_part, train_coded
+from .coded import evaluate_coded, train_coded
 from .config import data_spec, job, load_config
 from .scenario import build_system
 
@@ -136,37 +135,13 @@ def fine_tune(training: CutTraining, uplink: Settings, downlink: Settings, seed:
     coded = Loopback(uplink, derive_seed(seed, "evaluation"))
     defence = Defence(training.privacy, derive_seed(seed, "evaluation"))
     loss, coded_loss = (
-        evaluate(model, route, data.test(0), training.eval_samples, way)
+        evaluate_coded(
+            model, route, data.test(0), _EVAL_BATCH, limit=training.eval_samples, way=way
+        )[0]
         for way in (None, (defence, coded))
     )
     traffic = up.n_bytes / up.n_raw_bytes, down.n_bytes / down.n_raw_bytes
     return Outcome(loss, coded_loss, *traffic, itemsize)
-
-
-def evaluate(
-    model: SplitModel,
-    route: Route,
-    samples: Samples,
-    limit: int,
-    way: tuple[Defence, Loopback] | None = None,
-) -> float:
-    """Return the mean loss per target on the first `limit` samples, sent over `way` if given."""
-    total, n_targets = 0.0, 0
-    model.eval()
-    with torch.no_grad():
-        for i, batch in enumerate(batches(samples, _EVAL_BATCH)):
-            if i * _EVAL_BATCH >= limit:
-                break
-            boundary = first_part(model, route, batch.inputs)
-            if way is not None:
-                defence, codec = way
-                boundary = defence.boundary(boundary)
-                sent = tuple(codec.send(tensor, batch.samples) for tensor in boundary.tensors)
-                boundary = Boundary(sent, boundary.layout)
-            output = second_part(model, route, batch.inputs, boundary)
-            total += output.loss.item() * output.n_targets
-            n_targets += output.n_targets
-    return total / n_targets
 
 
 @dataclass(frozen=True)

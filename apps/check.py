@@ -17,6 +17,7 @@ from fedsplit.data.partition import LOCAL
 from fedsplit.data.spec import LABEL, LONGEST
 from fedsplit.errors import FedsplitError, SettingsError, require, require_known
 from fedsplit.flower import Job, LinkSettings
+from fedsplit.flower.instructions import require_takes_one
 from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import ModelSpec, read_tokenizer
 from fedsplit.models.names import IMAGES, SEQUENCES
@@ -25,7 +26,7 @@ from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
 
 from .aggregator import build_aggregator, require_enough_devices, require_enough_updates
-from .config import codec_plan, data_spec, job, run_settings
+from .config import aggregation, codec_plan, data_spec, job, run_settings
 from .link_config import link_settings
 from .outputs import evaluate_settings, stop_settings
 from .scenario import build_system, check_first_round
@@ -54,6 +55,7 @@ def check(config: DictConfig, folder: Path) -> None:
     require_folder(folder)
     aggregator = build_aggregator(plain(config.aggregator))
     require_enough_devices(aggregator, devices)
+    require_takes_one(aggregator, aggregation(config))
     data = data_spec(config)
     require_budget(work.privacy)
     require_model(work.model, data)

@@ -1,12 +1,14 @@
 """A model with one cut in a single process, what crosses the cut through a codec's real bytes."""
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 
+import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedsplit.codec import Loopback, straight_through
-from fedsplit.data import Batch
+from fedsplit.data import Batch, Samples, batches
 from fedsplit.execution import OptimizerSpec
 from fedsplit.models import Boundary, Output, SplitModel
 from fedsplit.plan import Route
@@ -63,7 +65,7 @@ def train_coded(
     for batch in batches:
         boundary = first_part(model, route, batch.inputs)
         if defence is not None:
-            boundary = defence.boundary(boundary)
+            boundary = defence.boundary(boundary, batch.inputs)
         crossed = tuple(
             straight_through(tensor, up, down, batch.samples) for tensor in boundary.tensors
         )
@@ -74,3 +76,37 @@ def train_coded(
         stepper.step()
         schedule.step()
     return itemsize
+
+
+def evaluate_coded(
+    model: SplitModel,
+    route: Route,
+    samples: Samples,
+    batch_size: int,
+    *,
+    limit: int | None = None,
+    way: tuple[Defence, Loopback] | None = None,
+) -> tuple[float, float]:
+    """Return the mean loss per target and the share of labels that come first.
+
+    Of all samples, or of the mini-batches that begin before `limit`; boundaries pass a device's
+    defence and codec if there is a `way`. Where labels are not one for each sample, the share is 0.
+    """
+    total, n_targets, hits = 0.0, 0, 0
+    model.eval()
+    n_batches = None if limit is None else -(-limit // batch_size)
+    with torch.no_grad():
+        for batch in islice(batches(samples, batch_size), n_batches):
+            boundary = first_part(model, route, batch.inputs)
+            if way is not None:
+                defence, codec = way
+                boundary = defence.boundary(boundary, batch.inputs)
+                sent = tuple(codec.send(tensor, batch.samples) for tensor in boundary.tensors)
+                boundary = Boundary(sent, boundary.layout)
+            output = second_part(model, route, batch.inputs, boundary)
+            total += output.loss.item() * output.n_targets
+            n_targets += output.n_targets
+            labels = batch.inputs["labels"]
+            if labels.ndim == 1 and output.logits is not None:
+                hits += int((output.logits.argmax(-1) == labels).sum())
+    return total / n_targets, hits / n_targets

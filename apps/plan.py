@@ -15,7 +15,7 @@ from fedsplit.fleet import Timeline, write_chrome_trace, write_gantt, write_json
 from fedsplit.flower import System
 from fedsplit.plan import RoundPlan
 from fedsplit.report import plain_text
-from fedsplit.schemes import Scheme, planned
+from fedsplit.schemes import Scheme, costed
 
 from .check import blaming_the_configuration, require_codecs, require_fields, require_folder
 from .config import load_config, model_spec, output_folder, require_plain
@@ -45,22 +45,26 @@ class Scenario:
     system: System
     scheme: Scheme
 
-    def plan_round(self, server_round: int, spent_j: Array | None = None) -> RoundPlan:
-        """Return the scheme's plan for a round, counted from 1, after so much was spent."""
+    def costed(self, server_round: int, spent_j: Array | None = None) -> tuple[RoundPlan, Timeline]:
+        """Return a round's plan and timeline, counted from 1, after so much energy was spent."""
         samples = dict(enumerate(self.system.fleet.samples.tolist()))
         scene = self.system.scene(server_round, samples)
-        return planned(self.scheme, replace(scene, spent_j=spent_j))
+        return costed(self.scheme, replace(scene, spent_j=spent_j))
+
+    def plan_round(self, server_round: int) -> RoundPlan:
+        """Return the scheme's plan for a round."""
+        return self.costed(server_round)[0]
 
     def timeline(self, server_round: int) -> Timeline:
         """Return the timeline of a round."""
-        return self.system.timeline(self.plan_round(server_round), server_round)
+        return self.costed(server_round)[1]
 
     def rows(self, rounds: int) -> list[RoundRow]:
         """Return what each of so many rounds costs."""
         rows, spent_j = [], np.zeros(self.system.fleet.n_devices)
         for server_round in range(1, rounds + 1):
-            plan = self.plan_round(server_round, spent_j)
-            cost = self.system.timeline(plan, server_round).cost
+            plan, line = self.costed(server_round, spent_j)
+            cost = line.cost
             spent_j = spent_j + cost.device_energy_j
             rows.append(round_row(server_round, plan, cost, self.system.fleet))
         return rows

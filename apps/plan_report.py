@@ -21,9 +21,11 @@ MAX_BARS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRow:
-    """What one planned round costs, summed over devices and servers; memory is the largest.
+    """What one planned round costs, summed over devices and servers; peaks are the largest.
 
-    `waiting_s` is time in servers' queues; the last two count machines with too little memory.
+    `waiting_s` is time in servers' queues; `server_compute_j` is of servers' processors without
+    their radios; memory is of all servers together and of the cloud, or the only server; the last
+    two count machines with too little of it.
     """
 
     round: int
@@ -32,11 +34,14 @@ class RoundRow:
     waiting_s: float
     device_energy_j: float
     server_energy_j: float
+    server_compute_j: float
     uplink_bytes: float
     downlink_bytes: float
     backhaul_bytes: float
     device_peak_bytes: float
     server_peak_bytes: float
+    server_memory_bytes: float
+    cloud_memory_bytes: float
     devices_over_memory: int
     servers_over_memory: int
 
@@ -51,11 +56,14 @@ def round_row(server_round: int, plan: RoundPlan, cost: RoundCost, fleet: Fleet)
         waiting_s=cost.waiting_s,
         device_energy_j=float(cost.device_energy_j.sum()),
         server_energy_j=float(cost.server_energy_j.sum()),
+        server_compute_j=float(cost.server_compute_j.sum()),
         uplink_bytes=float(cost.uplink_bytes.sum()),
         downlink_bytes=float(cost.downlink_bytes.sum()),
         backhaul_bytes=float(cost.backhaul_bytes.sum()),
         device_peak_bytes=float(cost.device_memory_bytes.max()),
         server_peak_bytes=float(cost.server_memory_bytes.max()),
+        server_memory_bytes=float(cost.server_memory_bytes.sum()),
+        cloud_memory_bytes=float(cost.server_memory_bytes[0]),
         devices_over_memory=int((cost.device_memory_bytes > devices.memory_bytes).sum()),
         servers_over_memory=int((cost.server_memory_bytes > servers.memory_bytes).sum()),
     )

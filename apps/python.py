@@ -33,7 +33,7 @@ def run(overrides: Sequence[str], settings: Mapping[str, Any], quiet: bool) -> S
 
 def study(overrides: Sequence[str], settings: Mapping[str, Any], quiet: bool) -> Study:
     """Do what `fedsplit.study` says."""
-    folder = run_members(_texts(overrides, settings), _console(quiet))[0]
+    folder = run_members(members(_texts(overrides, settings), multirun=True), _console(quiet))[0]
     return Study.open(folder)
 
 

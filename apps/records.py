@@ -37,6 +37,7 @@ def record_of(outcome: RoundOutcome, task: str, metrics: Sequence[str] = METRICS
         adapter_bytes_down=_bytes(turns, "adapters-down"),
         participants=tuple(dict.fromkeys(turn.turn.device for turn in outcome.turns)),
         failures=outcome.failures,
+        aggregation_error=outcome.aggregation_error,
     )
 
 

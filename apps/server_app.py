@@ -22,7 +22,7 @@ from fedsplit.report.lock import locked
 from fedsplit.schemes import Scheme, find_scheme
 
 from .aggregator import build_aggregator
-from .config import job, load_config, output_folder, run_settings
+from .config import aggregation, job, load_config, output_folder, run_settings
 from .link_config import link_settings
 from .modelled import ModelledRun
 from .recorder import Recorder
@@ -103,6 +103,7 @@ def _run(grid: Grid, config: DictConfig, folder: Path) -> None:
                 evaluate_every=settings.evaluate_every,
                 quorum=settings.quorum,
                 max_update_norm=settings.max_update_norm,
+                aggregation=aggregation(config),
                 link=link,
             ),
             listener=recorder,

@@ -58,22 +58,21 @@ def run_study(overrides: Sequence[str], console: Console) -> int:
         If the overrides cannot be parsed, all are refused for the same reason, or the folder holds
         other runs than these.
     """
-    _, records = run_members(overrides, console)
+    _, records = run_members(members(overrides, multirun=True), console)
     statuses = [record.status for record in records]
     if all(status == REFUSED for status in statuses):
         return _USAGE
     return int(any(status != DONE for status in statuses))
 
 
-def run_members(overrides: Sequence[str], console: Console) -> tuple[Path, list[MemberRecord]]:
-    """Do what `run_study` does; return the study's folder and a record of each member.
+def run_members(found: Sequence[Member], console: Console) -> tuple[Path, list[MemberRecord]]:
+    """Do what `run_study` does for `found`; return the study's folder and a record of each member.
 
     Raises
     ------
     FedsplitError
         As `run_study`.
     """
-    found = members(overrides, multirun=True)
     folder, refused = _prepared(found)
     reasons = set(refused.values())
     if len(refused) == len(found) and len(reasons) == 1:

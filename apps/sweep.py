@@ -15,6 +15,8 @@ from fedsplit.errors import FedsplitError, SettingsError, require
 
 from .overrides import STUDY, config_dir, expand_sweeps, parse, split
 
+MEMBER = "member"
+"""Stands, among what is swept over, for the name that a study's file gives to a member."""
 _LONGEST_NAME = 120
 _NOT_IN_NAMES = re.compile(r"[^\w.,=+-]+")
 
@@ -61,15 +63,39 @@ def members(overrides: Sequence[str], multirun: bool) -> list[Member]:
     """Return the product of all that is swept over, in Hydra's order: the last changes fastest.
 
     ``study=NAME`` stands for the overrides in conf/study/NAME.yaml, or in a file of that name;
-    those typed beside it take the place of those of the same key.
+    those typed beside it take the place of those of the same key. If the file names members, each
+    has its own overrides besides, which nothing takes the place of.
 
     Raises
     ------
     FedsplitError
         If an override cannot be parsed, sweeps over nothing, or sweeps without `multirun`.
     """
-    # What is typed later takes the place of what was said before of the same key.
-    texts = list({split(text)[0]: text for text in _with_study(overrides, multirun)}.values())
+    named = [text for text in overrides if text.startswith(f"{STUDY}=")]
+    if not named:
+        return _product("", overrides, multirun)
+    value = named[-1].partition("=")[2]
+    require(multirun, STUDY, value, "with --multirun (-m)")
+    typed = [text for text in overrides if text not in named]
+    file = read_study(value)
+    return named_members([*file["overrides"], *typed], file["members"])
+
+
+def named_members(overrides: Sequence[str], members: Mapping[str, Sequence[str]]) -> list[Member]:
+    """Return the members of a study's file, by name; what `overrides` sweep over multiplies each.
+
+    Raises
+    ------
+    FedsplitError
+        As `members`.
+    """
+    each = members or {"": ()}
+    return [one for name in each for one in _product(name, [*overrides, *each[name]], True)]
+
+
+def _product(member: str, overrides: Sequence[str], multirun: bool) -> list[Member]:
+    # What is said later takes the place of what was said before of the same key.
+    texts = list({split(text)[0]: text for text in overrides}.values())
     choices = expand_sweeps(texts, multirun)
     for text, values in zip(texts, choices, strict=True):
         key, _, value = text.partition("=")
@@ -77,22 +103,22 @@ def members(overrides: Sequence[str], multirun: bool) -> list[Member]:
     found = []
     for chosen in itertools.product(*choices):
         swept = [text for text, values in zip(chosen, choices, strict=True) if len(values) > 1]
-        name = " ".join(map(_short_name, swept or chosen)) or "default"
+        words = [member, *map(_short_name, swept)] if member else map(_short_name, swept or chosen)
         pairs = dict(text.split("=", 1) for text in swept)
-        found.append(Member(name=name, overrides=tuple(chosen), swept=pairs))
+        held = {MEMBER: member} | pairs if member else pairs
+        name = " ".join(words) or "default"
+        found.append(Member(name=name, overrides=tuple(chosen), swept=held))
     return found
 
 
-def _with_study(overrides: Sequence[str], multirun: bool) -> list[str]:
-    named = [text for text in overrides if text.startswith(f"{STUDY}=")]
-    if not named:
-        return list(overrides)
-    value = named[-1].partition("=")[2]
-    require(multirun, STUDY, value, "with --multirun (-m)")
-    return [*_read_study(value), *(text for text in overrides if text not in named)]
+def read_study(name: str) -> dict[str, Any]:
+    """Return what the file of a study says: ``overrides``, ``members`` by name, and all else.
 
-
-def _read_study(name: str) -> list[str]:
+    Raises
+    ------
+    FedsplitError
+        If there is no such file, or these two are not as they must be.
+    """
     folder = config_dir() / STUDY
     known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
     shipped = folder / f"{name}.yaml"
@@ -102,14 +128,22 @@ def _read_study(name: str) -> list[str]:
         read = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise FedsplitError(f"study={name!r}: cannot be read ({error})") from error
-    written = read.get("overrides") if isinstance(read, dict) else None
-    listed = isinstance(written, list) and all(isinstance(item, str) for item in written)
-    if not listed:
-        raise SettingsError(STUDY, name, "a YAML file with a list of texts under `overrides:`")
-    return list(written or ())
+    kept = {"overrides": [], "members": {}, **(read if isinstance(read, dict) else {})}
+    own = kept["members"]
+    listed = isinstance(own, dict) and all(map(_are_texts, (kept["overrides"], *own.values())))
+    if not listed or not (kept["overrides"] or own):
+        allowed = "a YAML file with a list of texts under `overrides:`, or several by name under"
+        raise SettingsError(STUDY, name, f"{allowed} `members:`")
+    return kept
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _value(key: str, text: str) -> Any:
+    if key == MEMBER:
+        return text
     value = parse([f"{key}={text}"])[-1].value
     return value if isinstance(value, int | float | str | bool) else text
 

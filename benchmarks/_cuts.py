@@ -9,7 +9,6 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import torch
-from fedsplit.apps.reproduce.fast import every_cut
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
@@ -22,6 +21,7 @@ from fedsplit.models.graph import layer_graph
 from fedsplit.models.profile import profile_graph, profile_model
 from fedsplit.planning import CutLimits, CutSolver, CutSystem
 from fedsplit.planning.cut_cost import CutWeights, cut_weights
+from fedsplit.planning.exhaustive import every_cut
 
 IMAGES = "image-classification"
 SPECS = {

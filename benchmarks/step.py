@@ -9,8 +9,10 @@ allocator and OpenMP settings (`ENVIRONMENT`), the plain loop too.
 
 - unsplit: one process, transformers + PEFT, a loop as a user writes it
 - split: a device process and a server process, a gRPC link over a unix socket
+- two devices: twice the device process, one server; steps of both together
 - pipelining: torch.distributed.pipelining, two processes, gloo
 
+`overlap_speed` is what several mini-batches under way at once gain, see `benchmarks._overlap`.
 `fixed_ms` is what a step of a tiny model costs beyond the plain loop (CPU), without a link.
 
 Bytes on the wire are counted by a relay between the two processes, during the warm-up.
@@ -28,6 +30,7 @@ import threading
 from typing import Any
 
 from benchmarks._contestants import THREADS, WARM_UP
+from benchmarks._overlap import overlap
 
 FLOORS = {"speed": 0.89, "wire": 1.01, "device_peak_mb": 1000.0}
 AIMS = {"speed": 0.97, "wire": 1.01, "device_peak_mb": 900.0}
@@ -131,29 +134,34 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         try:
             near, far = f"{folder}/near", f"{folder}/far"
-            tokens = [new_token(), new_token()]
+            tokens = [new_token() for _ in range(6)]
             serving = child("server", f"unix:{far}", *tokens)
             serving.hear()
             relay = _Relay(near, far)
-            split = child("device", f"unix:{near}", f"unix:{far}", *tokens)
+            split = child("device", f"unix:{near}", f"unix:{far}", *tokens[:2])
             payload = split.hear()["payload_bytes"]
             wire = relay.count / WARM_UP
+            two = [child("device", *[f"unix:{far}"] * 2, *tokens[i : i + 2]) for i in (2, 4)]
+            for each in two:
+                each.hear()
             plain = child("unsplit")
             pipes = [child("pipelining", rank, f"{folder}/store") for rank in "01"]
             for other in (plain, *pipes):
                 other.hear()
             seconds = _take_turns(
-                {"unsplit": [plain], "split": [split], "pipelining": pipes}, options
+                {"unsplit": [plain], "split": [split], "two devices": two, "pipelining": pipes},
+                options,
             )
             peaks = {
                 "unsplit": [plain.finish()],
+                "two devices": [each.finish() for each in two],
                 "split": [split.finish(), serving.finish()],
                 "pipelining": [pipe.finish() for pipe in pipes],
             }
         finally:
             for each in children:
                 each.kill()
-    return _report(seconds, peaks, wire, payload)
+    return _report(seconds, peaks, wire, payload, overlap(options.rounds, options.steps))
 
 
 def _take_turns(
@@ -172,11 +180,16 @@ def _take_turns(
 
 
 def _report(
-    seconds: dict[str, list[float]], peaks: dict[str, list[float]], wire: float, payload: float
+    seconds: dict[str, list[float]],
+    peaks: dict[str, list[float]],
+    wire: float,
+    payload: float,
+    overlapped: dict[str, Any],
 ) -> int:
     from benchmarks._fixed import fixed_ms
 
     medians = {name: statistics.median(times) for name, times in seconds.items()}
+    medians["two devices"] /= 2  # they train side by side
     print(f"{'':12}{'s/step':>8}{'x unsplit':>11}   peak MB (device + server)")
     for name, median in medians.items():
         memory = " + ".join(f"{peak:,.0f}" for peak in peaks[name])
@@ -202,6 +215,8 @@ def _report(
                 "pipelining_over_unsplit_speed": round(
                     medians["unsplit"] / medians["pipelining"], 4
                 ),
+                "two_devices_over_unsplit": round(medians["unsplit"] / medians["two devices"], 4),
+                **overlapped,
                 "fixed_ms": round(fixed, 2),
                 "device_peak_mb": round(found["device_peak_mb"], 1),
                 "server_peak_mb": round(peaks["split"][1], 1),

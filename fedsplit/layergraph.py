@@ -177,6 +177,7 @@ class LayerGraph:
         adapter = column("adapter_bytes")
         trained_above = np.cumsum(adapter) > 0
         workspace = np.maximum.accumulate(column("workspace_bytes"))
+        kept = column("activation_bytes") * profile.pace.at_once
         return cls(
             name=profile.name,
             labels=("input", "embed", *(f"block {i}" for i in range(profile.n_blocks)), "head"),
@@ -186,7 +187,7 @@ class LayerGraph:
             backward_flops=column("backward_flops"),
             parameter_bytes=column("parameter_bytes"),
             adapter_bytes=adapter,
-            activation_bytes=column("activation_bytes") + np.diff(workspace, prepend=0.0),
+            activation_bytes=kept + np.diff(workspace, prepend=0.0),
             output_bytes=np.concatenate([[input_bytes], boundary[1:]]),
             gradient_bytes=np.where(trained_above, boundary, 0.0),
             block=np.maximum(np.arange(n) - 2, -1),

@@ -230,6 +230,8 @@ class Turn:
         The device's clock and transmit power during this turn; None means their maximum.
     repeat : int
         How many turns the device had in this round before; its random draws depend on it.
+    rank : int or None
+        Components of the adapters that it trains, on every tier; None: all of them.
     """
 
     device: int
@@ -243,6 +245,7 @@ class Turn:
     device_hz: float | None = None
     uplink_w: float | None = None
     repeat: int = 0
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -309,6 +312,12 @@ class Branch:
         if len(self.turns) > 1 and together and any(turn.route.on(EDGE) for turn in self.turns):
             return AdapterWay.EDGE
         return AdapterWay.LINK if self.width > 1 else AdapterWay.MESSAGE
+
+    @property
+    def rank(self) -> int | None:
+        """Components of the adapters that any of its turns trains; None: all of them."""
+        ranks = [turn.rank for turn in self.turns]
+        return None if None in ranks else max(rank for rank in ranks if rank is not None)
 
     @property
     def devices(self) -> tuple[int, ...]:

@@ -149,6 +149,22 @@ class Messages:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """Which mini-batches of a turn are under way together.
+
+    Parameters
+    ----------
+    update : int
+        Mini-batches of an update, at whose end none is under way.
+    at_once : int
+        How many of them are at most, on routes that leave the device and end at a server.
+    """
+
+    update: int = 1
+    at_once: int = 1
+
+
+@dataclass(frozen=True)
 class ModelProfile:
     """Cost of a model for one sample of `seq_len` tokens, unit by unit.
 
@@ -174,6 +190,11 @@ class ModelProfile:
         default, as in papers.
     recomputed : bool
         Whether blocks are computed again in the backward pass (`checkpointed`).
+    rank : int or None
+        Rank of the adapters that it counts; those of a turn of a lower rank are smaller in that
+        proportion (heads that are trained whole are counted so too; FLOPs are those of all).
+    pace : Pace
+        Which mini-batches are under way together; one by default.
     """
 
     name: str
@@ -186,6 +207,12 @@ class ModelProfile:
     crossing: Crossing = Crossing()
     messages: Messages = Messages()
     recomputed: bool = False
+    rank: int | None = None
+    pace: Pace = Pace()
+
+    def share(self, rank: int | None) -> float:
+        """Return how large adapters of `rank` are beside those that are counted."""
+        return 1.0 if rank is None or self.rank is None else min(rank / self.rank, 1.0)
 
     def checkpointed(self) -> "ModelProfile":
         """Return the same model with blocks that keep their input only.

@@ -1,153 +1,101 @@
 """What SFT's operating point costs in accuracy, on a small image classifier that really trains.
 
-    python -m fedsplit.apps.reproduce.accuracy --steps 120 --seeds 3
-
 A ViT is trained on scikit-learn's digits first, without a cut that compresses, and then fine-tuned
 with and without compression at the cut, from the same weights and in the same order.
 """
 
-import argparse
-import json
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
-import torch
+from omegaconf import DictConfig
 from torch import nn
 
 from fedsplit.arrays import Array
 from fedsplit.codec import Loopback
-from fedsplit.data import DataSpec, FederatedData, batches, load_data, training_batches
+from fedsplit.data import DataSpec, FederatedData, load_data, training_batches
 from fedsplit.execution import OptimizerSpec
-from fedsplit.models import Boundary, ModelSpec, SplitModel, load
+from fedsplit.models import ModelSpec, SplitModel, load
 from fedsplit.plan import Route
+from fedsplit.privacy import Defence, PrivacySpec
 from fedsplit.seeds import generator
 
-from ..coded import first_part, second_part, train_coded
-from .common import paper_config
-from .sft import PAPER, fedsplit_point
+from ..calibrate import IDENTITY, Settings
+from ..coded import evaluate_coded, train_coded
+from .sft import fedsplit_point
+from .study import Values
 
-Settings = Mapping[str, object]
-
-IDENTITY: Settings = {"name": "identity"}
-BLOCKS, CUT, BATCH, WARM_UP = 6, 2, 32, 30
-MODEL = ModelSpec(
-    model_type="vit",
-    task="image-classification",
-    train="full",
-    config={
-        "hidden_size": 64,
-        "num_hidden_layers": BLOCKS,
-        "num_attention_heads": 4,
-        "intermediate_size": 128,
-        "image_size": 8,
-        "patch_size": 2,
-        "num_labels": 10,
-    },
-)
+BLOCKS, BATCH, WARM_UP = 6, 32, 30
+ROUTE = Route.two_tier(BLOCKS, 2)
+SHAPE = {
+    "hidden_size": 64,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "image_size": 8,
+    "patch_size": 2,
+    "num_labels": 10,
+}
+MODEL = ModelSpec(model_type="vit", task="image-classification", train="full", config=SHAPE)
 DATA = DataSpec(source="digits", partition="iid", image_size=8, test_fraction=0.2)
-PRETRAINING, FINE_TUNING = (500, 3e-3), (600, 5e-4)
-"""Steps and learning rate; with 120 steps of fine-tuning accuracy still rises."""
-SEEDS = 5
+PRETRAINING_STEPS, PRETRAINING_RATE, RATE = 500, 3e-3, 5e-4
 
 
-@dataclass(frozen=True, eq=False)
-class Accuracy:
-    """Test accuracy without and with compression, and bytes sent over raw bytes.
+def add(config: DictConfig, numbers: dict[str, Values]) -> dict[str, object]:
+    """Fine-tune at SFT's operating point and without compression, and compare on test images.
 
-    Arrays have one value for each seed: of the split into training and test images, the weights
-    and the order of batches.
+    Every seed draws the split into training and test images, the weights and the order of batches.
     """
-
-    uncompressed: Array
-    compressed: Array
-    ratio: Array
-
-    @property
-    def drop_points(self) -> Array:
-        """Percentage points that compression costs; negative where it helps."""
-        return 100 * (self.uncompressed - self.compressed)
+    settings = fedsplit_point(config.paper.keep, config.paper.bits)
+    seeds, steps = config.paper.accuracy.seeds, config.paper.accuracy.steps
+    return judged(numbers, 100 * np.array([_of_seed(settings, n, steps) for n in range(seeds)]))
 
 
-def measure_accuracy(seeds: int = SEEDS, steps: int = FINE_TUNING[0]) -> Accuracy:
-    """Fine-tune at SFT's operating point and without compression, and compare on test images."""
-    paper = paper_config(PAPER, ()).paper
-    settings = fedsplit_point(paper.keep, paper.bits)
-    return Accuracy(*np.array([_of_seed(settings, seed, steps) for seed in range(seeds)]).T)
+def judged(numbers: dict[str, Values], found: Array) -> dict[str, object]:
+    """Add the loss of accuracy in points, and return how it varies in words.
+
+    `found` has percentages: a row of accuracy without, accuracy with, and bytes for each seed.
+    """
+    uncompressed, compressed, sent = found.T
+    lost = uncompressed - compressed
+    numbers["accuracy"] = {"lost": lost}
+    return {
+        "ratio": sent.mean() - 100,
+        "seeds": len(lost),
+        "lost": _spread(lost),
+        "note": f" Test accuracy on digits, {len(lost)} seeds: uncompressed "
+        f"{_spread(uncompressed)} %, compressed {_spread(compressed)} %; one image is 0.28 points.",
+    }
+
+
+def _spread(values: Array) -> str:
+    """Return mean, standard deviation and range in words."""
+    low, high = values.min(), values.max()
+    return f"{values.mean():.1f} +- {values.std(ddof=1):.1f} ({low:.1f} to {high:.1f})"
 
 
 def _of_seed(settings: Settings, seed: int, steps: int) -> tuple[float, float, float]:
-    data = load_data(DATA, None, 1, seed)
-    model, route = load(MODEL), Route.two_tier(BLOCKS, CUT)
-    steps_before, rate = PRETRAINING
-    _train(model, route, data, IDENTITY, steps=steps_before, rate=rate, seed=seed)
-    start = {
-        name: parameter.detach().clone()
-        for segment in route.segments
-        for name, parameter in model.trainable(segment).items()
-    }
-    found = {}
-    for name, codec in (("without", IDENTITY), ("with", settings)):
+    """Return the shares of images that are right without and with a codec, and of bytes sent."""
+    data, model = load_data(DATA, None, 1, seed), load(MODEL)
+    _train(model, data, Loopback(IDENTITY, seed), PRETRAINING_STEPS, PRETRAINING_RATE, seed)
+    parts = [model.trainable(segment) for segment in ROUTE.segments]
+    start = {key: value.detach().clone() for part in parts for key, value in part.items()}
+    found = []
+    for codec in (IDENTITY, settings):
         model.install({key: nn.Parameter(value.clone()) for key, value in start.items()})
-        ratio = _train(model, route, data, codec, steps=steps, rate=FINE_TUNING[1], seed=seed + 1)
-        found[name] = _accuracy(model, route, data, codec), ratio
-    return found["without"][0], *found["with"]
+        up = Loopback(codec, seed + 1)
+        _train(model, data, up, steps, RATE, seed + 1)
+        way = Defence(PrivacySpec(), 0), Loopback(codec, 0)
+        found.append(evaluate_coded(model, ROUTE, data.test(0), BATCH, way=way)[1])
+    return found[0], found[1], up.n_bytes / up.n_raw_bytes
 
 
 def _train(
-    model: SplitModel,
-    route: Route,
-    data: FederatedData,
-    codec: Settings,
-    *,
-    steps: int,
-    rate: float,
-    seed: int,
-) -> float:
-    """Train with `codec` on the way up; return bytes sent over raw bytes."""
-    up = Loopback(codec, seed)
+    model: SplitModel, data: FederatedData, up: Loopback, steps: int, rate: float, seed: int
+) -> None:
     train_coded(
         model,
-        route,
+        ROUTE,
         training_batches(data.train(0), BATCH, generator(seed, "order"), steps),
         up=up,
         down=Loopback(IDENTITY, seed),
         optimizer=OptimizerSpec(name="adamw", lr=rate),
         rate=lambda step: min(1, (step + 1) / WARM_UP) * (1 - step / steps),
     )
-    return up.n_bytes / up.n_raw_bytes
-
-
-def _accuracy(model: SplitModel, route: Route, data: FederatedData, codec: Settings) -> float:
-    """Return the share of test images classified right, compressed at the cut as in training."""
-    up, hits, count = Loopback(codec, 0), 0, 0
-    model.eval()
-    with torch.no_grad():
-        for batch in batches(data.test(0), BATCH):
-            boundary = first_part(model, route, batch.inputs)
-            crossed = tuple(up.send(tensor, batch.samples) for tensor in boundary.tensors)
-            received = Boundary(crossed, boundary.layout)
-            output = second_part(model, route, batch.inputs, received)
-            labels = batch.inputs["labels"]
-            assert output.logits is not None
-            hits += int((output.logits.argmax(-1) == labels).sum())
-            count += len(labels)
-    return hits / count
-
-
-def main() -> int:
-    """Print the accuracies of every seed as one JSON object; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=FINE_TUNING[0], help="of fine-tuning")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    found = measure_accuracy(options.seeds, options.steps)
-    figures = {**vars(found), "drop_points": found.drop_points}
-    print(json.dumps({name: values.round(4).tolist() for name, values in figures.items()}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

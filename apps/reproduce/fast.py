@@ -1,132 +1,43 @@
 """Fast splitting: a cut for each device and round, against the best cuts that never move."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from fedsplit.arrays import Array
-from fedsplit.errors import require
 from fedsplit.flower import System
-from fedsplit.layergraph import LayerGraph
 from fedsplit.mapping import from_mapping
 from fedsplit.models import ModelSpec
 from fedsplit.models.profile import profile_graph
 from fedsplit.planning import CutLimits, CutSolver, CutSystem
 from fedsplit.planning.cut_cost import cut_weights
+from fedsplit.planning.exhaustive import every_cut
 from fedsplit.wireless import downlink_bps, uplink_bps
 
 from ..scenario import build_system
 from ..values import plain
-from .common import Chart, Figure, Reproduction, change, paper_config
-
-PAPER = "fast"
-BASELINES = ("best static cut", "device only", "most on the server", "random cut")
-PER_DEVICE = "best static cut of each device"
-_BEST, _DEEPEST = "fast", 1e-9
-_HINDSIGHT = f"{PER_DEVICE}, chosen with all rounds known"
-_GAIN = "each of four kinds of boards has its own cut; little is from cuts that follow the channel"
+from .study import EACH, Case
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Mean delay of a turn by scheme, and the largest distance from exhaustive search."""
-
-    delay_s: dict[str, float]
-    gap: float
-    codec_s: float
-
-
-def reproduce(overrides: Sequence[str]) -> Reproduction:
-    """Compare the delay of a turn, mean over devices and rounds, on several models."""
-    config = paper_config(PAPER, overrides)
-    system = build_system(config)
-    found = {
-        name: compare(config, system, from_mapping(ModelSpec, plain(spec), f"paper.models.{name}"))
-        for name, spec in config.paper.models.items()
+def add(case: Case) -> dict[str, object]:
+    """Add the delay of a turn by scheme, of each model and of all, and how far from the optimum."""
+    config, system = case.config, build_system(case.config)
+    gaps = []
+    for name, spec in config.paper.models.items():
+        model = from_mapping(ModelSpec, plain(spec), f"paper.models.{name}")
+        delays, gap = compare(config, system, model)
+        case.values[name] = {scheme: np.array([delay]) for scheme, delay in delays.items()}
+        gaps.append(gap)
+    case.x[EACH] = list(config.paper.models)
+    models = [case.values[name] for name in config.paper.models]
+    case.values["delay_s"] = {
+        scheme: np.concatenate([one[scheme] for one in models]) for scheme in models[0]
     }
-
-    def gain(name: str, baseline: str) -> float:
-        return change(found[name].delay_s[_BEST], found[name].delay_s[baseline])
-
-    def mean_gain(baseline: str) -> float:
-        return float(np.mean([gain(name, baseline) for name in found]))
-
-    tuned, strongest = config.paper.tuned, mean_gain(PER_DEVICE)
-
-    with_codec = [change(one.codec_s, one.delay_s[BASELINES[0]]) for one in found.values()]
-    gap = max(one.gap for one in found.values())
-    return Reproduction(
-        PAPER,
-        (
-            *(
-                Figure(
-                    name="training delay, mean over models",
-                    claim="-24.62 to -38.95 % (v1), up to -38.95 % (v4)",
-                    versus=baseline,
-                    ours=mean_gain(baseline),
-                    strongest=_HINDSIGHT,
-                    against_strongest=strongest,
-                    gain=_GAIN,
-                    tuned=tuned,
-                    accepted=(-100.0, -24.62) if baseline == BASELINES[0] else None,
-                    ours_better=float(np.mean(with_codec)) if baseline == BASELINES[0] else None,
-                    better="boundaries in bf16, which the cut takes into account",
-                )
-                for baseline in BASELINES
-            ),
-            *(
-                Figure(
-                    name=f"training delay of {name}",
-                    claim="none",
-                    versus=BASELINES[0],
-                    ours=gain(name, BASELINES[0]),
-                    strongest=_HINDSIGHT,
-                    against_strongest=gain(name, PER_DEVICE),
-                    gain=_GAIN,
-                    tuned=tuned,
-                )
-                for name in found
-            ),
-            Figure(
-                name="delay beyond that of exhaustive search",
-                claim="optimal",
-                versus="all cuts of all models",
-                ours=100 * gap,
-                strongest="the same",
-                against_strongest=100 * gap,
-                gain="nothing is gained: a minimum s-t cut is the optimum",
-                accepted=(-100 * _DEEPEST, 100 * _DEEPEST),
-            ),
-        ),
-        (
-            Chart(
-                "Delay of a turn",
-                "",
-                "relative to the best static cut",
-                tuple(found),
-                {
-                    scheme: [
-                        one.delay_s[scheme] / one.delay_s[BASELINES[0]] for one in found.values()
-                    ]
-                    for scheme in (_BEST, BASELINES[0], PER_DEVICE, BASELINES[1])
-                },
-            ),
-        ),
-        (
-            "How much a moving cut gains depends on the model: nothing where one cut is best on "
-            "every channel. Against one cut for all it gains what different boards ask for, which "
-            "a static cut for each board gains too. Static cuts are chosen with all rounds known, "
-            "which no real scheme can.",
-        ),
-        config.paper.provenance,
-    )
+    case.values["gap"]["fast"] = np.array(100 * max(gaps))
+    return {}
 
 
-def compare(config: DictConfig, system: System, spec: ModelSpec) -> Comparison:
-    """Return what every scheme costs for one model, all possible cuts tried."""
+def compare(config: DictConfig, system: System, spec: ModelSpec) -> tuple[dict[str, float], float]:
+    """Return each scheme's mean delay for a model, and how far fast is from the best of all."""
     graph = profile_graph(spec, config.paper.seq_len, batch=2)
     floor = config.paper.min_blocks
     every = every_cut(graph, floor)
@@ -134,41 +45,33 @@ def compare(config: DictConfig, system: System, spec: ModelSpec) -> Comparison:
     for parent, child in graph.edges:
         sent[:, parent] |= every[:, parent] & ~every[:, child]
     solver, limits = CutSolver(graph), CutLimits(min_blocks=floor)
+    settings = cut_systems(config, system, 1.0)
+    fast, compressed = (
+        np.array([solver.solve(one, limits).objective for one in chosen])
+        for chosen in (settings, cut_systems(config, system, 0.5))
+    )
     costs: list[Array] = []
-    chosen: list[float] = []
-    compressed: list[float] = []
-    for ratio, found in ((1.0, chosen), (0.5, compressed)):
-        for setting in cut_systems(config, system, ratio):
-            found.append(solver.solve(setting, limits).objective)
-            if ratio == 1.0:
-                weights = cut_weights(graph, setting)
-                costs.append(
-                    every @ weights.device + ~every @ weights.server + sent @ weights.transfer
-                )
-    cost, fast = np.array(costs), np.array(chosen)
-    size, n_devices = every.sum(axis=1), system.fleet.n_devices
-    by_device = cost.reshape(-1, n_devices, cost.shape[1]).mean(axis=0)
-    delays = (
-        cost.mean(axis=0).min(),
-        cost[:, size.argmax()].mean(),
-        cost[:, size.argmin()].mean(),
-        cost.mean(),
-    )
-    return Comparison(
-        {
-            _BEST: float(fast.mean()),
-            PER_DEVICE: float(by_device.min(axis=1).mean()),
-            **dict(zip(BASELINES, map(float, delays), strict=True)),
-        },
-        float(np.abs(fast / cost.min(axis=1) - 1).max()),
-        float(np.mean(compressed)),
-    )
+    for one in settings:
+        weights = cut_weights(graph, one)
+        costs.append(every @ weights.device + ~every @ weights.server + sent @ weights.transfer)
+    cost, size = np.array(costs), every.sum(axis=1)
+    by_device = cost.reshape(-1, system.fleet.n_devices, cost.shape[1]).mean(axis=0)
+    delays = {
+        "fast": fast.mean(),
+        "fast, bf16": compressed.mean(),
+        "best static cut": cost.mean(axis=0).min(),
+        "best static cut of each device": by_device.min(axis=1).mean(),
+        "device only": cost[:, size.argmax()].mean(),
+        "most on the server": cost[:, size.argmin()].mean(),
+        "random cut": cost.mean(),
+    }
+    return delays, float(np.abs(fast / cost.min(axis=1) - 1).max())
 
 
 def cut_systems(config: DictConfig, system: System, ratio: float) -> list[CutSystem]:
     """Return every device in every round, with the whole band to itself."""
     fleet, found = system.fleet, []
-    for server_round in range(1, config.paper.rounds + 1):
+    for server_round in range(1, config.rounds + 1):
         state = system.channel.realise(server_round)
         up, down = uplink_bps(state, state.uplink_hz), downlink_bps(state, state.downlink_hz)
         found += [
@@ -185,29 +88,3 @@ def cut_systems(config: DictConfig, system: System, ratio: float) -> list[CutSys
             for device in range(fleet.n_devices)
         ]
     return found
-
-
-def every_cut(graph: LayerGraph, min_blocks: int, most: int | None = None) -> NDArray[np.bool_]:
-    """Return all possible device parts with the first blocks in them, shape ``[cuts, n]``.
-
-    Raises
-    ------
-    FedsplitError
-        If they have more than `most` entries on the way.
-    """
-    needs: list[list[int]] = [[] for _ in range(graph.n)]
-    for vertex, needed in [*graph.edges[:, ::-1].tolist(), *graph.requires.tolist()]:
-        needs[vertex].append(needed)
-    parts = [np.zeros(graph.n, dtype=bool)]
-    for vertex in range(graph.n):
-        longer = []
-        for part in parts:
-            if part[needs[vertex]].all():
-                extended = part.copy()
-                extended[vertex] = True
-                longer.append(extended)
-        stays = vertex < graph.n_inputs or (min_blocks > 0 and graph.block[vertex] < min_blocks)
-        parts = longer if stays else parts + longer
-        size = len(parts) * graph.n
-        require(most is None or size <= most, "device parts", size, f"at most {most}")
-    return np.array(parts)

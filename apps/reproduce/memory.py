@@ -1,107 +1,90 @@
 """Peak memory of a server that trains many branches, measured in a process of its own.
 
-    python -m fedsplit.apps.reproduce.memory --branches 20 --copies
-
-Prints one JSON object. The server holds all but the first blocks of a small ViT with random
-weights, with LoRA adapters for every branch. ``--copies``: the frozen weights are held once for
-every branch and all mini-batches are live at once. Else weights are shared and mini-batches come
-one at a time, as in `fedsplit.execution.Stage`.
+The server holds all but the first blocks of a small ViT with random weights, with LoRA adapters for
+every branch. With copies the frozen weights are held once for every branch and all mini-batches are
+live at once. Else weights are shared and mini-batches come one at a time, as in
+`fedsplit.execution.Stage`.
 """
 
-import argparse
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-CONFIG = {
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from fedsplit.arrays import Array
+from fedsplit.models import Boundary, ModelSpec, Output, load
+from fedsplit.plan import Route
+
+from .study import Values
+
+SHAPE = {
     "hidden_size": 384,
     "intermediate_size": 1536,
     "num_hidden_layers": 6,
     "num_attention_heads": 6,
     "num_labels": 10,
 }
-CUT, BATCH, PIXELS = 2, 2, 224
+MODEL = ModelSpec(
+    model_type="vit",
+    task="image-classification",
+    target_modules="all-linear",
+    r=16,
+    config=SHAPE,
+)
+BATCH, PIXELS = 2, 224
 
 
-def measured_bytes(branches: int, copies: bool) -> float:
+def add(config: DictConfig, numbers: dict[str, Values]) -> dict[str, object]:
+    """Measure a server of SplitLLM's K branches, and of N."""
+    counts = {"": config.fleet.devices, "few ": config.fleet.edges}
+    ways = {"copies": True, "shared": False}
+    numbers["server_memory_bytes"] = {
+        f"{few}{name}": measured_bytes(branches, copies)
+        for few, branches in counts.items()
+        for name, copies in ways.items()
+    }
+    return {}
+
+
+def measured_bytes(branches: int, copies: bool) -> Array:
     """Return how much the peak of a process of its own rises while it serves `branches`."""
-    command = [sys.executable, "-m", "fedsplit.apps.reproduce.memory", "--branches", str(branches)]
-    quiet = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [*command, *["--copies"] * copies], check=True, capture_output=True, text=True, env=quiet
-    )
-    return float(json.loads(done.stdout.splitlines()[-1])["bytes"])
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return np.array(process.submit(_serve, branches, copies).result())
 
 
-def serve(branches: int, copies: bool) -> float:
+def _serve(branches: int, copies: bool) -> float:
     """Train a step of every branch in this process; return the rise of its peak memory."""
-    import torch
-    from torch import nn
-
-    from fedsplit.models import Boundary, ModelSpec, Output, SplitModel, load
-    from fedsplit.plan import Route
-
     torch.set_num_threads(1)
-    spec = ModelSpec(
-        model_type="vit",
-        task="image-classification",
-        target_modules="all-linear",
-        r=16,
-        config=CONFIG,
-    )
-    route = Route.two_tier(CONFIG["num_hidden_layers"], CUT)
-    first, segment = route.segments
-    pixels = torch.zeros(BATCH, 3, PIXELS, PIXELS)
-    inputs = {"pixel_values": pixels, "labels": torch.zeros(BATCH, dtype=torch.long)}
-    arrived = load(spec, [first]).run(first, inputs)
+    first, segment = Route.two_tier(SHAPE["num_hidden_layers"], 2).segments
+    labels = torch.zeros(BATCH, dtype=torch.long)
+    pixels = {"pixel_values": torch.zeros(BATCH, 3, PIXELS, PIXELS), "labels": labels}
+    arrived = load(MODEL, [first]).run(first, pixels)
     assert isinstance(arrived, Boundary)
-    boundary, later = arrived.detach(), {"labels": inputs["labels"]}
-
-    def models() -> Iterator[SplitModel]:
-        shared = load(spec, [segment])
-        for branch in range(branches):
-            yield load(spec, [segment]) if copies and branch else shared
-
-    def forward(model: SplitModel) -> tuple[torch.Tensor, dict[str, nn.Parameter]]:
+    boundary = arrived.detach()
+    before = _resident_bytes("VmRSS")
+    shared = load(MODEL, [segment])
+    held: list[object] = []
+    live: list[Tensor] = []
+    for branch in range(branches):
+        model = load(MODEL, [segment]) if copies and branch else shared
         adapters = {name: nn.Parameter(v) for name, v in model.adapters(segment).items()}
         model.install(adapters)
-        output = model.train().run(segment, later, boundary.leaf())
+        output = model.train().run(segment, {"labels": labels}, boundary.leaf())
         assert isinstance(output, Output)
-        return output.loss, adapters
-
-    before = resident_bytes("VmRSS")
-    held, live = [], []
-    for model in models():
-        loss, adapters = forward(model)
         held.append((model, adapters))
-        if copies:
-            live.append(loss)
-        else:
-            loss.backward()  # type: ignore[no-untyped-call]
+        live.append(output.loss)
+        if not copies:
+            live.pop().backward()  # type: ignore[no-untyped-call]
     for loss in live:
         loss.backward()  # type: ignore[no-untyped-call]
-    return resident_bytes("VmHWM") - before
+    return _resident_bytes("VmHWM") - before
 
 
-def resident_bytes(line: str) -> float:
+def _resident_bytes(line: str) -> float:
     """Return this process's resident memory: now ("VmRSS") or at its peak ("VmHWM")."""
     status = Path("/proc/self/status").read_text().splitlines()
-    found = next(text for text in status if text.startswith(line))
-    return int(found.split()[1]) * 1024.0
-
-
-def main() -> int:
-    """Measure in this process; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--branches", type=int, required=True)
-    parser.add_argument("--copies", action="store_true")
-    options = parser.parse_args()
-    print(json.dumps({"bytes": serve(options.branches, options.copies)}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return int(next(text for text in status if text.startswith(line)).split()[1]) * 1024.0

@@ -1,148 +1,102 @@
 """What ``fedsplit reproduce`` prints and leaves behind."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.table import Table
 
-from fedsplit.figures import COLUMN_IN, HATCHES, figure, legend, styles
+from fedsplit.figures import COLUMN_IN
+from fedsplit.report.studies.charts import write
 
-from .common import Chart, Findings, Row, Spread
+from .study import Findings, Row
 
-
-def figures_table(found: Sequence[Findings]) -> Table:
-    """Return one row per comparison; changes against the baseline, mean and range over seeds."""
-    table = Table(title="Claims and what fedsplit finds: mean (range) over seeds", show_lines=True)
-    for heading in ("paper", "what", "claim", "against"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("ours", justify="right")
-    table.add_column("strongest baseline", overflow="fold")
-    table.add_column("against it", justify="right")
-    table.add_column("met", no_wrap=True)
-    for one in found:
-        for row in one.rows:
-            words = row.words
-            table.add_row(
-                one.paper,
-                words.name,
-                words.claim,
-                words.versus,
-                _figure(row.ours, words.unit),
-                words.strongest,
-                _figure(row.against_strongest, words.unit),
-                row.verdict,
-            )
-    return table
+_CLAIMS = "paper,what,claim,against,ours,strongest baseline,against it,met"
+_GAINS = "paper,what,against,the gain comes from,tuned,with fedsplit's own options"
+_AGAINST = "against_strongest", "against_strongest_min", "against_strongest_max"
+_COLUMNS: dict[str, Any] = {
+    **{name: {"justify": "right"} for name in ("ours", "against it")},
+    **{name: {"overflow": "fold", "ratio": 1} for name in ("settings", "to be known")},
+    "met": {"no_wrap": True},
+}
 
 
-def gains_table(found: Sequence[Findings]) -> Table:
-    """Return what each row's gain comes from, what was tuned, and what fedsplit can add."""
-    table = Table(title="What it comes from", show_lines=True)
-    for heading in ("paper", "what", "against", "the gain comes from", "tuned"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("with fedsplit's own options", overflow="fold")
-    for one in found:
-        for row in one.rows:
-            words, better = row.words, row.ours_better
-            own = "" if better is None else f"{_figure(better, words.unit)}: {words.better}"
-            table.add_row(one.paper, words.name, words.versus, words.gain, words.tuned, own)
-    return table
+def tables(found: Sequence[Findings]) -> tuple[Table, Table, Table]:
+    """Return claims and what comes out, what that comes from, and where settings come from."""
+    rows = [_texts(one.paper, row) for one in found for row in one.rows]
+    settings = [
+        {"paper": one.paper, "settings": one.provenance, "to be known": " ".join(one.notes)}
+        for one in found
+    ]
+    return (
+        _table("Claims and what fedsplit finds: mean (range) over seeds", _CLAIMS, rows),
+        _table("What it comes from", _GAINS, rows),
+        _table("Where the settings come from", ",".join(settings[0]), settings),
+    )
 
 
-def provenance_table(found: Sequence[Findings]) -> Table:
-    """Return where each paper's settings come from, and what to know of its figures."""
-    table = Table(title="Where the settings come from", show_lines=True)
-    table.add_column("paper")
-    table.add_column("settings", overflow="fold", ratio=1)
-    table.add_column("to be known", overflow="fold", ratio=1)
-    for one in found:
-        table.add_row(one.paper, one.provenance.strip(), " ".join(one.notes))
+def _texts(paper: str, row: Row) -> dict[str, str]:
+    words, better = row.words, row.ours_better
+    return {
+        "paper": paper,
+        "what": words.what,
+        "claim": words.claim,
+        "against": words.paper_baseline,
+        "ours": f"{row.ours} {words.unit}",
+        "strongest baseline": words.strongest_baseline,
+        "against it": f"{row.against_strongest} {words.unit}",
+        "met": {None: "-", True: "yes", False: "MISSED"}[row.passed],
+        "the gain comes from": words.gain,
+        "tuned": words.tuned,
+        "with fedsplit's own options": f"{better} {words.unit}: {words.better}" if better else "",
+    }
+
+
+def _table(title: str, columns: str, rows: Sequence[dict[str, str]]) -> Table:
+    table = Table(title=title, show_lines=True)
+    for heading in columns.split(","):
+        table.add_column(heading, **_COLUMNS.get(heading, {"overflow": "fold"}))
+    for row in rows:
+        table.add_row(*(row[heading] for heading in columns.split(",")))
     return table
 
 
 def record(one: Findings) -> dict[str, Any]:
     """Return a paper's findings as JSON values: `rows`, and what holds for all of them."""
+    missed = (row.words for row in one.rows if row.passed is False)
     return {
         "seeds": list(one.seeds),
-        "rows": [_row(row, one.provenance.strip()) for row in one.rows],
-        "missed": [_label(row) for row in one.rows if not row.passed],
+        "rows": [_row(row) | {"provenance": one.provenance} for row in one.rows],
+        "missed": [f"{words.what}, against {words.paper_baseline}" for words in missed],
         "notes": list(one.notes),
     }
 
 
-def _row(row: Row, provenance: str) -> dict[str, Any]:
-    words, better = row.words, row.ours_better
+def _row(row: Row) -> dict[str, Any]:
+    words, ours, strongest = row.words, row.ours.range, row.against_strongest.range
     return {
-        "what": words.name,
-        "claim": words.claim,
-        "unit": words.unit,
-        "paper_baseline": words.versus,
-        "ours_mean": row.ours.mean,
-        "ours_min": row.ours.low,
-        "ours_max": row.ours.high,
-        "strongest_baseline": words.strongest,
-        "against_strongest": row.against_strongest.mean,
-        "against_strongest_min": row.against_strongest.low,
-        "against_strongest_max": row.against_strongest.high,
-        "gain": words.gain,
-        "tuned": words.tuned,
-        "accepted": None if words.accepted is None else list(words.accepted),
-        "met": None if words.accepted is None else row.passed,
-        "ours_better": None if better is None else better.mean,
+        **{name: getattr(words, name) for name in ("what", "claim", "unit", "paper_baseline")},
+        **dict(zip(("ours_mean", "ours_min", "ours_max"), ours, strict=True)),
+        "strongest_baseline": words.strongest_baseline,
+        **dict(zip(_AGAINST, strongest, strict=True)),
+        **{name: getattr(words, name) for name in ("gain", "tuned")},
+        "accepted": words.accepted and list(words.accepted),
+        "met": row.passed,
+        "ours_better": row.ours_better and row.ours_better.range[0],
         "better": words.better,
-        "provenance": provenance,
     }
 
 
 def write_files(found: Sequence[Findings], folder: Path) -> None:
-    """Write ``reproduce.json``, ``reproduce.csv`` and the plots of every paper."""
+    """Write ``reproduce.json``, ``reproduce.csv``, and every paper's plots and their data."""
     folder.mkdir(parents=True, exist_ok=True)
     records = {one.paper: record(one) for one in found}
     (folder / "reproduce.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     rows = [{"paper": paper, **row} for paper, one in records.items() for row in one["rows"]]
-    with (folder / "reproduce.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows).to_csv(folder / "reproduce.csv", index=False)
     for one in found:
-        for number, chart in enumerate(one.charts, 1):
-            draw(chart, folder / f"{one.paper}{'' if number == 1 else f'_{number}'}.png")
-
-
-def draw(chart: Chart, path: Path) -> None:
-    """Draw a chart to a PNG: bars stacked by series where x holds names, else lines."""
-    places = range(len(chart.x))
-    looks = styles(max(1, len(chart.series)))
-    with figure(path, width_in=COLUMN_IN * 1.5, height_in=3.0) as (_, axes):
-        if isinstance(chart.x[0], str):
-            width = 0.8 / (1 if chart.stacked else len(chart.series))
-            bottom = [0.0] * len(chart.x)
-            for number, (name, values) in enumerate(chart.series.items()):
-                shift = 0.0 if chart.stacked else (number - (len(chart.series) - 1) / 2) * width
-                at = [place + shift for place in places]
-                look = {"color": looks[number]["color"], "hatch": HATCHES[number % len(HATCHES)]}
-                axes.bar(
-                    at, values, width, bottom=bottom, label=name or None, edgecolor="white", **look
-                )
-                if chart.stacked:
-                    bottom = [a + b for a, b in zip(bottom, values, strict=True)]
-            axes.set_xticks(places, [str(name) for name in chart.x], rotation=20, ha="right")
-            axes.grid(visible=False, axis="x")
-        else:
-            for (name, values), look in zip(chart.series.items(), looks, strict=True):
-                axes.plot(chart.x, values, label=name or None, **look)
-        axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
-        axes.set_title(chart.title, pad=18 if any(chart.series) else None)
-        if any(chart.series):
-            legend(axes)
-
-
-def _figure(spread: Spread, unit: str) -> str:
-    return f"{spread} {unit}"
-
-
-def _label(row: Row) -> str:
-    return f"{row.words.name}, against {row.words.versus}"
+        for number, plot in enumerate(one.study.plots, 1):
+            stem = folder / f"{one.paper}{'' if number == 1 else f'_{number}'}"
+            write(one.case.chart(plot), stem, width_in=COLUMN_IN * 1.5)

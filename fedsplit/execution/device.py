@@ -1,6 +1,7 @@
 """The device's turn: its loop over mini-batches, on any route."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -13,6 +14,7 @@ from fedsplit.execution.lane import compute
 from fedsplit.execution.optim import OptimizerSpec, State
 from fedsplit.execution.tier import Tier
 from fedsplit.models import Boundary, SplitModel
+from fedsplit.models.ranks import at_rank
 from fedsplit.plan import DEVICE, CodecPlan, Route, Segment
 from fedsplit.privacy import Defence, PrivacySpec
 from fedsplit.transport import EvalReply, Link, LinkStats, OpenRequest
@@ -111,6 +113,7 @@ def train_turn(
     token: str | None = None,
     codec: CodecPlan | None = None,
     privacy: PrivacySpec | None = None,
+    rank: int | None = None,
 ) -> TurnResult:
     """Train the device's segments of `route` on `batches`, the rest over `link`.
 
@@ -141,6 +144,8 @@ def train_turn(
         How boundaries travel; None for as they are.
     privacy : PrivacySpec or None
         What is done to boundaries and gradients before they leave the device; None for nothing.
+    rank : int or None
+        Components of the adapters that are fetched; None for all that the model has.
 
     Raises
     ------
@@ -149,7 +154,7 @@ def train_turn(
     FedsplitError
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
-    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept)
+    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept, rank)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -185,6 +190,7 @@ class _DeviceTurn:
         privacy: PrivacySpec | None,
         steps: int | None = None,
         kept: Mapping[str, State] | None = None,
+        rank: int | None = None,
     ) -> None:
         segments = route.on(DEVICE)
         if (len(route.segments) > 1) != (link is not None):
@@ -198,7 +204,7 @@ class _DeviceTurn:
         self._seed = seed
         self._train = optimizer is not None
         self._keeps = optimizer is not None and optimizer.keep_state
-        self._steps, self._kept = steps, kept
+        self._steps, self._kept, self._rank = steps, kept, rank
         self._link = link
         self._behind: float | None = 0.0  # norm of a step's gradients on the other tiers
         self._defence = Defence(privacy or PrivacySpec(), seed)
@@ -265,8 +271,8 @@ class _DeviceTurn:
             raise FedsplitError("adapters: must be given on a route that never leaves the device")
         expected: dict[str, Tensor] = {}
         for segment in self._segments:
-            expected |= self._model.adapters(segment)
-        return self._wait(lambda: link.fetch(expected))
+            expected |= self._model.forms(segment)
+        return self._wait(lambda: link.fetch(at_rank(expected, self._rank)))
 
     def result(self) -> TurnResult:
         """Return what the turn did."""
@@ -283,12 +289,17 @@ class _DeviceTurn:
         """Go through the mini-batches that one update is made of, each weighted by its targets."""
         counts = [self._model.n_targets(batch.inputs) for batch in group]
         targets = sum(counts)
+        at_once = 1 if self._optimizer is None else self._optimizer.overlap
+        under_way: deque[Callable[[], StepReport]] = deque()
         for batch, count in zip(group, counts, strict=True):
             share = 1.0 if len(group) == 1 else count / max(targets, 1)
             if self._train:
                 self._tier.take(share)
-            self._reports.append(self._step(batch, share))
+            under_way.append(self._begin(batch, share))
+            if len(under_way) == at_once:
+                self._reports.append(under_way.popleft()())
             self._tier.end()
+        self._reports += [finish() for finish in under_way]
         if self._optimizer is not None:
             norm = None
             if self._optimizer.clip is not None:
@@ -297,11 +308,13 @@ class _DeviceTurn:
                     self._link.update(norm)
             self._tier.update(norm)
 
-    def _step(self, batch: "Batch", share: float) -> StepReport:
-        if self._link is None:
-            return self._local_step(batch, share)
-        step = self._u_step if self._route.returns_home else self._open_step
-        return step(batch, share, self._link)
+    def _begin(self, batch: "Batch", share: float) -> Callable[[], StepReport]:
+        """Begin a mini-batch; return how to end it, after those that began before it."""
+        link = self._link
+        if link is not None and not self._route.returns_home:
+            return self._open_step(batch, share, link)
+        done = self._local_step(batch, share) if link is None else self._u_step(batch, share, link)
+        return lambda: done
 
     def _local_step(self, batch: "Batch", share: float) -> StepReport:
         (segment,) = self._segments
@@ -311,24 +324,28 @@ class _DeviceTurn:
             score = self._tier.evaluate(segment, batch.inputs)
         return _report(score, batch)
 
-    def _open_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
+    def _open_step(self, batch: "Batch", share: float, link: Link) -> Callable[[], StepReport]:
         (segment,) = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
-        boundary = self._leaving(segment, batch)
+        boundary = self._leaving(segment, batch, share)
         if not self._train:
-            return _report(
-                self._wait(lambda: link.evaluate(onward, boundary, batch.samples)), batch
-            )
-        reply = self._wait(lambda: link.step(onward, boundary, batch.samples, share))
-        self._behind = reply.norm
-        self._tier.backward(boundary, reply.gradients)
-        return StepReport(reply.loss, reply.n_targets, len(batch.samples))
+            score = self._wait(lambda: link.evaluate(onward, boundary, batch.samples))
+            return lambda: _report(score, batch)
+        answered = self._wait(lambda: link.begin_step(onward, boundary, batch.samples, share))
+
+        def end() -> StepReport:
+            reply = self._wait(answered)
+            self._behind = reply.norm
+            self._tier.backward(boundary, reply.gradients)
+            return StepReport(reply.loss, reply.n_targets, len(batch.samples))
+
+        return end
 
     def _u_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
         first, last = self._segments
         onward = self._model.travelling(batch.inputs, self._route)
         at_home = {**onward, "labels": batch.inputs["labels"]}
-        boundary = self._leaving(first, batch)
+        boundary = self._leaving(first, batch, share)
         returned = self._wait(lambda: link.forward(onward, boundary, batch.samples, share))
         if not self._train:
             score = self._tier.evaluate(last, at_home, returned)
@@ -340,10 +357,10 @@ class _DeviceTurn:
             self._tier.backward(boundary, back.gradients)
         return _report(score, batch)
 
-    def _leaving(self, segment: Segment, batch: "Batch") -> Boundary:
+    def _leaving(self, segment: Segment, batch: "Batch", share: float) -> Boundary:
         """Return the boundary of `batch` as it may leave the device."""
         produced = self._tier.forward(segment, batch.inputs)
-        return compute(lambda: self._defence.boundary(produced))
+        return compute(lambda: self._defence.boundary(produced, batch.inputs, share))
 
     def _wait(self, call: Callable[[], T]) -> T:
         started = time.perf_counter()

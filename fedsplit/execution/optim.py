@@ -64,6 +64,9 @@ class OptimizerSpec:
         The gradients' longest norm, over all tiers together; None for any.
     accumulate : int
         Mini-batches of an update, each weighted by its targets.
+    overlap : int
+        How many of them are under way at once, where nothing returns to the device before its
+        backward pass; no bit depends on it.
     label_smoothing : float
         Part of the loss that is spread over all labels, in training.
     checkpointing : bool
@@ -93,6 +96,7 @@ class OptimizerSpec:
     warmup: float = 0.0
     clip: float | None = None
     accumulate: int = 1
+    overlap: int = 1
     label_smoothing: float = 0.0
     checkpointing: bool = False
     keep_state: bool = False
@@ -118,6 +122,8 @@ class OptimizerSpec:
         clip = self.clip
         require(clip is None or 0 < clip < infinity, "train.clip", clip, "null, or above 0")
         require(self.accumulate >= 1, "train.accumulate", self.accumulate, "at least 1")
+        most = f"1 to {self.accumulate}, the mini-batches of an update (train.accumulate)"
+        require(1 <= self.overlap <= self.accumulate, "train.overlap", self.overlap, most)
         smoothing = self.label_smoothing
         require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "at least 0 and below 1")
         object.__setattr__(self, "part", tuple(self.part))

@@ -34,7 +34,7 @@ class Tier:
     segments : sequence of Segment
         What this tier runs (two on the device of a U-shaped route).
     adapters : mapping of str to Tensor
-        Values to start from; names of other segments are left alone.
+        Values to start from, of any rank; names of other segments are left alone.
     optimizer : OptimizerSpec or None
         None for a turn that only evaluates.
     seed : int
@@ -71,9 +71,7 @@ class Tier:
         self._steps = steps
         self._parameters: dict[str, nn.Parameter] = {}
         for segment in segments:
-            self._parameters |= model.trainable(segment)
-        for name, parameter in self._parameters.items():
-            _fill(name, parameter, adapters)
+            self._parameters |= model.trainable(segment, adapters)
         trained = [item for item in self._parameters.values() if item.requires_grad]
         self._names = [name for name, item in self._parameters.items() if item.requires_grad]
         self._optimizer = optimizer.build(trained) if optimizer and trained else None
@@ -359,15 +357,3 @@ def _count_classes(output: Output, labels: Tensor) -> tuple[int, ...]:
     groups = (said[said == labels], said, labels[labels >= 0])
     counts = torch.stack([torch.bincount(group, minlength=n_classes) for group in groups], dim=1)
     return tuple(counts.flatten().tolist())
-
-
-def _fill(name: str, parameter: nn.Parameter, adapters: Mapping[str, Tensor]) -> None:
-    if name not in adapters:
-        raise FedsplitError(f"adapters: {name!r} is missing")
-    value = adapters[name]
-    if value.shape != parameter.shape:
-        raise FedsplitError(
-            f"adapter {name!r}: shape={tuple(value.shape)} must be {tuple(parameter.shape)}"
-        )
-    with torch.no_grad():
-        parameter.copy_(value)

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.arrays import Array
-from fedsplit.fleet.schedule import Schedule, repeated_blocks, stretched
+from fedsplit.fleet.overlap import run_ahead
+from fedsplit.fleet.schedule import Schedule, in_steps, repeated_blocks, stretched
 from fedsplit.fleet.stages import BACKHAUL, DOWNLINK, UPLINK, Group, Stage
 from fedsplit.fleet.turns import Turns
 from fedsplit.fleet.waves import Waves
@@ -137,6 +138,14 @@ def _turn_rows(turns: Turns, group: Group, schedule: Schedule, row: int, index: 
         waits[visits] = served.begin_s[span] - served.arrive_s[span]
         taken[visits] = served.end_s[span] - served.begin_s[span]
     end = schedule.start_s[index] + np.cumsum(waits + taken)
+    start = end - taken
+    if group.pace.at_once > 1 and steps > 0:
+        times = _ahead(turns, group, schedule, np.array([row]))
+        last = len(taken) - len(group.after.stages)
+        middle = slice(len(group.before.stages), last)
+        start[middle], end[middle] = (each[0].ravel() for each in times)
+        end[last:] += schedule.end_s[index] - end[-1]
+        start[last:] = end[last:] - taken[last:]
     numbers = [np.full(len(group.before.stages), -1)]
     numbers += [np.repeat(np.arange(steps), len(group.step.stages))]
     numbers += [np.full(len(group.after.stages), -1)]
@@ -144,12 +153,33 @@ def _turn_rows(turns: Turns, group: Group, schedule: Schedule, row: int, index: 
         (*group.before.stages, *(steps * group.step.stages), *group.after.stages),
         np.concatenate(numbers),
         node,
-        end - taken,
+        start,
         end,
         busy,
         fixed([block.sent for block in blocks]).astype(np.float64),
         column([block.joules for block in blocks]),
     )
+
+
+def _ahead(turns: Turns, group: Group, schedule: Schedule, rows: IntArray) -> tuple[Array, Array]:
+    """Return when each stage of each step starts and ends where several are under way at once.
+
+    Shape ``[rows, steps, stages]``.
+    """
+    members, block = group.members[rows], group.step
+    steps = turns.steps[members]
+    seconds = in_steps(block, schedule.slowdown, turns.steps[group.members])[rows]
+    head_s = stretched(group.before, schedule.slowdown)[rows, 0].sum(axis=1)
+    begun = (schedule.start_s[members] + head_s)[:, None, None]
+    times = None
+    if schedule.served is not None and schedule.first_visit is not None:
+        visits = np.arange(sum(stage.on_server for stage in block.stages))
+        number = np.minimum(np.arange(seconds.shape[1]), steps[:, None] - 1)
+        first = schedule.first_visit[members][:, None, None]
+        which = first + number[:, :, None] * len(visits) + visits
+        times = schedule.served.begin_s[which] - begun, schedule.served.end_s[which] - begun
+    starts, ends = run_ahead(block.stages, seconds[:, : steps.max()], group.pace, times)
+    return begun + starts, begun + ends
 
 
 def _each(turns: Turns, group: Group, schedule: Schedule) -> list[tuple[int, list[Activity]]]:
@@ -281,6 +311,11 @@ def _first_and_last(
     begin = schedule.start_s[members][:, None] + np.cumsum(first + first_waits, axis=1) - first
     span = last + last_waits
     end = schedule.end_s[members][:, None] - (span.sum(axis=1)[:, None] - np.cumsum(span, axis=1))
+    if has_steps and group.pace.at_once > 1:
+        starts, ends = _ahead(turns, group, schedule, rows)
+        middle = slice(len(group.before.stages), begin.shape[1] - len(group.after.stages))
+        begin[:, middle] = starts[:, 0]
+        end[:, middle] = ends[np.arange(len(rows)), turns.steps[members] - 1]
     # What is done once lies on the other side of mini-batches that were not looked at.
     head, tail = len(group.before.stages), len(group.after.stages)
     end[:, :head] = begin[:, :head] + before

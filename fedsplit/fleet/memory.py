@@ -25,6 +25,10 @@ def device_memory_bytes(
         own = np.array([tier == DEVICE for tier in group.tiers])
         names = ("parameter_bytes", "activation_bytes", "optimizer_bytes", "adapter_bytes")
         held = {name: costs.together(name, group.starts, group.stops, own) for name in names}
+        held["parameter_bytes"] -= (1 - group.share) * held["adapter_bytes"]
+        held["adapter_bytes"] *= group.share
+        held["optimizer_bytes"] *= group.share
+        held["activation_bytes"] = held["activation_bytes"] * group.pace.at_once
         workspace = costs.largest("workspace_bytes", group.starts, group.stops)[:, own].max(axis=1)
         needed = training_memory_bytes(**held, workspace_bytes=workspace, batch_size=batch_size)
         np.maximum.at(peak, turns.device[group.members], needed)
@@ -59,9 +63,9 @@ def server_memory_bytes(
     hosted: set[tuple[int, int, int, bool]] = set()
     for group in groups:
         slot, last = turns.slot[group.members], len(group.tiers) - 1
-        weights, activations, optimizer = (
+        weights, adapters, activations, optimizer = (
             costs.segments(name, group.starts, group.stops)
-            for name in ("parameter_bytes", "activation_bytes", "optimizer_bytes")
+            for name in ("parameter_bytes", "adapter_bytes", "activation_bytes", "optimizer_bytes")
         )
         workspace = costs.largest("workspace_bytes", group.starts, group.stops)
         own = np.array([tier == DEVICE for tier in group.tiers])
@@ -70,12 +74,13 @@ def server_memory_bytes(
                 continue
             edge = turns.edge[group.members]
             node = 1 + edge if tier == EDGE else np.zeros_like(edge)
-            trained = 2 * group.adapter_bytes[:, column] + optimizer[:, column]
+            trained = 2 * group.adapter_bytes[:, column] + optimizer[:, column] * group.share
             if group.at_edge and tier == EDGE:
-                trained += costs.together("adapter_bytes", group.starts, group.stops, own)
+                near = costs.together("adapter_bytes", group.starts, group.stops, own)
+                trained += near * group.share
             live = batch_size * activations[:, column]
             busy = batch_size * workspace[:, column]
-            frozen = weights[:, column] - group.adapter_bytes[:, column]
+            frozen = weights[:, column] - adapters[:, column]
             np.maximum.at(held["frozen"], (slot, node), frozen)
             np.maximum.at(held["trained"], (slot, node), trained)
             if not one_at_a_time:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fedsplit.arrays import Array
 from fedsplit.fleet.fleet import ServingSpec
+from fedsplit.fleet.overlap import run_ahead
 from fedsplit.fleet.queues import Served, Visits, first_come_first_served, processor_sharing
 from fedsplit.fleet.relay import Relay
 from fedsplit.fleet.stages import Block, Group
@@ -75,6 +76,17 @@ def stretched(block: Block, slowdown: Array) -> Array:
     return seconds
 
 
+def in_steps(block: Block, slowdown: Array, steps: IntArray) -> Array:
+    """Return the seconds that each stage of each step takes, 0 beyond a turn's last step.
+
+    Shape ``[M, steps, stages]``, of the most steps of any turn.
+    """
+    seconds = stretched(block, slowdown)
+    numbers = np.arange(steps.max(initial=0))
+    every: Array = seconds[:, np.minimum(numbers, seconds.shape[1] - 1)]
+    return np.where((numbers < steps[:, None])[:, :, None], every, 0.0)
+
+
 def schedule(
     turns: Turns, waves: Waves, groups: Sequence[Group], serving: ServingSpec, n_servers: int
 ) -> Schedule:
@@ -104,8 +116,12 @@ def schedule(
     for group in groups:
         for block, repeats in repeated_blocks(group, turns):
             taken = np.einsum("ms,msn->m", repeats, stretched(block, slowdown))
-            duration[group.members] += taken
             waiting += float(taken.sum() - np.einsum("ms,msn->", repeats, block.work_s))
+            if block is group.step and group.pace.at_once > 1:
+                every = in_steps(block, slowdown, turns.steps[group.members])
+                _, ends = run_ahead(block.stages, every, group.pace)
+                taken = ends.max(axis=(1, 2), initial=0.0)
+            duration[group.members] += taken
     nowhere = np.full(len(duration), -1)
     relay = _relay(waves, duration, np.zeros_like(duration), nowhere)
     relay.begin()
@@ -168,6 +184,14 @@ def _contended(
             axis=1,
         )
         rest = work[:, served[-1] + 1 :].sum(axis=1)
+        if group.pace.at_once > 1:
+            # As long as no visit has to queue; one that has leaves the device time to catch up.
+            every = in_steps(group.step, np.ones(n_servers), steps)
+            begin, end = run_ahead(group.step.stages, every, group.pace)
+            here = np.arange(every.shape[1]) < steps[:, None]
+            delay[:, 0] = begin[:, :, served[0]][here]
+            rest = -end[:, :, served[-1]][here]
+            rest[np.cumsum(steps)[steps > 0] - 1] += end.max(axis=(1, 2), initial=0.0)[steps > 0]
         # What follows a step's last visit delays the next step's first; adapters come before all.
         delay[1:, 0] += np.where(number[1:] > 0, rest[:-1], 0.0)
         delay[:, 0] += np.where(number == 0, before[row], 0.0)

@@ -18,7 +18,7 @@ from fedsplit.fleet.cost import compute_delay_s, compute_energy_j, transmit_ener
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.turns import CostTable, read_turns
 from fedsplit.plan import DEVICE, EDGE, AdapterWay, RoundPlan
-from fedsplit.profiles import MeasuredProfile, ModelProfile
+from fedsplit.profiles import MeasuredProfile, ModelProfile, Pace
 from fedsplit.wireless import ChannelState, downlink_bps, uplink_bps
 
 IntArray = NDArray[np.int64]
@@ -100,9 +100,13 @@ class Group:
     starts, stops : ndarray of int
         Blocks of each segment, shape ``[M, segments]``.
     adapter_bytes : ndarray
-        Shape ``[M, segments]``.
+        Of each turn's rank, shape ``[M, segments]``.
+    share : ndarray
+        How large they are beside those of the whole rank, shape ``[M]``.
     before, step, after : Block
         Adapters in, one mini-batch, adapters out.
+    pace : Pace
+        Which mini-batches are under way together.
     """
 
     members: IntArray
@@ -111,9 +115,11 @@ class Group:
     starts: IntArray
     stops: IntArray
     adapter_bytes: Array
+    share: Array
     before: Block
     step: Block
     after: Block
+    pace: Pace
 
 
 def step_stages(tiers: Sequence[str], has_edges: bool) -> tuple[Stage, ...]:
@@ -219,7 +225,8 @@ class StageBuilder:
         starts = np.array([[s.start for s in route.segments] for route in routes])
         stops = np.array([[s.stop for s in route.segments] for route in routes])
         members = np.array(indices)
-        adapters = self.costs.segments("adapter_bytes", starts, stops)
+        share = np.array([self._profile.share(self._flat[i].rank) for i in indices])
+        adapters = self.costs.segments("adapter_bytes", starts, stops) * share[:, None]
         stages = step_stages(tiers, has_edges)
         forward, backward = self._boundary_bytes(members, indices, tiers, stops, adapters)
         flops = {
@@ -234,7 +241,7 @@ class StageBuilder:
                 sent[:, j] = (forward if stage.label == "forward" else backward)[:, stage.segment]
         on_device = np.array([tier == DEVICE for tier in tiers])
         on_edge = np.array([tier == EDGE for tier in tiers])
-        device_bytes = self.costs.together("adapter_bytes", starts, stops, on_device)
+        device_bytes = self.costs.together("adapter_bytes", starts, stops, on_device) * share
         wired_bytes = device_bytes + adapters[:, on_edge].sum(axis=1)
         wire = ((BACKHAUL, wired_bytes),) if has_edges and not at_edge else ()
         inward = (*wire, (DOWNLINK, device_bytes))
@@ -246,9 +253,11 @@ class StageBuilder:
             starts=starts,
             stops=stops,
             adapter_bytes=adapters,
+            share=share,
             before=self._adapters(members, inward, slice(0, 1)),
             step=self._block(members, stages, work, sent, slice(None)),
             after=self._adapters(members, outward, slice(-1, None)),
+            pace=Pace() if tiers[-1] == DEVICE else self._profile.pace,
         )
 
     def _adapters(

@@ -159,7 +159,6 @@ def _adapter_bytes(turns: Turns, groups: Sequence[Group], costs: CostTable) -> t
     for group in groups:
         near = np.array([tier in (DEVICE, EDGE) for tier in group.tiers])
         for amount, which in ((kept, near), (rest, ~near)):
-            amount[group.members] = costs.together(
-                "adapter_bytes", group.starts, group.stops, which
-            )
+            whole = costs.together("adapter_bytes", group.starts, group.stops, which)
+            amount[group.members] = whole * group.share
     return kept, rest

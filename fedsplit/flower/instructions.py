@@ -11,9 +11,18 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
-from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedYogi,
+    Strategy,
+)
 
 from fedsplit.errors import SettingsError, require
+from fedsplit.execution.aggregate import FFA, MEAN, PADDED
 
 ROUND, PROXIMAL, CLIPPING = "server-round", "proximal-mu", "clipping_norm"
 OBEYED = (ROUND, PROXIMAL, CLIPPING)
@@ -55,6 +64,29 @@ def read_instructions(messages: Iterable[Message]) -> Instructions:
     valid = isinstance(mu, int | float) and 0 <= mu < math.inf
     require(valid, PROXIMAL, mu, "a finite number of at least 0")
     return Instructions(proximal_mu=float(mu), clips=CLIPPING in told)
+
+
+def require_takes_one(strategy: Strategy, adapters: str) -> None:
+    """Refuse a strategy that needs the adapters of each branch, where it gets one aggregate.
+
+    Those that remember what adapters were, element by element, cannot go on with ones whose
+    components are found anew each round.
+
+    Raises
+    ------
+    SettingsError
+        Naming it.
+    """
+    if adapters == MEAN:
+        return
+    rules: list[object] = [FedAvg.aggregate_train]
+    if adapters in (PADDED, FFA):
+        kinds = (FedAvgM, FedAdam, FedAdagrad, FedYogi)
+        rules += [kind.aggregate_train for kind in kinds]
+    name = type(strategy).__name__
+    takes = type(strategy).aggregate_train in rules
+    allowed = f"{MEAN} with {name}, which wants the adapters of each branch or remembers them"
+    require(takes, "aggregator.adapters", adapters, allowed)
 
 
 def clipped(message: Message, reply: Message, inner: Strategy) -> Message:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, MetricRecord
 
-from fedsplit.errors import require
+from fedsplit.errors import require, require_choice
+from fedsplit.execution.aggregate import AGGREGATIONS, MEAN
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.server.listener import Listener
 from fedsplit.flower.server.outcome import ABSURD_NORM, RoundOutcome
@@ -31,6 +32,9 @@ class SplitOptions:
         The run stops if fewer branches of a round survive.
     max_update_norm : float
         A turn is lost if its adapters move farther than this, in the norm over all of them.
+    aggregation : str
+        How the adapters of branches become one, of `fedsplit.execution.aggregate.AGGREGATIONS`.
+        With ``mean`` the wrapped strategy has a reply of each branch; else one reply in all.
     link : LinkSettings or None
         Where nodes reach the server, and the keys with which they log in; None: a Unix socket,
         for nodes on this machine.
@@ -48,6 +52,7 @@ class SplitOptions:
     evaluate_every: int = 1
     quorum: int = 1
     max_update_norm: float = ABSURD_NORM
+    aggregation: str = MEAN
     link: LinkSettings | None = None
 
     def __post_init__(self) -> None:
@@ -55,6 +60,7 @@ class SplitOptions:
             ("n_edges", 0), ("first_round", 1), ("evaluate_every", 1), ("quorum", 1)
         ):  # fmt: skip
             require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        require_choice("aggregator.adapters", self.aggregation, AGGREGATIONS)
         norm = self.max_update_norm
         require(norm > 0, "max_update_norm", norm, "above 0")
 

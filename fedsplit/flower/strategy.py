@@ -15,8 +15,9 @@ from flwr.supercore import log
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import OptimizerSpec
+from fedsplit.execution.aggregate import FFA, MEAN, Part, aggregate, aggregation_error
 from fedsplit.fleet import FleetSpec, measured_fleet
-from fedsplit.flower.instructions import clipped, read_instructions
+from fedsplit.flower.instructions import clipped, read_instructions, require_takes_one
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import to_record
 from fedsplit.flower.options import RunEnds, RunListener, SplitOptions
@@ -93,6 +94,9 @@ class SplitStrategy(Strategy):
         self._scene = scene
         self._host = host
         self._options = options or SplitOptions()
+        require_takes_one(self.inner, self._options.aggregation)
+        frozen, ffa = job.model.freeze_a, self._options.aggregation == FFA
+        require(frozen or not ffa, "aggregator.adapters", FFA, "with model.freeze_a=true")
         self._listener = listener or RunListener()
         self._coordinator: Coordinator | None = None
         self.ended: str | None = None  # why, where a run ended before its last round
@@ -178,6 +182,7 @@ class SplitStrategy(Strategy):
                 places=options.places,
                 start_ahead=options.start_ahead,
                 max_update_norm=options.max_update_norm,
+                aggregation=options.aggregation,
                 login_keys=login_keys,
                 listener=self._listener,
             )
@@ -246,19 +251,33 @@ class SplitStrategy(Strategy):
             optimizer,
         )
         by_node = {message.metadata.dst_node_id: message for message in messages}
-        replies = [self._reply(outcome, by_node, clips=told.clips) for outcome in branches]
         survivors = sum(outcome.survived for outcome in branches)
         if survivors < min(self._options.quorum, len(branches)):
             reasons = "; ".join(f"{failure.who}: {failure.reason}" for failure in failures)
             count = f"{survivors} of {len(branches)} branches" if survivors else "no device"
             raise FedsplitError(f"round {server_round}: {count} finished ({reasons})")
+        parts = [self._part(outcome) for outcome in branches if outcome.survived]
+        if self._options.aggregation == MEAN:
+            replies = [self._reply(outcome, by_node, clips=told.clips) for outcome in branches]
+        else:
+            replies = [self._merged(branches, parts, by_node)]
         aggregated, metrics = self.aggregate_train(server_round, replies)
         if aggregated is None:
             log(WARNING, "round %s: nothing aggregated, adapters stay", server_round)
             aggregated = arrays
         _refuse_non_finite(aggregated, server_round)
         wall_s = time.monotonic() - started
-        outcome = RoundOutcome(server_round, plan, branches, wall_s, failures=failures)
+        errors = list(coordinator.errors)
+        if len(parts) > 1 and aggregated.keys() >= parts[0].adapters.keys():
+            errors.append(aggregation_error(parts, dict(aggregated.to_torch_state_dict())) or 0.0)
+        outcome = RoundOutcome(
+            server_round,
+            plan,
+            branches,
+            wall_s,
+            failures=failures,
+            aggregation_error=max(errors, default=None),
+        )
         log(INFO, "\t└──> train loss %s", mean_loss(outcome.turns))
         return outcome, aggregated, metrics
 
@@ -305,6 +324,7 @@ class SplitStrategy(Strategy):
                 trained.wall_s + time.monotonic() - started,
                 done,
                 trained.failures + failures,
+                trained.aggregation_error,
             ),
             arrays,
             metrics,
@@ -337,15 +357,35 @@ class SplitStrategy(Strategy):
         if not outcome.survived:
             reason = "; ".join(failure.reason for failure in outcome.failures)
             return Message(Error(_NO_SURVIVOR, reason), reply_to=message)
-        roster = self._running().roster
-        devices = dict.fromkeys(turn.turn.device for turn in outcome.turns)
-        samples = [roster.by_index(device).n_train for device in devices]
-        reply = _metrics_reply(outcome.turns, self.scheme.branch_weight(samples), message)
+        reply = _metrics_reply(outcome.turns, self._weight(outcome), message)
         adapters = outcome.adapters
         reply.content["arrays"] = (
             adapters.record() if isinstance(adapters, Spooled) else to_record(adapters)
         )
         return clipped(message, reply, self.inner) if clips else reply
+
+    def _merged(
+        self,
+        branches: tuple[BranchOutcome, ...],
+        parts: list[Part],
+        messages: dict[int, Message],
+    ) -> Message:
+        """Return one reply with the aggregate of all branches."""
+        turns = tuple(turn for outcome in branches for turn in outcome.turns)
+        weight = sum(int(part.weight) for part in parts)
+        reply = _metrics_reply(turns, weight, messages[self._node(turns[0].turn.device)])
+        reply.content["arrays"] = to_record(aggregate(self._options.aggregation, parts))
+        return reply
+
+    def _part(self, outcome: BranchOutcome) -> Part:
+        return Part(
+            adapters=outcome.adapters, weight=self._weight(outcome), rank=outcome.branch.rank
+        )
+
+    def _weight(self, outcome: BranchOutcome) -> int:
+        roster = self._running().roster
+        devices = dict.fromkeys(turn.turn.device for turn in outcome.turns)
+        return self.scheme.branch_weight([roster.by_index(device).n_train for device in devices])
 
     def _running(self) -> Coordinator:
         if self._coordinator is None:

@@ -1,7 +1,7 @@
 """The modelled system that rounds are planned for and costed on: model costs, machines, radio."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from fedsplit.codec import gaussian_ratio
@@ -10,7 +10,7 @@ from fedsplit.fleet import CodecRatio, Fleet, FleetSpec, SentBytes, Timeline, bu
 from fedsplit.models import ModelSpec, check_route, possible_cuts
 from fedsplit.models.profile import profile_model
 from fedsplit.plan import CodecPlan, RoundPlan, Route
-from fedsplit.profiles import ModelProfile
+from fedsplit.profiles import ModelProfile, Pace
 from fedsplit.schemes import LocalWork, Scene
 from fedsplit.transport import with_messages
 from fedsplit.wireless import Channel, ChannelSpec
@@ -117,6 +117,7 @@ def make_system(
         clips=how.clip is not None,
         accumulate=how.accumulate,
     )
+    profile = replace(profile, pace=Pace(how.accumulate, how.overlap))
     return System(
         profile=profile,
         fleet=machines,

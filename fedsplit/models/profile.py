@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from fedsplit.errors import FedsplitError, require
 from fedsplit.layergraph import LayerGraph
 from fedsplit.mapping import from_mapping, to_mapping
-from fedsplit.models.adapters import add_adapters, is_adapter
+from fedsplit.models.adapters import add_adapters, is_adapter, peft_key
 from fedsplit.models.blocks import find_blocks
 from fedsplit.models.boundary import Boundary
 from fedsplit.models.graph import layer_graph
@@ -20,6 +20,7 @@ from fedsplit.models.graph_memory import peak_bytes
 from fedsplit.models.graph_trace import Parameter, Trace, trace
 from fedsplit.models.known import recall, remember
 from fedsplit.models.names import CAUSAL, IMAGES
+from fedsplit.models.ranks import rank_axis
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.split import travelling
 from fedsplit.models.tiny import image_size
@@ -68,7 +69,7 @@ def profile_model(spec: ModelSpec, seq_len: int, batch: int = 1) -> ModelProfile
     forms = {key: _form(value) for key, value in onward.items()}
     labels = {key: forms.pop(key) for key in ("labels",) if key in forms}
     crossing = replace(profile.crossing, inputs=forms, labels=labels)
-    profile = replace(profile, crossing=crossing)
+    profile = replace(profile, crossing=crossing, rank=spec.r if spec.train == "lora" else None)
     remember("profile", key, to_mapping(profile))
     return profile
 
@@ -123,7 +124,8 @@ def planned_model(spec: ModelSpec) -> PreTrainedModel:
     if spec.train == "lora":
         add_adapters(model, spec, lambda _: False)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(spec.train == "full" or is_adapter(name))
+        frozen = spec.freeze_a and rank_axis(peft_key(name)) == 0
+        parameter.requires_grad_(spec.train == "full" or (is_adapter(name) and not frozen))
     model.train()
     return model
 

@@ -15,10 +15,14 @@ from fedsplit.models.private import BatchNorm
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a trained tensor hangs in the model: at several places if they are tied."""
+    """Where a trained tensor hangs in the model: at several places if they are tied.
+
+    `like` has the shape and type that it is made with, and no memory.
+    """
 
     position: int
     places: tuple[tuple[nn.Module, str], ...]
+    like: Tensor
 
     def get(self) -> Tensor:
         """Return the tensor."""
@@ -68,7 +72,8 @@ def find_slots(
         if value is not None
     }
     tied: dict[int, list[str]] = defaultdict(list)
-    for name, value in model.state_dict(keep_vars=True).items():
+    state = model.state_dict(keep_vars=True)
+    for name, value in state.items():
         if is_adapter(name) if lora else value.requires_grad or id(value) in statistics:
             tied[id(value)].append(name)
     slots = {}
@@ -85,7 +90,9 @@ def find_slots(
                 "embeddings: a U-shaped route, or train=lora)"
             )
         slots[peft_key(name) if lora else name] = Slot(
-            min(where), tuple(_place(model, alias) for alias in names)
+            min(where),
+            tuple(_place(model, alias) for alias in names),
+            state[name].detach().to("meta"),
         )
     return slots
 

@@ -54,7 +54,10 @@ class ModelSpec:
         "lora" trains low-rank adapters (and, for classification, the head), "full" trains every
         parameter.
     r, alpha, dropout
-        Rank, scale numerator and dropout of LoRA.
+        Rank, scale numerator and dropout of LoRA. Devices of lower ranks train the first components
+        of such an adapter, at its scale.
+    freeze_a : bool
+        Whether LoRA's A stays as it was drawn and B alone is trained (FFA-LoRA).
     target_modules : str, tuple of str or None
         Modules that get an adapter; None takes PEFT's own choice for the architecture,
         "all-linear" every linear layer.
@@ -82,6 +85,7 @@ class ModelSpec:
     r: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
+    freeze_a: bool = False
     target_modules: str | tuple[str, ...] | None = None
     lora: Mapping[str, Any] = field(default_factory=dict)
     adapter: str | None = None
@@ -108,7 +112,7 @@ class ModelSpec:
         # PEFT cannot tell the norm of such a weight before its adapter is in memory.
         dora = bool(self.lora.get("use_dora")) and self.quantize == INT8
         require(not dora, "lora.use_dora", True, "false with quantize=int8")
-        for name in ("lora", "adapter", "quantize"):
+        for name in ("lora", "adapter", "quantize", "freeze_a"):
             given = getattr(self, name)
             require(not given or self.train == "lora", name, given, "absent with train=full")
 

@@ -23,6 +23,7 @@ from fedsplit.models.crossing import (
 from fedsplit.models.names import CAUSAL, SEQUENCES
 from fedsplit.models.phantoms import is_phantom
 from fedsplit.models.private import BatchNorm, SharedStates
+from fedsplit.models.ranks import fits, pair_of, rank_axis
 from fedsplit.models.slots import find_slots
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import padded, placeholder
@@ -44,6 +45,13 @@ def positions_of(segment: Segment, n_blocks: int) -> frozenset[int]:
 
 def _is_first(segment: Segment) -> bool:
     return segment.tier == DEVICE and segment.start == 0
+
+
+def _require_fit(name: str, value: Tensor, like: Tensor) -> None:
+    if not fits(name, value, like):
+        raise FedsplitError(
+            f"adapter {name!r}: shape={tuple(value.shape)} must be {tuple(like.shape)}"
+        )
 
 
 def travelling(inputs: Mapping[str, Tensor], with_ids: bool = False) -> dict[str, Tensor]:
@@ -107,7 +115,11 @@ class SplitModel:
         self._owned = owned
         self._norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
         self._slots = find_slots(model, parts, owned, self._norms, spec.train)
-        trained = {id(slot.get()) for slot in self._slots.values()}
+        trained = {
+            id(slot.get())
+            for name, slot in self._slots.items()
+            if not (spec.freeze_a and rank_axis(name) == 0)
+        }
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in trained)
         if spec.train == "lora":
@@ -183,12 +195,38 @@ class SplitModel:
         """Return all that is trained on this tier, by name, the tensors themselves."""
         return {name: slot.get() for name, slot in self._slots.items()}
 
-    def trainable(self, segment: Segment) -> dict[str, nn.Parameter]:
-        """Return fresh parameters with the values installed for `segment`: a branch's own."""
-        return {
-            name: nn.Parameter(value, requires_grad=self._slots[name].get().requires_grad)
-            for name, value in self.adapters(segment).items()
-        }
+    def forms(self, segment: Segment) -> dict[str, Tensor]:
+        """Return tensors like the adapters of `segment` in shape and type, without memory."""
+        return {name: self._slots[name].like for name in self.adapter_names(segment)}
+
+    def trainable(
+        self, segment: Segment, adapters: Mapping[str, Tensor] | None = None
+    ) -> dict[str, nn.Parameter]:
+        """Return fresh parameters for `segment`, a branch's own: with the values of `adapters`.
+
+        They may be of a lower rank than the model's. By default those that are installed.
+
+        Raises
+        ------
+        FedsplitError
+            If an adapter is missing or has another shape.
+        """
+        found = {}
+        for name in self.adapter_names(segment):
+            slot = self._slots[name]
+            held = slot.get()
+            if adapters is not None and name not in adapters:
+                raise FedsplitError(f"adapters: {name!r} is missing")
+            value = held if adapters is None else adapters[name]
+            _require_fit(name, value, slot.like)
+            copy = value.detach().to(held.device, slot.like.dtype, copy=True)
+            found[name] = nn.Parameter(copy, requires_grad=held.requires_grad)
+        for name, value in found.items():
+            other = found.get(pair_of(name) or "")
+            if other is not None and other.shape[1] != value.shape[0]:
+                shape = tuple(value.shape)
+                raise FedsplitError(f"adapter {name!r}: shape={shape} must be of its B's rank")
+        return found
 
     def install(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Put `parameters` in place, the objects themselves, without a copy.
@@ -206,11 +244,7 @@ class SplitModel:
             slot = self._slots.get(name)
             if slot is None:
                 raise FedsplitError(f"adapter={name!r}: is not trained on this tier")
-            if slot.get().shape != parameter.shape:
-                raise FedsplitError(
-                    f"adapter={name!r}: shape {tuple(parameter.shape)} must be "
-                    f"{tuple(slot.get().shape)}"
-                )
+            _require_fit(name, parameter, slot.like)
         for name, parameter in parameters.items():
             self._slots[name].put(parameter)
         self._installed = parameters

@@ -104,6 +104,8 @@ class CutCosts:
         server_flops = batch * (behind + np.cumsum([0.0, *map(flops, units[:0:-1])])[::-1])
         boundary_bits = 8.0 * batch * np.array([unit.boundary_bytes for unit in units])
         adapter_bytes = upto("adapter_bytes")
+        kept = upto("activation_bytes")
+        kept[: len(kept) - device_only] *= profile.pace.at_once
         return cls(
             device_flops=device_flops,
             server_flops=server_flops,
@@ -112,7 +114,7 @@ class CutCosts:
             adapter_bits=8.0 * adapter_bytes,
             memory_bytes=training_memory_bytes(
                 parameter_bytes=upto("parameter_bytes"),
-                activation_bytes=upto("activation_bytes"),
+                activation_bytes=kept,
                 adapter_bytes=adapter_bytes,
                 optimizer_bytes=upto("optimizer_bytes"),
                 workspace_bytes=np.maximum.accumulate([unit.workspace_bytes for unit in units]),

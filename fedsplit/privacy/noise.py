@@ -1,4 +1,4 @@
-"""What a device does to a boundary before it leaves: clipping, and Gaussian noise.
+"""What a device does to a boundary before it leaves: less correlation, clipping, Gaussian noise.
 
 The Gaussian mechanism of Dwork and Roth, "The algorithmic foundations of differential privacy",
 2014, section 3.5.1 and appendix A; what it is worth is in `fedsplit.privacy.accounting`.
@@ -6,7 +6,7 @@ The Gaussian mechanism of Dwork and Roth, "The algorithmic foundations of differ
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError, require, require_choice
 from fedsplit.models import Boundary
+from fedsplit.privacy.correlation import decorrelated
 from fedsplit.seeds import derive_seed
 
 SAMPLE, TOKEN = "sample", "token"
@@ -34,6 +35,10 @@ class PrivacySpec:
         `clip`.
     gradient_clip, gradient_noise_multiplier : float or None, float
         The same for the gradients that the device of a U-shaped route sends up.
+    correlation_weight : float
+        Weight of a second loss in training: the squared distance correlation between boundary and
+        data (`fedsplit.privacy.correlation`). It changes what the device learns, nothing that
+        it sends at once.
     unit : str
         What is clipped by itself, and what (epsilon, delta) is said of: "sample", a whole text or
         image, or "token", the vector at one position.
@@ -55,6 +60,7 @@ class PrivacySpec:
     noise_multiplier: float = 0.0
     gradient_clip: float | None = None
     gradient_noise_multiplier: float = 0.0
+    correlation_weight: float = 0.0
     unit: str = SAMPLE
     delta: float = 1e-5
     budget: float | None = None
@@ -70,6 +76,9 @@ class PrivacySpec:
             require(0 <= noise < math.inf, field, noise, "at least 0 and finite")
             measured = noise == 0 or clip is not None
             require(measured, field, noise, f"0 without privacy.{prefix}clip")
+        weight = self.correlation_weight
+        finite = 0 <= weight < math.inf
+        require(finite, "privacy.correlation_weight", weight, "at least 0 and finite")
         require_choice("privacy.unit", self.unit, (SAMPLE, TOKEN))
         require(0 < self.delta < 1, "privacy.delta", self.delta, "between 0 and 1")
         budget = self.budget
@@ -95,16 +104,30 @@ class Defence:
         self._seed = seed
         self._sent = 0
 
-    def boundary(self, boundary: Boundary) -> Boundary:
+    def boundary(
+        self, boundary: Boundary, inputs: Mapping[str, Tensor], share: float = 1.0
+    ) -> Boundary:
         """Return what may leave of `boundary`, in its graph: gradients go back through clipping.
+
+        Parameters
+        ----------
+        boundary : Boundary
+            What the device's blocks made of `inputs`.
+        inputs : mapping of str to Tensor
+            The mini-batch.
+        share : float
+            Its part of the targets of the mini-batches that one update is made of.
 
         Raises
         ------
         FedsplitError
             If it cannot be clipped by unit: a tensor is not of shape ``[samples, ...]``, or for
-            tokens ``[samples, tokens, hidden]``.
+            tokens ``[samples, tokens, hidden]``; or correlated with data of its shape.
         """
         spec = self._spec
+        if spec.correlation_weight:
+            tensors = decorrelated(boundary, inputs, share * spec.correlation_weight)
+            boundary = Boundary(tensors, boundary.layout)
         if spec.clip is None:
             return boundary
         tensors = self._defend(boundary.tensors, spec.clip, spec.noise_multiplier)

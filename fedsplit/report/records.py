@@ -52,6 +52,10 @@ class RoundRecord:
     phases : mapping or None
         Seconds of all turns that trained, measured beside modelled (``measured_s``,
         ``modelled_s``), by phase: ``compute``, ``link``, ``wait``.
+    aggregation_error : float or None
+        How far the adapters that came of the round are from the mean of what its branches do
+        (`fedsplit.execution.aggregate.aggregation_error`), or, where it is larger, those that came
+        of a wave; None where nothing was averaged.
     token_accuracy : float or None
         Share of test tokens that the model held for the likeliest, where it is asked for.
     central : mapping or None
@@ -80,6 +84,7 @@ class RoundRecord:
     failures: tuple[Failure, ...] = ()
     modelled: Mapping[str, Any] | None = None
     phases: Mapping[str, Mapping[str, float]] | None = None
+    aggregation_error: float | None = None
     token_accuracy: float | None = None
     central: Mapping[str, Any] | None = None
     written: tuple[Written, ...] = ()
@@ -126,7 +131,7 @@ class RoundRecord:
         return row
 
 
-_ASKED_FOR = ("phases", "token_accuracy", "central", "written", "privacy")
+_ASKED_FOR = ("phases", "aggregation_error", "token_accuracy", "central", "written", "privacy")
 _NOTHING: tuple[Any, ...] = (None, [])
 
 

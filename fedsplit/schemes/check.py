@@ -6,6 +6,7 @@ from functools import partial
 from typing import NoReturn
 
 from fedsplit.errors import FedsplitError, PlanError, SettingsError
+from fedsplit.fleet import Timeline
 from fedsplit.plan import EDGE, Branch, RoundPlan, Turn
 from fedsplit.schemes.scene import Scene
 from fedsplit.schemes.scheme import Scheme
@@ -19,7 +20,18 @@ def planned(scheme: Scheme, scene: Scene) -> RoundPlan:
     PlanError
         As `check`.
     """
-    return check(scheme.plan_round(scene), scene, type(scheme).__name__)
+    return costed(scheme, scene)[0]
+
+
+def costed(scheme: Scheme, scene: Scene) -> tuple[RoundPlan, Timeline]:
+    """Return the same and what it costs, which is found on the way.
+
+    Raises
+    ------
+    PlanError
+        As `check`.
+    """
+    return _checked(scheme.plan_round(scene), scene, type(scheme).__name__)
 
 
 def planned_evaluation(scheme: Scheme, scene: Scene) -> tuple[Turn, ...]:
@@ -30,7 +42,10 @@ def planned_evaluation(scheme: Scheme, scene: Scene) -> tuple[Turn, ...]:
     PlanError
         If a turn cannot be carried out.
     """
-    turns = tuple(_filled(turn, scene) for turn in scheme.plan_evaluation(scene))
+    # What is evaluated is the whole adapter, also by devices that train a part of it.
+    turns = tuple(
+        replace(_filled(turn, scene), rank=None) for turn in scheme.plan_evaluation(scene)
+    )
     _Check(type(scheme).__name__, scene).turns(turns)
     return turns
 
@@ -38,8 +53,9 @@ def planned_evaluation(scheme: Scheme, scene: Scene) -> tuple[Turn, ...]:
 def check(plan: RoundPlan, scene: Scene, scheme: str = "plan") -> RoundPlan:
     """Return `plan` with what it left open filled in; refuse one that cannot be carried out.
 
-    An edge that is None becomes the device's home. Whatever is found here is not found later: the
-    plan can be trained wherever its tiers live, and `Scene.timeline` can cost it.
+    An edge that is None becomes the device's home, and a rank that is None the device's. Whatever
+    is found here is not found later: the plan can be trained wherever its tiers live, and
+    `Scene.timeline` can cost it.
 
     Parameters
     ----------
@@ -55,6 +71,10 @@ def check(plan: RoundPlan, scene: Scene, scheme: str = "plan") -> RoundPlan:
     PlanError
         Naming scheme, round, device and field.
     """
+    return _checked(plan, scene, scheme)[0]
+
+
+def _checked(plan: RoundPlan, scene: Scene, scheme: str) -> tuple[RoundPlan, Timeline]:
     checks = _Check(scheme, scene)
     if not isinstance(plan, RoundPlan):
         checks.refuse("plan", type(plan).__name__, "a RoundPlan")
@@ -65,15 +85,16 @@ def check(plan: RoundPlan, scene: Scene, scheme: str = "plan") -> RoundPlan:
     filled = RoundPlan(tuple(branches))
     checks.turns(turn for branch in filled.branches for turn in branch.turns)
     try:
-        scene.timeline(filled)
+        return filled, scene.timeline(filled)
     except SettingsError as error:
         checks.refuse(error.field.removeprefix("turn."), error.value, error.allowed)
     except FedsplitError as error:
         raise PlanError(f"{checks.origin()}: {error}") from error
-    return filled
 
 
 def _filled(turn: Turn, scene: Scene) -> Turn:
+    if turn.rank is None:
+        turn = replace(turn, rank=scene.work.ranks.get(turn.device))
     homeless = turn.edge is None and turn.route.on(EDGE) and turn.device in scene.samples
     return replace(turn, edge=int(scene.fleet.home[turn.device])) if homeless else turn
 
@@ -114,6 +135,8 @@ class _Check:
             value = getattr(turn, field)
             if type(value) is not int or value < least:
                 self.refuse(field, value, f"a whole number of at least {least}", turn)
+        if turn.rank is not None and (type(turn.rank) is not int or turn.rank < 1):
+            self.refuse("rank", turn.rank, "null, or a whole number of at least 1", turn)
         if turn.route.n_blocks != self._scene.n_blocks:
             allowed = f"of {self._scene.n_blocks} blocks, as the model"
             self.refuse("route", str(turn.route), allowed, turn)

@@ -23,11 +23,14 @@ class LocalWork:
         Mini-batches per turn; None means `epochs` passes over the device's data.
     epochs : int
         Passes over the device's data when `steps` is None.
+    ranks : mapping of int to int
+        Components of the adapters that a device trains; all of them if it is not named.
     """
 
     batch_size: int = 8
     steps: int | None = None
     epochs: int = 1
+    ranks: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
@@ -35,6 +38,8 @@ class LocalWork:
             self.steps is None or self.steps >= 1, "train.steps", self.steps, "null or at least 1"
         )
         require(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
+        for device, rank in self.ranks.items():
+            require(rank >= 1, f"model.r_by_device.{device}", rank, "at least 1")
 
     def steps_for(self, n_samples: int) -> int:
         """Return the mini-batches that a device with `n_samples` trains in a turn.
@@ -129,7 +134,8 @@ class Scene:
 
         Use `dataclasses.replace` to give it an edge, a bandwidth share or a server clock.
         """
-        return Turn(device, route, self.work.steps_for(self.samples[device]), self.codec)
+        steps, rank = self.work.steps_for(self.samples[device]), self.work.ranks.get(device)
+        return Turn(device, route, steps, self.codec, rank=rank)
 
     def on(self, channel: ChannelState) -> "Scene":
         """Return the same situation over the links of `channel`, from the first step to the last.

@@ -1,7 +1,7 @@
 """The calling end of a link, over any way to exchange a frame for a frame."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -49,8 +49,11 @@ class FrameLink(ABC):
         self._norm: float | None = None  # to go with the next frame that may carry it
 
     @abstractmethod
-    def _exchange(self, frame: bytes) -> bytes:
-        """Send `frame` and return its answer; raise `LinkError` if there is none."""
+    def _send(self, frame: bytes) -> Callable[[], bytes]:
+        """Send `frame`; return how to wait for its answer, or `LinkError` if there is none.
+
+        Answers are waited for in the order of their frames.
+        """
 
     @abstractmethod
     def _hang_up(self) -> None:
@@ -98,10 +101,26 @@ class FrameLink(ABC):
         share: float = 1.0,
     ) -> StepReply:
         """See `Steps.step`."""
-        reply = self._send_boundary(Kind.STEP, Kind.STEP_REPLY, inputs, boundary, samples, share)
-        gradients = self._gradients(reply, boundary.tensors, samples)
-        loss, norm = float(reply.fields["loss"]), reply.fields.get("norm")
-        return StepReply(gradients, loss, reply.fields["targets"], norm)
+        return self.begin_step(inputs, boundary, samples, share)()
+
+    def begin_step(
+        self,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        samples: Sequence[int],
+        share: float = 1.0,
+    ) -> Callable[[], StepReply]:
+        """See `Link.begin_step`."""
+        sent = Kind.STEP, Kind.STEP_REPLY, inputs, boundary, samples, share
+        answered, tensors = self._begin_boundary(*sent), boundary.tensors
+
+        def reply() -> StepReply:
+            frame = answered()
+            gradients = self._gradients(frame, tensors, samples)
+            loss, norm = float(frame.fields["loss"]), frame.fields.get("norm")
+            return StepReply(gradients, loss, frame.fields["targets"], norm)
+
+        return reply
 
     def forward(
         self,
@@ -112,7 +131,7 @@ class FrameLink(ABC):
     ) -> Boundary:
         """See `Steps.forward`."""
         kinds = Kind.FORWARD, Kind.FORWARD_REPLY
-        reply = self._send_boundary(*kinds, inputs, boundary, samples, share)
+        reply = self._begin_boundary(*kinds, inputs, boundary, samples, share)()
         assert self._returning is not None  # else the other end refuses
         shape = len(samples), tokens_of(inputs)
         try:
@@ -141,7 +160,8 @@ class FrameLink(ABC):
         self, inputs: Mapping[str, Tensor], boundary: Boundary, samples: Sequence[int]
     ) -> EvalReply:
         """See `Steps.evaluate`."""
-        reply = self._send_boundary(Kind.EVALUATE, Kind.EVALUATE_REPLY, inputs, boundary, samples)
+        kinds = Kind.EVALUATE, Kind.EVALUATE_REPLY
+        reply = self._begin_boundary(*kinds, inputs, boundary, samples)()
         fields = reply.fields
         counts = tuple(fields["classes"])
         if not all(type(count) is int and count >= 0 for count in counts):
@@ -164,7 +184,7 @@ class FrameLink(ABC):
             raise LinkError("link: must be opened first")
         return self._request
 
-    def _send_boundary(
+    def _begin_boundary(
         self,
         kind: Kind,
         answer: Kind,
@@ -172,11 +192,11 @@ class FrameLink(ABC):
         boundary: Boundary,
         samples: Sequence[int],
         share: float = 1.0,
-    ) -> Frame:
+    ) -> Callable[[], Frame]:
         self._opened()
         fields = self._told() | ({"share": share} if share != 1 else {})
         tensors = self._coder.pack(Stream.BOUNDARY_UP, boundary.tensors, samples)
-        return self._ask(
+        return self._begin(
             kind,
             answer,
             fields=fields,
@@ -196,29 +216,37 @@ class FrameLink(ABC):
         return self._coder.unpack(Stream.GRADIENT_DOWN, reply.tensors, samples)
 
     def _ask(self, kind: Kind, answer: Kind, **contents: Any) -> Frame:
+        return self._begin(kind, answer, **contents)()
+
+    def _begin(self, kind: Kind, answer: Kind, **contents: Any) -> Callable[[], Frame]:
+        """Send a frame; return how to wait for its answer."""
         self._opened()
         frame = Frame(kind, self._number, self._token, **contents)
         data = encode(frame)
-        try:
-            received = self._exchange(data)
-            reply = decode(
-                received,
-                self._limits,
-                kinds=(answer, Kind.ERROR),
-                number=self._number,
-                token=self._token,
-            )
-        except FedsplitError:
-            self._hang_up()
-            raise
+        number, n_bytes, payload_bytes = self._number, len(data), frame.payload_bytes
         self._number += 1
-        if {kind, answer} & ADAPTERS:
-            self._stats += LinkStats(up_adapter_bytes=len(data), down_adapter_bytes=len(received))
-        else:
-            self._stats += LinkStats(
-                len(data), len(received), frame.payload_bytes, reply.payload_bytes
-            )
-        if reply.kind is Kind.ERROR:
-            self._hang_up()
-            raise LinkError(f"the next tier refused: {reply.fields['reason']}")
+        answered = self._send(data)
+
+        def reply() -> Frame:
+            try:
+                received = answered()
+                found = decode(
+                    received,
+                    self._limits,
+                    kinds=(answer, Kind.ERROR),
+                    number=number,
+                    token=self._token,
+                )
+            except FedsplitError:
+                self._hang_up()
+                raise
+            if {kind, answer} & ADAPTERS:
+                self._stats += LinkStats(up_adapter_bytes=n_bytes, down_adapter_bytes=len(received))
+            else:
+                self._stats += LinkStats(n_bytes, len(received), payload_bytes, found.payload_bytes)
+            if found.kind is Kind.ERROR:
+                self._hang_up()
+                raise LinkError(f"the next tier refused: {found.fields['reason']}")
+            return found
+
         return reply

@@ -1,6 +1,7 @@
 """A link over gRPC: one bidirectional stream of raw frames for each turn."""
 
 import queue
+from collections.abc import Callable
 from typing import Any
 
 from fedsplit.models import Crossing
@@ -50,23 +51,26 @@ class GrpcLink(FrameLink):
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._connection: Connection | None = None
         self._call: Any = None
+        self._entered = False
 
     def open(self, request: OpenRequest, returning: Crossing | None = None) -> None:
         """See `Link.open`."""
         if self._connection is None:
             self._connection = Connection(self._target, self._tls, self._ping_s)
         super().open(request, returning)
-        self._patience_s = self._reply_timeout_s
+        self._patience_s, self._entered = self._reply_timeout_s, True
 
-    def _exchange(self, frame: bytes) -> bytes:
-        if self._number > 0:
-            return self._ask_once(frame, self._patience_s)
+    def _send(self, frame: bytes) -> Callable[[], bytes]:
+        if self._entered:
+            self._put(frame)
+            return lambda: self._receive(self._patience_s)
 
         def attempt(patience_s: float) -> bytes:
             self._start_stream()
-            return self._ask_once(frame, patience_s)
+            self._put(frame)
+            return self._receive(patience_s)
 
-        return let_in(attempt, self._patience_s)
+        return lambda: let_in(attempt, self._patience_s)
 
     def _start_stream(self) -> None:
         self._outgoing.put(None)  # ends the sender of the stream before
@@ -74,9 +78,11 @@ class GrpcLink(FrameLink):
         assert self._connection is not None
         self._call = self._connection.stream(METHOD, iter(outgoing.get, None))
 
-    def _ask_once(self, frame: bytes, patience_s: float) -> bytes:
+    def _put(self, frame: bytes) -> None:
         for chunk in split(frame):
             self._outgoing.put(chunk)
+
+    def _receive(self, patience_s: float) -> bytes:
         return receive(self._call, self._limits.frame_bytes, patience_s, self._target)
 
     def _hang_up(self) -> None:

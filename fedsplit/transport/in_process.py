@@ -1,5 +1,7 @@
 """A link within one process: the same frames, codecs and checks, without a connection."""
 
+from collections.abc import Callable
+
 from fedsplit.transport.client import FrameLink
 from fedsplit.transport.frames import Limits
 from fedsplit.transport.link import Host
@@ -21,10 +23,10 @@ class InProcessLink(FrameLink):
         super().__init__(limits or Limits())
         self._session = Session(host, self._limits)
 
-    def _exchange(self, frame: bytes) -> bytes:
+    def _send(self, frame: bytes) -> Callable[[], bytes]:
         reply = self._session.handle(frame)
         self._session.settle()
-        return reply
+        return lambda: reply
 
     def _hang_up(self) -> None:
         self._session.hang_up("the other end hung up")

@@ -234,6 +234,8 @@ class Steps(Protocol):
 class Link(Steps, Protocol):
     """What a segment calls to reach the next one. Calls come one at a time, in order.
 
+    Only steps may begin before the one before them is answered (`begin_step`).
+
     Every call raises `LinkError` if the other end refuses, fails, is gone or is silent for too
     long; the link is of no further use then.
     """
@@ -242,6 +244,19 @@ class Link(Steps, Protocol):
         """Enter the turn that `request` names.
 
         `returning` is what `forward` gives back, needed on a route that returns home.
+        """
+        ...
+
+    def begin_step(
+        self,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        samples: Sequence[int],
+        share: float = 1.0,
+    ) -> Callable[[], StepReply]:
+        """Send what `step` sends; return how to wait for its reply.
+
+        More steps may begin before that; their replies are waited for in the same order.
         """
         ...
 

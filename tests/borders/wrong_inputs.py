@@ -3,11 +3,59 @@
 # ruff: noqa: E501 - a line for each
 
 WRONG = [
+    (
+        "run model.r_by_device=[2,4]",
+        "model.r_by_device=[2, 4]: must be 4 ranks, one a device, or a ma",
+    ),
+    ("run model.r_by_device=8", "model.r_by_device=8: must be 4 ranks, one a device, or a mapping"),
+    (
+        "run model.r_by_device=[2,4,8,16]",
+        "model.r_by_device.3=16: must be a whole number from 1 to mod",
+    ),
+    (
+        "run model.r_by_device=[2,4,8,0]",
+        "model.r_by_device.3=0: must be a whole number from 1 to mod",
+    ),
+    ("run model.r_by_device={1:2.5}", "model.r_by_device.1=2.5: must be a whole number from 1 to"),
+    ("run model.r_by_device={4:2}", "model.r_by_device={4: 2}: must be of devices 0 to 3"),
+    ("run model.r_by_device={a:2}", "model.r_by_device={'a': 2}: must be of devices 0 to 3"),
+    (
+        "run model.r_by_device={1:2} model.train=full",
+        "model.train='full': must be as by default with model.r_by_device",
+    ),
+    (
+        "run model.r_by_device={1:2} model.lora.init_lora_weights=pissa",
+        "model.lora.init_lora_weights='pissa': must be as by default with model.r_by_device",
+    ),
+    (
+        "run fleet=hierarchical model.r_by_device={1:2} run.edge_nodes=true",
+        "run.edge_nodes=True: must be false with model.r_by_device",
+    ),
+    (
+        "run model.r_by_device={1:2} aggregator=fedmedian",
+        "aggregator.adapters='raflora': must be mean with FedMedian, which wants the adapters of",
+    ),
+    (
+        "run aggregator.adapters=nope",
+        "aggregator.adapters='nope': must be one of mean, padded, raflora",
+    ),
+    (
+        "run aggregator=fedadam aggregator.adapters=flexlora",
+        "aggregator.adapters='flexlora': must be mean with FedAdam",
+    ),
+    (
+        "run aggregator.adapters=ffa model.train=full",
+        "aggregator.adapters='ffa': must be another one with model.train=full",
+    ),
     ("run privacy=nope", "privacy='nope': must be one of"),
     ("run privacy.clip=0", "privacy.clip=0.0: must be above 0 and finite, or null"),
     (
         "run privacy.noise_multiplier=1",
         "privacy.noise_multiplier=1.0: must be 0 without privacy.clip",
+    ),
+    (
+        "run privacy=nopeek privacy.correlation_weight=-1",
+        "privacy.correlation_weight=-1.0: must be at least 0 and finite",
     ),
     ("run privacy=noise privacy.unit=text", "privacy.unit='text': must be one of sample, token"),
     ("run privacy=noise privacy.delta=1", "privacy.delta=1.0: must be between 0 and 1"),
@@ -107,6 +155,9 @@ WRONG = [
     ("run train.clip=all", "train.clip='all': must be a number or null"),
     ("run train.accumulate=0", "train.accumulate=0: must be at least 1"),
     ("run train.accumulate=0.5", "train.accumulate=0.5: must be a whole number"),
+    ("run train.overlap=0", "train.overlap=0: must be 1 to 1, the mini-batches of an update"),
+    ("run train.overlap=3 train.accumulate=2", "train.overlap=3: must be 1 to 2, the mini-"),
+    ("run train.overlap=yes", "train.overlap='yes': must be a whole number"),
     ("run train.label_smoothing=1", "train.label_smoothing=1.0: must be at least 0 and below 1"),
     ("run train.checkpointing=1", "train.checkpointing=1: must be true or false"),
     (

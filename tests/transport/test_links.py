@@ -90,13 +90,13 @@ class Tampering(InProcessLink):
         super().__init__(cluster.stage("server"))
         self._at, self._change = at, change
 
-    def _exchange(self, frame: bytes) -> bytes:
+    def _send(self, frame: bytes) -> Callable[[], bytes]:
         self._at -= 1
         if self._at == -1:
             changed = self._change(frame)
             assert changed != frame
             frame = changed
-        return super()._exchange(frame)
+        return super()._send(frame)
 
 
 def _renumber(frame: bytes, step: int) -> bytes:

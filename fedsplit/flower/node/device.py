@@ -118,6 +118,7 @@ class Device:
                 token=token,
                 codec=turn.codec,
                 privacy=job.privacy,
+                rank=turn.rank,
             )
             wall_s = time.perf_counter() - started
             log(INFO, "device %s: %s steps, loss %.4f", turn.device, result.steps, result.loss)

@@ -10,7 +10,8 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedsplit.errors import NodeLost
-from fedsplit.execution import OptimizerSpec, weighted_mean
+from fedsplit.execution import OptimizerSpec
+from fedsplit.execution.aggregate import MEAN, Part, aggregate, aggregation_error
 from fedsplit.flower.server.drive import Answer, Await, Fork, Turns, Waited, drive
 from fedsplit.flower.server.edges import RemoteEdges
 from fedsplit.flower.server.host import StageHost
@@ -29,6 +30,7 @@ from fedsplit.flower.server.spool import Spool
 from fedsplit.flower.server.turn_run import TurnRun
 from fedsplit.flower.server.turns import TurnRunner, Work
 from fedsplit.flower.tasks import Job
+from fedsplit.models.ranks import put_back
 from fedsplit.plan import EDGE, AdapterWay, Branch, Failure, Turn
 
 
@@ -51,6 +53,8 @@ class Coordinator:
         Whether the next devices of a branch are started while the present ones train.
     max_update_norm : float
         The longest update that a turn may bring.
+    aggregation : str
+        How adapters that were trained side by side in a branch become one.
     login_keys : mapping, optional
         Where Flower authenticates nodes, whose place is whose.
     listener : Listener, optional
@@ -67,6 +71,7 @@ class Coordinator:
         places: int | None = None,
         start_ahead: bool = False,
         max_update_norm: float = ABSURD_NORM,
+        aggregation: str = MEAN,
         login_keys: LoginKeys | None = None,
         listener: Listener | None = None,
     ) -> None:
@@ -77,6 +82,8 @@ class Coordinator:
         self._listener = listener or Listener()
         self._start_ahead = start_ahead
         self._max_update_norm = max_update_norm
+        self._aggregation = aggregation
+        self.errors: list[float] = []  # of what was merged within branches, in this round
         self._failures: list[Failure] = []
         self._spool = Spool()
         # So many that no place ever waits for this process; each message under way costs memory,
@@ -135,7 +142,7 @@ class Coordinator:
     def _run(
         self, work: Work, branches: Sequence[Branch], arrays: Mapping[str, Tensor]
     ) -> tuple[tuple[BranchOutcome, ...], tuple[Failure, ...]]:
-        self._failures, self._spool = [], Spool()
+        self._failures, self._spool, self.errors = [], Spool(), []
         outcomes: dict[int, BranchOutcome] = {}
         planned = sum(
             self._runner.steps(work, turn, self.roster)
@@ -227,7 +234,7 @@ class Coordinator:
                 ]
                 begun = [*fresh, *ahead]
                 yield Fork([self._runner.attempt(work, run, self.roster) for run in begun])
-                adapters |= yield from self._end_wave(runs, turns, failures)
+                adapters |= yield from self._end_wave(runs, adapters, turns, failures)
         finally:
             for run in ahead:
                 run.discard()
@@ -285,7 +292,7 @@ class Coordinator:
                 for run in wave:
                     run.begin(adapters)
                 yield Fork([self._runner.attempt(work, run, self.roster) for run in wave])
-                adapters |= yield from self._end_wave(wave, turns, failures)
+                adapters |= yield from self._end_wave(wave, adapters, turns, failures)
                 assignment.judge(run.place for run in wave if isinstance(run.result, tuple))
             adapters |= yield from self._runner.from_edge(runs[0])
         finally:
@@ -301,9 +308,13 @@ class Coordinator:
         return adapters
 
     def _end_wave(
-        self, runs: Sequence[TurnRun], turns: list[TurnOutcome], failures: list[Failure]
+        self,
+        runs: Sequence[TurnRun],
+        before: Mapping[str, Tensor],
+        turns: list[TurnOutcome],
+        failures: list[Failure],
     ) -> Generator[Waited, Answer, dict[str, Tensor]]:
-        """Wait for the turns of a wave; return the mean of what they trained, by samples."""
+        """Wait for the turns of a wave, which began with `before`; return what comes of them."""
         yield Await(partial(_all_ended, runs))
         # In the plan's order, whoever came in first.
         results = [run.result for run in runs]
@@ -312,8 +323,19 @@ class Coordinator:
         if not finished:
             return {}
         turns += [outcome for _, outcome in finished]
-        weights = [self.roster.by_index(outcome.turn.device).n_train for _, outcome in finished]
-        return weighted_mean([trained for trained, _ in finished], weights)
+        parts = [
+            Part(
+                adapters=put_back(trained, before),
+                weight=self.roster.by_index(outcome.turn.device).n_train,
+                rank=outcome.turn.rank,
+            )
+            for trained, outcome in finished
+        ]
+        if len(parts) == 1:
+            return dict(parts[0].adapters)
+        merged = aggregate(self._aggregation, parts)
+        self.errors.append(aggregation_error(parts, merged) or 0.0)
+        return merged
 
     def _startable(self, wave: Sequence[Turn], following: Sequence[Turn]) -> Sequence[Turn]:
         """Return the turns of the `following` wave, if their devices can get ready during `wave`.

@@ -63,7 +63,6 @@ class StageHost:
         self._load: Callable[[], SplitModel] = lambda: compute(read)
         self.model = self._load()
         self.attendance = Attendance()
-        self._likes: dict[str, Tensor] = {}
         self._stages: dict[str, Stage] = {}
         self._kept: dict[int, dict[str, State]] = {}
         self._waiting: dict[bytes, Stage] = {}
@@ -97,10 +96,8 @@ class StageHost:
 
         What an aggregator makes of adapters may be of another type, which no node sends.
         """
-        if not self._likes:
-            own = self.initial_adapters()
-            self._likes = {name: tensor.to("meta") for name, tensor in own.items()}
-        return {name: self._likes[name] for name in names}
+        whole = self.model.forms(Segment(DEVICE, 0, self.n_blocks))
+        return {name: whole[name] for name in names}
 
     def adapter_names(self, route: Route, tier: str) -> tuple[str, ...]:
         """Return the names of the adapters that `tier` holds on `route`."""

@@ -64,6 +64,8 @@ class RoundOutcome:
     """A whole round: its plan, its branches, who failed, and the wall-clock seconds it took.
 
     `failures` are those of devices and edges, in training and evaluation, as they were noticed.
+    `aggregation_error` is `fedsplit.execution.aggregate.aggregation_error` of the branches; None
+    where there was one alone.
     """
 
     server_round: int
@@ -72,6 +74,7 @@ class RoundOutcome:
     wall_s: float
     evaluation: tuple[TurnOutcome, ...] = ()
     failures: tuple[Failure, ...] = ()
+    aggregation_error: float | None = None
 
     @property
     def turns(self) -> tuple[TurnOutcome, ...]:

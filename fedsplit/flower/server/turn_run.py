@@ -15,6 +15,7 @@ from fedsplit.flower.server.host import StageHost
 from fedsplit.flower.server.liveness import StartClock
 from fedsplit.flower.server.outcome import TurnOutcome
 from fedsplit.flower.tasks import Contact
+from fedsplit.models.ranks import at_rank
 from fedsplit.patience import Patience
 from fedsplit.plan import DEVICE, AdapterWay, Failure, Turn
 from fedsplit.transport import LinkStats
@@ -79,7 +80,7 @@ class TurnRun:
         A device that has got ready meanwhile is told where to begin.
         """
         ready = self.adapters is None and self.presence != ""
-        self.adapters = adapters
+        self.adapters = adapters = at_rank(adapters, self.turn.rank)
         for place, (stage, token) in enumerate(self.stages):
             fetched: tuple[str, ...] = ()
             if place == len(self.stages) - 1 and self.way is not AdapterWay.MESSAGE:

@@ -26,6 +26,7 @@ from fedsplit.flower.server.outcome import check_complete, check_counts, check_u
 from fedsplit.flower.server.roster import Roster
 from fedsplit.flower.server.turn_run import Done, TurnRun
 from fedsplit.flower.tasks import Contact, Job, TurnTask
+from fedsplit.models.ranks import at_rank
 from fedsplit.plan import DEVICE, EDGE, AdapterWay, Failure, Turn
 
 _TRAINING, _EVALUATION = "train", "evaluate"
@@ -142,7 +143,7 @@ class TurnRunner:
         check_counts(outcome, self._job.bounds(self.steps(work, run.turn, roster)))
         own = self._host.adapter_names(run.turn.route, DEVICE)
         carried = own if work.train and run.way is AdapterWay.MESSAGE else ()
-        trained = read_arrays(reply, self._host.likes(carried))
+        trained = read_arrays(reply, at_rank(self._host.likes(carried), run.turn.rank))
         if run.assignment is not None and run.way is not AdapterWay.EDGE:
             trained |= yield from self.from_edge(run)
         if work.train:

@@ -1,0 +1,226 @@
+"""A paper's study: what conf/study/PAPER.yaml says of it, and what its members cost."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fedsplit.arrays import Array
+from fedsplit.errors import require_choice
+from fedsplit.flower import System
+from fedsplit.mapping import from_mapping
+from fedsplit.report.studies.charts import BAR, LINE, Chart
+from fedsplit.report.studies.groups import GROUP
+
+from ..config import load_config
+from ..plan import Scenario, build_scenario
+from ..plan_report import RoundRow
+from ..sweep import MEMBER, named_members, read_study
+
+Values = Mapping[str, Array]
+"""Numbers by what has them: a member, or what a paper's module works out beside."""
+EACH = "each"
+"""Stands for all members that are swept over nothing, in their order."""
+_WORDS = ("what", "claim", "paper_baseline", "strongest_baseline", "gain", "tuned", "better")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One number of a paper beside ours: `ours` against `paper_baseline`, in `unit`.
+
+    Numbers (`ours`, `against_strongest`, `ours_better`) are written ``A / B``: by how many percent
+    A's `metric` differs from B's, in the mean where both are several; or ``A``, taken as it is. Of
+    a list of them the largest counts. Words may hold settings (``{paper.cut}``) and what a paper's
+    module works out. `claim` is "none" for a comparison that the paper does not make.
+    `strongest_baseline` is the strongest that an honest referee would ask for. `tuned` says what
+    was chosen with the claim in view, and by whom. The mean of `ours` counts as reproduced in
+    `accepted`; None: the figure is for information. `better` names the options of fedsplit's own
+    with which it is `ours_better`.
+    """
+
+    what: str
+    claim: str = "none"
+    paper_baseline: str
+    metric: str = "delay_s"
+    ours: str
+    strongest_baseline: str = "the same"
+    against_strongest: str | tuple[str, ...] | None = None
+    gain: str
+    tuned: str = "nothing"
+    accepted: tuple[float, float] | None = None
+    ours_better: str | None = None
+    better: str = ""
+    unit: str = "%"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A figure like the paper's: lines over what `x` names in `Case.x`, bars where that is names.
+
+    A series is ``A``, or ``A / B`` in percent of B, of `metric` or of the one before it in a list.
+    """
+
+    x: str
+    x_label: str = ""
+    y_label: str
+    metric: str = "delay_s"
+    series: Mapping[str, str | tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperStudy:
+    """The file of a study: of `members`, and of small ones that are to be trained.
+
+    `figures` and `plots` compare the members, `measured` the trained ones; `notes` must be known
+    to read them.
+    """
+
+    overrides: tuple[str, ...]
+    members: Mapping[str, tuple[str, ...]]
+    figures: tuple[Figure, ...]
+    plots: tuple[Plot, ...]
+    notes: tuple[str, ...]
+    train: Mapping[str, tuple[str, ...]]
+    measured: tuple[Figure, ...] = ()
+
+
+class Case:
+    """A study with one seed: its `config`, and `values` by metric and member.
+
+    `x` is what values are over where there are several, by member; `scenarios` what was costed.
+    """
+
+    def __init__(self, study: PaperStudy, overrides: Sequence[str]) -> None:
+        common = [*study.overrides, *overrides]
+        self.config = load_config(common)
+        self.values: dict[str, dict[str, Array]] = defaultdict(dict)
+        self.x: dict[str, list[Any]] = defaultdict(list)
+        self.scenarios: dict[str, Scenario] = {}
+        self._members = named_members(common, study.members) if study.members else []
+
+    def cost(
+        self, on: Callable[[System], System] = lambda system: system
+    ) -> dict[str, dict[str, Array]]:
+        """Cost all members, in the mean over the rounds, each on the system that `on` returns."""
+        found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for member in self._members:
+            scenario = build_scenario(load_config(member.overrides))
+            scenario = replace(scenario, system=on(scenario.system))
+            swept = member.values()
+            name = str(swept.pop(MEMBER))
+            self.scenarios[name] = scenario
+            self.x[name] += swept.values()
+            self.x[EACH] += [] if swept else [name]
+            for metric, values in _columns(scenario.rows(self.config.rounds)):
+                for held in (name, EACH)[: 1 if swept else 2]:
+                    found[metric][held].append(float(np.mean(values)))
+        for metric, numbers in found.items():
+            self.values[metric] = {name: np.array(values) for name, values in numbers.items()}
+        return self.values
+
+    def chart(self, plot: Plot) -> Chart:
+        """Return what a plot shows."""
+        x, y, rows = self.x[plot.x], plot.y_label, []
+        for name, said in plot.series.items():
+            metric, text = (plot.metric, said) if isinstance(said, str) else said
+            ours, baseline = _parts(self.values[metric], text)
+            shown = np.broadcast_to(ours if baseline is None else 100 * ours / baseline, len(x))
+            for place, value in zip(x, shown.tolist(), strict=True):
+                group = name if plot.x_label else f"{place} {name}".strip()
+                rows.append({GROUP: group, plot.x_label: place, y: value})
+        names = (plot.x_label, y) if plot.x_label else (y,)
+        kind = LINE if plot.x_label else BAR
+        return Chart(kind=kind, names=names, data=pd.DataFrame(rows), ci=False)
+
+
+def _columns(rows: Sequence[RoundRow]) -> Iterator[tuple[str, list[float]]]:
+    return ((field.name, [getattr(row, field.name) for row in rows]) for field in fields(RoundRow))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number of several seeds: ``-23.5 (-31.9 to -15.3)``."""
+
+    values: tuple[float, ...]
+
+    @property
+    def range(self) -> tuple[float, float, float]:
+        """Mean, least and largest."""
+        return float(np.mean(self.values)), min(self.values), max(self.values)
+
+    def __str__(self) -> str:
+        # With one decimal, or as 1e-13 where that would be zero.
+        small = [0 < abs(value) < 0.01 for value in self.range]
+        mean, low, high = (
+            f"{value:.0e}" if tiny else f"{value:.1f}"
+            for value, tiny in zip(self.range, small, strict=True)
+        )
+        return mean if low == high else f"{mean} ({low} to {high})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure over seeds: its words, and its numbers."""
+
+    words: Figure
+    ours: Spread
+    against_strongest: Spread
+    ours_better: Spread | None
+
+    @classmethod
+    def over(
+        cls, figure: Figure, found: Sequence[Mapping[str, Values]], words: Mapping[str, object]
+    ) -> "Row":
+        """Return the row of a figure from the values of several seeds, with `words` in its own."""
+
+        def spread(text: str | Sequence[str]) -> Spread:
+            return Spread(tuple(number(values[figure.metric], text) for values in found))
+
+        said = {name: getattr(figure, name).format_map(words) for name in _WORDS}
+        return cls(
+            replace(figure, **said),
+            spread(figure.ours),
+            spread(figure.against_strongest or figure.ours),
+            spread(figure.ours_better) if figure.ours_better else None,
+        )
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the mean over the seeds is within the accepted range; None if there is none."""
+        accepted = self.words.accepted
+        return None if accepted is None else accepted[0] <= self.ours.range[0] <= accepted[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What came out for a paper over all `seeds`; `case` is that of the first, for the plots."""
+
+    paper: str
+    study: PaperStudy
+    case: Case
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    provenance: str
+
+
+def read(paper: str) -> PaperStudy:
+    """Return the study of a paper."""
+    return from_mapping(PaperStudy, read_study(paper), f"study={paper}")
+
+
+def number(values: Values, text: str | Sequence[str]) -> float:
+    """Return what a figure's ``A / B`` is, or the largest of several."""
+    parts = (_parts(values, one) for one in ([text] if isinstance(text, str) else text))
+    changes = (a if b is None else 100 * (a / b - 1) for a, b in parts)
+    return max(float(np.mean(change)) for change in changes)
+
+
+def _parts(values: Values, text: str) -> tuple[Array, Array | None]:
+    ours, _, baseline = text.partition(" / ")
+    for name in (ours, baseline or ours):
+        require_choice("member", name, tuple(values))
+    return values[ours], values[baseline] if baseline else None

@@ -1,0 +1,67 @@
+"""Adapters of several ranks: one of a lower rank is the first components of one of a higher.
+
+All have the same scale, ``alpha`` over the rank of the whole adapter (`ModelSpec`), so that a
+component means the same at every rank: an adapter of rank r is one of a higher rank whose other
+components are zero.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+_AXES = {
+    ".lora_A.weight": 0,
+    ".lora_embedding_A": 0,
+    ".lora_B.weight": 1,
+    ".lora_embedding_B": 1,
+}
+
+
+def rank_axis(name: str) -> int | None:
+    """Return the axis along which an adapter tensor has its components; None: it has none."""
+    return next((axis for end, axis in _AXES.items() if name.endswith(end)), None)
+
+
+def pair_of(name: str) -> str | None:
+    """Return the name of the B that belongs to the A called `name`; None if it is no A."""
+    if rank_axis(name) != 0:
+        return None
+    head, _, end = name.rpartition("lora_")
+    return f"{head}lora_{end.replace('A', 'B')}"
+
+
+def at_rank(adapters: Mapping[str, Tensor], rank: int | None) -> Mapping[str, Tensor]:
+    """Return the first `rank` components of `adapters`; with None all of them, as they are."""
+    if rank is None:
+        return adapters
+    return {name: first_components(name, tensor, rank) for name, tensor in adapters.items()}
+
+
+def first_components(name: str, tensor: Tensor, rank: int | None) -> Tensor:
+    """Return the first `rank` components of the adapter tensor `name`, or all it has if fewer."""
+    axis = rank_axis(name)
+    if rank is None or axis is None or tensor.shape[axis] <= rank:
+        return tensor
+    return tensor.narrow(axis, 0, rank).contiguous()
+
+
+def put_back(part: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `part` with the components of `whole` behind those that it has."""
+    return {name: _put_back(name, tensor, whole[name]) for name, tensor in part.items()}
+
+
+def _put_back(name: str, tensor: Tensor, whole: Tensor) -> Tensor:
+    axis = rank_axis(name)
+    if axis is None or tensor.shape == whole.shape:
+        return tensor
+    merged = whole.to(tensor.dtype, copy=True)
+    merged.narrow(axis, 0, tensor.shape[axis]).copy_(tensor)
+    return merged
+
+
+def fits(name: str, tensor: Tensor, like: Tensor) -> bool:
+    """Return whether `tensor` has the shape of `like`, but for fewer components."""
+    shape, axis = list(tensor.shape), rank_axis(name)
+    if axis is not None and len(shape) == like.dim() and 1 <= shape[axis] <= like.shape[axis]:
+        shape[axis] = like.shape[axis]
+    return shape == list(like.shape)

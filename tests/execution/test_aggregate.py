@@ -1,0 +1,166 @@
+"""How adapter sets become one, beside the dense matrices that they stand for."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedsplit.errors import SettingsError
+from fedsplit.execution.aggregate import (
+    AGGREGATIONS,
+    FFA,
+    FLEXLORA,
+    MEAN,
+    PADDED,
+    RAFLORA,
+    Part,
+    aggregate,
+    aggregation_error,
+    fedex,
+    stacked,
+)
+from fedsplit.models.ranks import at_rank, put_back
+
+A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
+HEAD = "base_model.model.score.weight"
+IN, OUT, RANK = 9, 7, 4
+WEIGHTS = (1.0, 2.0, 5.0)
+
+
+def one_set(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return {A: draw(RANK, IN), B: draw(OUT, RANK), HEAD: draw(3, OUT)}
+
+
+def parts_of(ranks: tuple[int | None, ...], same_a: bool = False) -> list[Part]:
+    """Parts that began with one set, of which each trained its first components."""
+    before = one_set(99)
+    parts = []
+    for seed, (rank, weight) in enumerate(zip(ranks, WEIGHTS, strict=True)):
+        trained = one_set(seed) | ({A: before[A]} if same_a else {})
+        whole = put_back(at_rank(trained, rank), before)
+        parts.append(Part(adapters=whole, weight=weight, rank=rank))
+    return parts
+
+
+def dense(adapters: dict[str, Tensor]) -> Tensor:
+    return adapters[B] @ adapters[A]
+
+
+def dense_mean(parts: list[Part]) -> Tensor:
+    """The oracle: the mean of the matrices that the devices trained."""
+    total = sum(part.weight for part in parts)
+    return sum(part.weight / total * dense(at_rank(part.adapters, part.rank)) for part in parts)
+
+
+EQUAL, MIXED = (None, None, None), (1, 2, 4)
+
+
+@pytest.mark.parametrize("how", AGGREGATIONS)
+@pytest.mark.parametrize("ranks", [EQUAL, MIXED], ids=["equal", "mixed"])
+def test_the_error_is_that_of_the_dense_matrices(how: str, ranks: tuple[int | None, ...]) -> None:
+    parts = parts_of(ranks, same_a=how == FFA)
+    found = aggregate(how, parts)
+    mean = dense_mean(parts)
+    expected = float((mean - dense(found)).norm() / mean.norm())
+    assert aggregation_error(parts, found) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("ranks", [EQUAL, MIXED], ids=["equal", "mixed"])
+def test_ffa_and_fedex_are_the_dense_mean(ranks: tuple[int | None, ...]) -> None:
+    parts = parts_of(ranks, same_a=True)
+    torch.testing.assert_close(dense(aggregate(FFA, parts)), dense_mean(parts), rtol=0, atol=1e-12)
+    parts = parts_of(ranks)
+    found, residuals = fedex(parts)
+    u, v = residuals[A]
+    torch.testing.assert_close(dense(found) + u @ v, dense_mean(parts), rtol=0, atol=1e-12)
+    assert aggregation_error(parts, found) > 0.1
+
+
+def test_stacking_is_the_dense_mean_at_the_sum_of_ranks() -> None:
+    parts = parts_of(MIXED)
+    b, a = stacked(parts)[A]
+    torch.testing.assert_close(b @ a, dense_mean(parts), rtol=0, atol=1e-12)
+
+
+def test_flexlora_is_the_nearest_of_its_rank() -> None:
+    parts = parts_of(MIXED)
+    left, sizes, right = torch.linalg.svd(dense_mean(parts))
+    nearest = left[:, :RANK] * sizes[:RANK] @ right[:RANK]
+    torch.testing.assert_close(dense(aggregate(FLEXLORA, parts)), nearest, rtol=0, atol=1e-12)
+
+
+def test_raflora_averages_a_component_over_those_who_have_it() -> None:
+    parts = parts_of(MIXED)
+    total = torch.zeros(OUT, IN, dtype=torch.float64)
+    for component in range(RANK):
+        having = [part for part in parts if (part.rank or RANK) > component]
+        weight = sum(part.weight for part in having)
+        for part in having:
+            b, a = part.adapters[B][:, component], part.adapters[A][component]
+            total += part.weight / weight * torch.outer(b, a)
+    left, sizes, right = torch.linalg.svd(total)
+    nearest = left[:, :RANK] * sizes[:RANK] @ right[:RANK]
+    torch.testing.assert_close(dense(aggregate(RAFLORA, parts)), nearest, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", [PADDED, MEAN])
+def test_components_that_nobody_trained_stay(how: str) -> None:
+    before = one_set(99)
+    found = aggregate(how, parts_of((1, 2, 2)))
+    torch.testing.assert_close(found[A][2:], before[A][2:])
+    torch.testing.assert_close(found[B][:, 2:], before[B][:, 2:])
+
+
+def test_components_that_some_did_not_train_are_zero_there_or_as_they_were() -> None:
+    parts, before = parts_of(MIXED), one_set(99)
+    last = parts[-1].adapters[A][3]
+    torch.testing.assert_close(aggregate(PADDED, parts)[A][3], 5 / 8 * last)
+    torch.testing.assert_close(aggregate(MEAN, parts)[A][3], 5 / 8 * last + 3 / 8 * before[A][3])
+
+
+@pytest.mark.parametrize("how", [FLEXLORA, RAFLORA])
+def test_what_comes_of_singular_values_begins_like_lora(how: str) -> None:
+    """Rows of A are orthogonal, as long as drawn ones; the largest components come first."""
+    found = aggregate(how, parts_of(MIXED))
+    torch.testing.assert_close(
+        found[A] @ found[A].T, torch.eye(RANK, dtype=torch.float64) / 3, rtol=0, atol=1e-12
+    )
+    sizes = found[B].norm(dim=0)
+    assert (sizes[:-1] >= sizes[1:]).all()
+
+
+@pytest.mark.parametrize("how", AGGREGATIONS)
+def test_what_has_no_rank_is_averaged(how: str) -> None:
+    parts = parts_of(MIXED, same_a=how == FFA)
+    mean = sum(part.weight * part.adapters[HEAD] for part in parts) / 8
+    found = aggregate(how, parts)
+    torch.testing.assert_close(found[HEAD], mean)
+    assert list(found) == list(parts[0].adapters)
+
+
+def test_ranks_above_a_modules_dimensions_are_padded() -> None:
+    small = [
+        Part(adapters={A: p.adapters[A][:, :2], B: p.adapters[B]}, weight=1)
+        for p in parts_of(EQUAL)
+    ]
+    found = aggregate(FLEXLORA, small)
+    assert found[A].shape == (RANK, 2)
+    assert aggregation_error(small, found) == pytest.approx(0, abs=1e-12)
+
+
+def test_convolutions_are_matrices_too() -> None:
+    parts = [
+        Part(adapters={A: torch.randn(2, 3, 3, 3), B: torch.randn(5, 2, 1, 1)}, weight=1)
+        for _ in range(2)
+    ]
+    found = aggregate(RAFLORA, parts)
+    assert (found[A].shape, found[B].shape) == ((2, 3, 3, 3), (5, 2, 1, 1))
+
+
+def test_ffa_refuses_an_a_that_was_trained() -> None:
+    with pytest.raises(SettingsError, match=r"aggregator.adapters='ffa'"):
+        aggregate(FFA, parts_of(EQUAL))
