@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks._real_page import marks, read_results, tables, write_page
+from benchmarks._real_page import marks, members, read_results, tables, write_page
 from benchmarks._real_tasks import TASKS, Item, judge
 from benchmarks.real import floors, summary
 
@@ -25,6 +25,20 @@ def test_every_figure_of_the_page_is_in_the_json_beside_it() -> None:
             text.partition(begin)[2].partition(end)[0].strip() == tables(read_results(file)).strip()
         )
     assert text.count("<!-- figures: ") == len(FILES)
+
+
+def test_the_readmes_table_is_of_the_same_json() -> None:
+    task = read_results(ROOT / "docs" / "results" / "real_quick.json")["tasks"]["e2e"]
+    named = members(task)
+    text = (ROOT / "README.md").read_text().partition("| trained by |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines()[2:]]
+    told = ("untrained", "central", "fedlora", "splitfed, cut 15", "topk")
+    for row, name in zip(rows, told, strict=True):
+        member = named[name]
+        assert row[:2] == [f"{member['loss']:.4f}", f"{member['bleu']:.1f}"]
+        if "device_peak_bytes" in member:
+            sent, held = member["device_link_bytes"] / 1e6, member["device_peak_bytes"] / 1e6
+            assert row[2:] == [f"{sent:.1f}", f"{held:.0f}"]
 
 
 def run(loss: float, bleu: float, *turns: float) -> dict[str, Any]:
@@ -63,9 +77,9 @@ def found() -> dict[str, dict[str, Any]]:
     ],
 )
 def test_floors(member: str, key: str, value: object, missed: str | None) -> None:
-    members = found()
-    members[member][key] = value
-    lines = floors(TASKS["e2e"], members)
+    judged = found()
+    judged[member][key] = value
+    lines = floors(TASKS["e2e"], judged)
     assert len(lines) == (missed is not None), lines
     assert all((missed or "") in line for line in lines)
 
