@@ -148,9 +148,10 @@ def audit_configuration(
     """
     work, data = job(config), data_spec(config)
     torch.set_num_threads(config.run.server_threads)
+    system = build_system(config)
     turns = {
         (str(turn.route), str(turn.codec)): turn
-        for branch in check_first_round(build_scheme(config), build_system(config)).branches
+        for branch in check_first_round(build_scheme(config), system).branches
         for turn in branch.turns
         if len(turn.route.segments) > 1
     }
@@ -163,17 +164,27 @@ def audit_configuration(
             model=model, route=turn.route, codec=turn.codec, privacy=work.privacy, adapters=held
         )
         label = name if len(turns) == 1 else f"{name} {turn.route}"
-        audits.append(attack(sender, texts, work, server, name=label, turn=turn))
+        named = {"name": label, "model": system.profile.name}
+        audits.append(attack(sender, texts, work, server, turn=turn, named=named))
     return audits
 
 
 def attack(
-    sender: Sender, texts: Texts, work: Job, server: Server, *, name: str, turn: Turn
+    sender: Sender,
+    texts: Texts,
+    work: Job,
+    server: Server,
+    *,
+    turn: Turn,
+    named: Mapping[str, str],
 ) -> Audit:
-    """Return what a server reads of `texts` that a device sends."""
+    """Return what a server reads of `texts` that a device sends.
+
+    `named` are the audit's ``name`` and ``model``.
+    """
     labels, guessed_labels = _labels(sender, texts.private, work)
     if "input_ids" not in texts.private[0].inputs:
-        return Audit.of(name, turn, work.privacy, labels=labels)
+        return Audit.of(turn, work.privacy, labels=labels, **named)
     private, told = sender.observe(texts.private, derive_seed(work.seed, "audit"))
     told = torch.where(told >= 0, told, guessed_labels)
     model = sender.model
@@ -189,9 +200,9 @@ def attack(
             for kind, reader in readers(auxiliary, embedding, work.seed).items():
                 attacks.append(_attack(kind, domain, count, reader, private, told))
     return Audit.of(
-        name,
         turn,
         work.privacy,
+        **named,
         labels=labels,
         told=float((told == private.tokens).double().mean()),
         guessing=guess,

@@ -1,6 +1,6 @@
 """What an audit found: a table, a plot, JSON, CSV, and a sentence for each configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,23 @@ from fedsplit.report import plain_text
 from fedsplit.report.files import csv_text, json_text, write_atomically
 
 _DOMAINS = {"same": "the same domain", "other": "another domain", "none": "none"}
+
+
+def codec_name(settings: Mapping[str, object]) -> str:
+    """Return a codec and its options in a word."""
+    options = ",".join(f"{key}={value}" for key, value in settings.items() if key != "name")
+    return str(settings["name"]) + (f"({options})" if options else "")
+
+
+def defence_name(privacy: PrivacySpec) -> str:
+    """Return what a device does to what it sends, in a few words."""
+    parts = []
+    if privacy.correlation_weight:
+        parts.append(f"correlation {privacy.correlation_weight:g}")
+    if privacy.clip is not None:
+        noise = privacy.noise_multiplier
+        parts.append(f"clip {privacy.clip:g}, noise {noise:g} per {privacy.unit}")
+    return ", ".join(parts) or "none"
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,8 @@ class Audit:
     ----------
     name : str
         The configuration, or what it differs in from others.
+    model : str
+        The model.
     route, codec, defence : str
         Where the model is cut, how boundaries travel, and what is done to them first.
     cut : int
@@ -70,6 +89,7 @@ class Audit:
     """
 
     name: str
+    model: str
     route: str
     cut: int
     codec: str
@@ -81,22 +101,13 @@ class Audit:
     attacks: tuple[Attack, ...] = ()
 
     @classmethod
-    def of(cls, name: str, turn: Turn, privacy: PrivacySpec, **found: Any) -> "Audit":
+    def of(cls, turn: Turn, privacy: PrivacySpec, **found: Any) -> "Audit":
         """Return the audit of a turn."""
-        codec = dict(turn.codec.uplink)
-        options = ",".join(f"{key}={value}" for key, value in codec.items() if key != "name")
-        parts = []
-        if privacy.correlation_weight:
-            parts.append(f"correlation {privacy.correlation_weight:g}")
-        if privacy.clip is not None:
-            noise = privacy.noise_multiplier
-            parts.append(f"clip {privacy.clip:g}, noise {noise:g} per {privacy.unit}")
         return cls(
-            name=name,
             route=str(turn.route),
             cut=turn.route.segments[0].stop,
-            codec=str(codec["name"]) + (f"({options})" if options else ""),
-            defence=", ".join(parts) or "none",
+            codec=codec_name(turn.codec.uplink),
+            defence=defence_name(privacy),
             **found,
         )
 

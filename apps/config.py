@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedsplit.errors import FedsplitError, SettingsError, require, require_choice
 from fedsplit.fleet import FleetSpec
+from fedsplit.fleet.boards import read_boards
 from fedsplit.mapping import from_mapping
 from fedsplit.schemes import LocalWork
 
@@ -260,8 +261,22 @@ def data_spec(config: DictConfig) -> "DataSpec":
 
 
 def fleet_spec(config: DictConfig) -> FleetSpec:
-    """Return the ``fleet`` group, without what it says of the devices' data."""
-    return from_mapping(FleetSpec, without(plain(config.fleet), ("data",)), "fleet")
+    """Return the ``fleet`` group, without what it says of the devices' data.
+
+    Raises
+    ------
+    FedsplitError
+        If a setting is wrong, or the boards of ``fleet.csv`` are, or nothing uses any of them.
+    """
+    values, file = without(plain(config.fleet), ("data", "csv")), config.fleet.get("csv")
+    if file is not None:
+        boards, dealt = read_boards(file)
+        types = dealt if values["types"] is None else values["types"]
+        values |= {"types": types, "processors": {**boards, **values["processors"]}}
+        members = [item.get("type") for item in values["members"]]
+        used = boards.keys() & {*types, *members, values["server"], values["edge"]}
+        require(bool(used), "fleet.csv", file, "used: fleet.types=null takes all boards of it")
+    return from_mapping(FleetSpec, values, "fleet")
 
 
 def data_paths(config: DictConfig) -> tuple[str, ...] | None:

@@ -21,15 +21,18 @@ from fedsplit.errors import FedsplitError, SettingsError, require, require_choic
 
 PATHS = (
     "channel.trace_file",
+    "channel.trace_uplink_file",
     "data.path",
     "data.test_path",
     "evaluate.central",
+    "fleet.csv",
     "link.certificate",
     "link.key",
     "link.login",
     "link.root",
     "model.adapter",
     "output",
+    "privacy.audit",
     "resume",
 )
 """Settings that are a file or folder."""

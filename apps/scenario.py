@@ -17,6 +17,7 @@ from fedsplit.profiles import ModelProfile
 from fedsplit.schemes import Scheme, planned, planned_evaluation
 from fedsplit.wireless import ChannelSpec
 
+from .audited import within_audit
 from .config import codec_plan, fleet_spec, local_work, model_spec, optimizer_spec
 from .values import plain
 
@@ -32,7 +33,7 @@ def build_system(config: DictConfig) -> System:
     spec = model_spec(config)
     # What a model costs does not depend on its weights.
     model = json.dumps(to_mapping(replace(spec, seed=0)), sort_keys=True)
-    return make_system(
+    system = make_system(
         spec,
         fleet=fleet_spec(config),
         channel=from_mapping(ChannelSpec, plain(config.channel), "channel"),
@@ -42,6 +43,7 @@ def build_system(config: DictConfig) -> System:
         seed=config.seed,
         profile=_profile(model, config.data.get("seq_len", 1)),
     )
+    return within_audit(system, config)
 
 
 def check_first_round(scheme: Scheme, system: System) -> RoundPlan:

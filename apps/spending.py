@@ -12,7 +12,7 @@ from fedsplit.mapping import from_mapping
 from fedsplit.plan import RoundPlan, Turn
 from fedsplit.privacy import SYSTEM, PrivacySpec, Spent, most_uses
 
-from .values import plain
+from .values import plain, without
 
 
 def privacy_spec(config: DictConfig) -> PrivacySpec:
@@ -23,7 +23,8 @@ def privacy_spec(config: DictConfig) -> PrivacySpec:
     FedsplitError
         If it is wrong, or noise between machines came from a seed that the server knows.
     """
-    spec = from_mapping(PrivacySpec, plain(config.privacy), "privacy")
+    own = without(plain(config.privacy), ("audit", "max_read"))
+    spec = from_mapping(PrivacySpec, own, "privacy")
     noisy = spec.noise_multiplier > 0 or spec.gradient_noise_multiplier > 0
     open_to_the_server = noisy and config.link.bind is not None and spec.randomness != SYSTEM
     allowed = f"{SYSTEM!r} between machines: the server knows the seed, and could take noise off"

@@ -10,7 +10,7 @@ from fedsplit.wireless.pathloss import (
 )
 from fedsplit.wireless.rate import RATE_MODELS, db_to_linear, dbm_to_watt, spectral_efficiency
 from fedsplit.wireless.spec import ChannelSpec, FadingSpec, MobilitySpec
-from fedsplit.wireless.trace import RateTrace, read_trace
+from fedsplit.wireless.trace import Trace, read_trace
 
 __all__ = [
     "RATE_MODELS",
@@ -20,8 +20,8 @@ __all__ = [
     "ChannelState",
     "FadingSpec",
     "MobilitySpec",
-    "RateTrace",
     "Scenario",
+    "Trace",
     "db_to_linear",
     "dbm_to_watt",
     "downlink_bps",

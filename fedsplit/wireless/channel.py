@@ -13,7 +13,7 @@ from fedsplit.wireless.links import Links, Sight
 from fedsplit.wireless.mobility import RandomWaypoint
 from fedsplit.wireless.rate import dbm_to_watt, snr_for_efficiency, spectral_efficiency
 from fedsplit.wireless.spec import ChannelSpec
-from fedsplit.wireless.trace import MAX_RATE_BPS, read_trace
+from fedsplit.wireless.trace import GAIN, MAX_RATE_BPS, RATE, read_trace
 
 # A trace may not claim more than this on the configured band: 2^x would lose its meaning.
 MAX_TRACE_EFFICIENCY = 100.0
@@ -184,7 +184,9 @@ class Channel:
         self._spec, self._start_m, self._seed = spec, start, seed
         self._stations_m = np.atleast_2d(np.asarray(stations_m, dtype=np.float64))
         self._home = _homes(home, len(start), len(self._stations_m))
-        self._trace = read_trace(spec.trace_file) if spec.trace_file is not None else None
+        self._trace = None
+        if spec.trace_file is not None:
+            self._trace = read_trace(spec.trace_file, spec.trace_uplink_file)
         if self._trace is not None:
             self._check_trace()
             return
@@ -220,8 +222,10 @@ class Channel:
         require(step is None or step >= 0, "step", step, "at least 0")
         spec = self._spec
         if self._trace is not None:
-            row = round_ % self._trace.n_rounds
-            return self._replayed(self._trace.uplink_bps[row], self._trace.downlink_bps[row])
+            time_s = round_ * spec.round_interval_s + (step or 0) * spec.step_interval_s
+            return self._replayed(
+                self._trace.up.at(round_, time_s), self._trace.down.at(round_, time_s)
+            )
         block = step if spec.fading.per == "step" and step is not None else 0
         time_s = round_ * spec.round_interval_s + block * spec.step_interval_s
         mean, in_sight = self._mean_at(time_s)
@@ -240,7 +244,7 @@ class Channel:
     def mean(self, round_: int) -> ChannelState:
         """Return the links in a round without small-scale fading, whose mean power is 1.
 
-        Of a trace, the mean rates over all of its rounds.
+        Of a trace, the means over all that was recorded.
 
         Raises
         ------
@@ -249,10 +253,8 @@ class Channel:
         """
         require(round_ >= 0, "round", round_, "at least 0")
         if self._trace is not None:
-            up, down = (
-                rates.mean(axis=0) for rates in (self._trace.uplink_bps, self._trace.downlink_bps)
-            )
-            return self._replayed(up, down)
+            ways = (self._trace.up, self._trace.down)
+            return self._replayed(*(way.values.mean(axis=0) for way in ways))
         time_s = round_ * self._spec.round_interval_s
         mean, _ = self._mean_at(time_s)
 
@@ -263,8 +265,9 @@ class Channel:
         return self._state(mean, mean, elsewhere)
 
     def realise_steps(self, round_: int, steps: int) -> tuple[ChannelState, ...]:
-        """Return the links in a round: one state, or one per step if fading is per step."""
-        if self._spec.fading.per == "round" or self._trace is not None:
+        """Return the links in a round: one state, or one per step where they change in it."""
+        trace = self._trace
+        if self._spec.fading.per == "round" if trace is None else not trace.is_timed:
             return (self.realise(round_),)
         return tuple(self.realise(round_, step) for step in range(max(steps, 1)))
 
@@ -290,15 +293,20 @@ class Channel:
         gain, in_sight = links.mean_gain(np.where(near, positions, place))
         return links, np.where(near[:, 0], gain, 0.0), in_sight
 
-    def _replayed(self, uplink_bps: Array, downlink_bps: Array) -> ChannelState:
-        """Return the state whose links have the rates of a trace on the whole bands."""
-        which = np.arange(len(self._start_m)) % len(uplink_bps)
-        state = self._state(np.ones(len(which)), np.ones(len(which)))
-        snr_up = snr_for_efficiency(uplink_bps[which] / state.uplink_hz)
-        snr_down = snr_for_efficiency(downlink_bps[which] / state.downlink_hz)
+    def _replayed(self, up: Array, down: Array) -> ChannelState:
+        """Return the state whose links are those of a row of the trace."""
+        assert self._trace is not None
+        which = np.arange(len(self._start_m)) % len(up)
+        up, down = up[which], down[which]
+        if self._trace.kind == GAIN:
+            return self._state(up, down)
+        state = self._state(np.ones(len(up)), np.ones(len(down)))
+        if self._trace.kind == RATE:
+            up = snr_for_efficiency(up / state.uplink_hz)
+            down = snr_for_efficiency(down / state.downlink_hz)
         return self._state(
-            snr_up * state.noise_w_hz * state.uplink_hz / state.power_up_w,
-            snr_down * state.noise_w_hz * state.downlink_hz / state.power_down_w,
+            up * state.noise_w_hz * state.uplink_hz / state.power_up_w,
+            down * state.noise_w_hz * state.downlink_hz / state.power_down_w,
         )
 
     def _state(
@@ -331,12 +339,14 @@ class Channel:
     def _check_trace(self) -> None:
         spec, trace = self._spec, self._trace
         assert trace is not None
-        for name, rates, band in (
-            ("uplink_bps", trace.uplink_bps, spec.bandwidth_hz),
-            ("downlink_bps", trace.downlink_bps, spec.downlink_hz or spec.bandwidth_hz),
+        for name, way, band in (
+            ("uplink_bps", trace.up, spec.bandwidth_hz),
+            ("downlink_bps", trace.down, spec.downlink_hz or spec.bandwidth_hz),
         ):
+            if trace.kind != RATE:
+                continue
             allowed = min(MAX_RATE_BPS, MAX_TRACE_EFFICIENCY * band)
-            highest = float(rates.max())
+            highest = float(way.values.max())
             require(
                 math.isfinite(highest) and highest <= allowed,
                 f"{spec.trace_file}: {name}",

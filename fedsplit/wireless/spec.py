@@ -118,7 +118,9 @@ class ChannelSpec:
     gap_db : float
         Distance of the receiver from capacity.
     trace_file : str or None
-        CSV of measured rates for ``path_loss: trace``; see `read_trace`.
+        Recorded links for ``path_loss: trace``; see `fedsplit.wireless.trace`.
+    trace_uplink_file : str or None
+        The way up, where another file has it.
     """
 
     path_loss: str = "papers"
@@ -139,6 +141,7 @@ class ChannelSpec:
     rate: str = "shannon"
     gap_db: float = 0.0
     trace_file: str | None = None
+    trace_uplink_file: str | None = None
 
     def __post_init__(self) -> None:
         require_choice("channel.path_loss", self.path_loss, (*SCENARIOS, TRACE))
@@ -169,9 +172,8 @@ class ChannelSpec:
             ):
                 inside = value is None or least <= value <= most
                 require(inside, f"channel.{name}", value, f"in {least:g}..{most:g} for {model}")
-            require(
-                self.trace_file is None,
-                "channel.trace_file",
-                self.trace_file,
-                "null unless channel.path_loss=trace",
-            )
+            for name in ("trace_file", "trace_uplink_file"):
+                allowed = "null unless channel.path_loss=trace"
+                require(
+                    getattr(self, name) is None, f"channel.{name}", getattr(self, name), allowed
+                )

@@ -57,6 +57,12 @@ WRONG = [
         "run privacy=nopeek privacy.correlation_weight=-1",
         "privacy.correlation_weight=-1.0: must be at least 0 and finite",
     ),
+    ("plan privacy.max_read=0.5", "privacy.audit=None: must be given with privacy.max_read"),
+    ("run privacy.audit=none.json", "privacy.max_read=None: must be given with privacy.audit"),
+    (
+        "plan privacy.audit=none.json privacy.max_read=0.5",
+        "none.json': must be an audit.json of `fedsplit audit`",
+    ),
     ("run privacy=noise privacy.unit=text", "privacy.unit='text': must be one of sample, token"),
     ("run privacy=noise privacy.delta=1", "privacy.delta=1.0: must be between 0 and 1"),
     ("run privacy.budget=3", "privacy.budget=3.0: must be null without privacy.noise_multiplier"),
