@@ -4,6 +4,17 @@
 
 WRONG = [
     (
+        "run train.device_adapters=false strategy.tail=1",
+        "device 0: route='device[0:2] -> server[2:",
+    ),
+    ("run train.device_adapters=false strategy=fedlora", "must be one that ends on a server"),
+    (
+        "run train.device_adapters=false codec=temporal",
+        "codec.uplink.name='temporal': must be one without memory with devices that only infer",
+    ),
+    ("run train.device_adapters=maybe", "train.device_adapters='maybe': must be"),
+    ("run link.held_bytes=0", "link.held_bytes=0: must be above 0"),
+    (
         "run model.r_by_device=[2,4]",
         "model.r_by_device=[2, 4]: must be 4 ranks, one a device, or a ma",
     ),
@@ -561,7 +572,10 @@ WRONG = [
     ("reproduce nope", "paper='nope': must be one of all, splitllm, sft, fedsllm"),
     ("reproduce gsfl roundz=3", "roundz=3: must be a known setting; the nearest is ro"),
     ("reproduce gsfl fleet.devices=0", "fleet.devices=0: must be at least 1"),
-    ("reproduce gsfl paper.groups=77", "paper.groups=77: must be a known setting"),
+    ("reproduce gsfl model=gpt2", "model='gpt2': must be absent without --train"),
+    ("plan fleet=boards", "fleet.csv=None: must be a CSV of boards"),
+    ("plan fleet.csv=keys.yaml", "keys.yaml: line 1="),
+    ("plan channel.trace_uplink_file=x.csv", "channel.trace_uplink_file='"),
     (
         "reproduce sft strategy.cut=99",
         "strategy.cut=99: must be absent, or given with strategy=cps",

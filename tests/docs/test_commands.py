@@ -82,6 +82,9 @@ TABLE: Mapping[str, Run | NotHere] = {
     "fedsplit run data=classification": Run(_TINY, r"macro F1"),
     "fedsplit run strategy=vanilla": Run(_TINY, _TRAINED),
     "fedsplit run strategy.tail=1": Run(_TINY, _TRAINED),
+    "fedsplit run model.r_by_device=": Run(_TINY, _TRAINED),
+    "fedsplit run train.device_adapters=false": Run(_TINY, _TRAINED),
+    "fedsplit run strategy=splitfrozen": Run(_TINY, _TRAINED),
     "fedsplit run resume=outputs/mine": Run(
         "rounds=2", r"│ +2 │ +[\d.]+ │", after=f"fedsplit run output=outputs/mine {_TINY}"
     ),
