@@ -1,5 +1,6 @@
 """Nodes that are processes of their own, and what may befall them."""
 
+import atexit
 import itertools
 import multiprocessing
 import os
@@ -251,6 +252,7 @@ def _work(
     if fault is not None and fault.phase == "end":
         _strike(fault, pipe)
     pipe.send(reply)
+    atexit._run_exitfuncs()  # a process of multiprocessing leaves without; a SuperNode's does not
 
 
 def _strike(fault: Fault, pipe: Connection) -> None:
