@@ -101,7 +101,7 @@ def server(address: str, *tokens: str) -> None:
     adapters = model.adapters(segment)
     for token in tokens:
         stage.open_turn(OpenRequest(token, route, 1), adapters, OptimizerSpec(lr=1e-4))
-    with GrpcServer(stage, address):
+    with GrpcServer(stage, address, ping_s=10.0):
         _say(ready=True)
         sys.stdin.read()
     _say(peak_mb=_peak_mb())
@@ -129,7 +129,7 @@ def device(relayed: str, direct: str, warm_up_token: str, token: str) -> None:
         model,
         route,
         [batch] * WARM_UP,
-        link=GrpcLink(relayed, connect_timeout_s=120),
+        link=GrpcLink(relayed, connect_timeout_s=120, ping_s=10.0),
         token=warm_up_token,
         **common,
     )
@@ -148,7 +148,12 @@ def device(relayed: str, direct: str, warm_up_token: str, token: str) -> None:
 
     seconds: list[float] = []
     train_turn(
-        model, route, batches(), link=GrpcLink(direct, connect_timeout_s=120), token=token, **common
+        model,
+        route,
+        batches(),
+        link=GrpcLink(direct, connect_timeout_s=120, ping_s=10.0),
+        token=token,
+        **common,
     )
     _say(peak_mb=_peak_mb())
 

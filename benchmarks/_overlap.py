@@ -50,7 +50,7 @@ def server(address: str) -> None:
     spec, routes = _parts()
     model = load(spec, [routes[min(CUTS)].segments[1]])
     stage = Stage(model)
-    with GrpcServer(stage, address):
+    with GrpcServer(stage, address, ping_s=10.0):
         print("ready", flush=True)
         for line in sys.stdin:
             cut, pieces, token = line.split()
@@ -93,7 +93,7 @@ def device(address: str) -> None:
             adapters=model.adapters(route.segments[0]),
             optimizer=_optimizer(int(pieces)),
             seed=0,
-            link=GrpcLink(address, connect_timeout_s=120),
+            link=GrpcLink(address, connect_timeout_s=120, ping_s=10.0),
             token=token,
         )
         print((time.perf_counter() - started) / int(updates), flush=True)
