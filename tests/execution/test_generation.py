@@ -100,6 +100,7 @@ def test_a_prompt_is_what_stood_before_the_first_learnt_token(tmp_path, tokenize
         ({"top_k": 0}, "top_k=0: must be at least 1"),
         ({"top_p": 0.0}, "top_p=0.0: must be above 0"),
         ({"seed": -1}, "seed=-1: must be from 0"),
+        ({"seed": 2**63}, f"seed={2**63}: must be from 0 to 2\\^63 - 1"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(values, complaint):
