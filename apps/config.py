@@ -74,6 +74,8 @@ class RunSettings:
     start_ahead : bool or None
         Whether the next device of a branch gets ready while the present one trains; None: between
         machines only, as it takes a place in a simulation.
+    quorum_devices : int or None
+        Devices that end a round: the first on the modelled system; None: all.
     max_update_norm : float
         A turn whose adapters move farther than this, in the norm over all of them, is lost.
     engine : str
@@ -88,6 +90,7 @@ class RunSettings:
     edge_nodes: bool
     accelerator: str
     quorum: int = 1
+    quorum_devices: int | None = None
     start_ahead: bool | None = None
     max_update_norm: float = 1e8
     engine: str = "embedded"
@@ -96,6 +99,8 @@ class RunSettings:
         counts = ("rounds", "evaluate_every", "concurrency", "threads", "server_threads", "quorum")
         for name in counts:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        enough = self.quorum_devices
+        require(enough is None or enough >= 1, "quorum_devices", enough, "null or at least 1")
         norm = self.max_update_norm
         require(norm > 0, "max_update_norm", norm, "above 0")
         for name in ("threads", "server_threads"):

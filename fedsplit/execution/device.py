@@ -148,7 +148,7 @@ def train_turn(
     rank : int or None
         Components of the adapters that are fetched; None for all that the model has.
     frozen : bool
-        Whether the device's blocks only infer, on an open route, where nothing is held already.
+        Whether the device's blocks only infer (open routes), and only what is not held elsewhere.
 
     Raises
     ------
