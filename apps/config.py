@@ -69,13 +69,11 @@ class RunSettings:
         Whether edge servers are Flower nodes of their own, not hosted by the server's process.
     accelerator : str
         ``auto``, ``cpu`` or a torch device.
-    quorum : int
-        Branches of a round that must survive, or the run stops.
+    quorum, quorum_devices : int, int or None
+        Branches of a round that must survive, or the run stops; devices that end it (None: all).
     start_ahead : bool or None
         Whether the next device of a branch gets ready while the present one trains; None: between
         machines only, as it takes a place in a simulation.
-    quorum_devices : int or None
-        Devices that end a round: the first on the modelled system; None: all.
     max_update_norm : float
         A turn whose adapters move farther than this, in the norm over all of them, is lost.
     engine : str
@@ -101,8 +99,7 @@ class RunSettings:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         enough = self.quorum_devices
         require(enough is None or enough >= 1, "quorum_devices", enough, "null or at least 1")
-        norm = self.max_update_norm
-        require(norm > 0, "max_update_norm", norm, "above 0")
+        require(self.max_update_norm > 0, "max_update_norm", self.max_update_norm, "above 0")
         for name in ("threads", "server_threads"):
             value = getattr(self, name)
             require(value <= _MAX_THREADS, name, value, f"at most {_MAX_THREADS}")

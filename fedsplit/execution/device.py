@@ -201,9 +201,7 @@ class _DeviceTurn:
             raise FedsplitError(
                 f"link: must be given if route={route} leaves the device, only then"
             )
-        self._model = model
-        self._route = route
-        self._segments = segments
+        self._model, self._route, self._segments = model, route, segments
         self._optimizer = optimizer
         self._seed = seed
         self._train, self._frozen = optimizer is not None, frozen
