@@ -269,6 +269,7 @@ def fleet_spec(config: DictConfig) -> FleetSpec:
         If a setting is wrong, or the boards of ``fleet.csv`` are, or nothing uses any of them.
     """
     values, file = without(plain(config.fleet), ("data", "csv")), config.fleet.get("csv")
+    require(file is not None or values["types"] is not None, "fleet.csv", None, "a CSV of boards")
     if file is not None:
         boards, dealt = read_boards(file)
         types = dealt if values["types"] is None else values["types"]

@@ -1,4 +1,4 @@
-"""What a study costs beyond its runs: ``python -m benchmarks.studies``, one JSON object.
+"""What a study costs beyond its runs: ``python -m benchmarks.studies``, a table and a JSON object.
 
 The same four runs, as one study and as commands of their own, in processor seconds of all their
 processes: wall seconds depend on what else the machine does. A study that is complete is started
@@ -13,6 +13,9 @@ import sys
 import tempfile
 from itertools import product
 from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
 
 LIMIT = 0.03
 JOB = ["rounds=2", "train.steps=2", "train.batch_size=4", "data.max_samples=96", "data.seq_len=32"]
@@ -40,6 +43,18 @@ def main() -> int:
         "limit": LIMIT,
         "complete_study_cpu_s": round(again_s, 2),
     }
+    table = Table(
+        "processor seconds", "study", "runs alone", "overhead", "allowed", "once complete"
+    )
+    table.add_row(
+        f"of {len(alone)} runs",
+        f"{study_s:.1f}",
+        f"{alone_s:.1f}",
+        f"{100 * found['overhead']:.1f} %",
+        f"{100 * LIMIT:.0f} %",
+        f"{again_s:.1f}",
+    )
+    Console(stderr=True).print(table)
     print(json.dumps(found, indent=1))
     return int(found["overhead"] > LIMIT)
 

@@ -74,8 +74,10 @@ def reproduce(
     """
     require_choice("paper", paper, (ALL, *PAPERS))
     require(seeds >= 1, "seeds", seeds, "at least 1")
-    settings = [text for text in overrides if not text.startswith("model=")]
-    require(training or len(settings) == len(overrides), "model", "", "absent without --train")
+    models = [text for text in overrides if text.startswith("model=")]
+    settings = [text for text in overrides if text not in models]
+    for text in models:
+        require(training, *text.split("=", 1), "absent without --train")
     names = tuple(PAPERS) if paper == ALL else (paper,)
     default = f"outputs/reproduce_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     config = load_config([f"paper={names[0]}", *settings])

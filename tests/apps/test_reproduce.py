@@ -63,7 +63,7 @@ def test_stated_claims_are_judged_by_the_mean_over_seeds(found, paper):
 def test_every_row_has_seeds_a_strongest_baseline_a_gain_and_what_was_tuned(found, paper):
     for row in found[paper].rows:
         assert len(row.ours.values) == len(row.against_strongest.values) == 2
-        assert row.words.strongest
+        assert row.words.strongest_baseline
         assert row.words.gain
         assert row.words.tuned
         assert np.isfinite(row.against_strongest.values).all()

@@ -106,7 +106,33 @@ def test_a_study_of_ones_own(tmp_path: Path) -> None:
             members([f"study={file}"], multirun=True)
 
 
+def test_members_by_name_have_overrides_of_their_own(tmp_path: Path) -> None:
+    """What is typed sweeps each of them, and does not change what is theirs."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "overrides: ['rounds=2']\nmembers:\n  one at a time: [strategy=vanilla]\n"
+        "  by groups: [strategy=gsfl, 'strategy.groups=1,2']\n"
+    )
+    found = members([f"study={file}", "seed=0,1", "strategy=sft"], multirun=True)
+    assert [member.name for member in found][:3] == [
+        "one at a time seed=0",
+        "one at a time seed=1",
+        "by groups seed=0 groups=1",
+    ]
+    assert len({member.folder for member in found}) == len(found) == 2 + 4
+    assert found[-1].values() == {"member": "by groups", "seed": 1, "strategy.groups": 2}
+    assert "strategy=vanilla" in found[0].overrides
+    for text in ("members: {a: 3}", "members: [a]", "members: {}"):
+        file.write_text(text)
+        with pytest.raises(FedsplitError, match="study="):
+            members([f"study={file}"], multirun=True)
+
+
 def test_every_shipped_study_opens_with_its_command() -> None:
-    for file in (config_dir() / "study").glob("*.yaml"):
-        assert file.read_text().startswith(f"# fedsplit run -m study={file.stem}")
-        assert len(members([f"study={file.stem}"], multirun=True)) > 1
+    papers = {file.stem for file in (config_dir() / "paper").glob("*.yaml")}
+    files = {file.stem: file for file in (config_dir() / "study").glob("*.yaml")}
+    assert papers < files.keys()
+    for name, file in files.items():
+        command = f"reproduce {name}" if name in papers else f"run -m study={name}"
+        assert file.read_text().startswith(f"# fedsplit {command}")
+        assert members([f"study={name}"], multirun=True)

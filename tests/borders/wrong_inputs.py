@@ -574,7 +574,10 @@ WRONG = [
     ("reproduce nope", "paper='nope': must be one of all, splitllm, sft, fedsllm"),
     ("reproduce gsfl roundz=3", "roundz=3: must be a known setting; the nearest is ro"),
     ("reproduce gsfl fleet.devices=0", "fleet.devices=0: must be at least 1"),
-    ("reproduce gsfl paper.groups=77", "paper.groups=77: must be a known setting"),
+    ("reproduce gsfl model=gpt2", "model='gpt2': must be absent without --train"),
+    ("plan fleet=boards", "fleet.csv=None: must be a CSV of boards"),
+    ("plan fleet.csv=keys.yaml", "keys.yaml: line 1="),
+    ("plan channel.trace_uplink_file=x.csv", "channel.trace_uplink_file='"),
     (
         "reproduce sft strategy.cut=99",
         "strategy.cut=99: must be absent, or given with strategy=cps",

@@ -47,6 +47,8 @@ def test_boards_may_be_named_as_types_and_servers(file: Path) -> None:
 def test_boards_that_nothing_uses_are_not_passed_over(file: Path) -> None:
     with pytest.raises(FedsplitError, match=r"fleet.csv=.*boards.csv'?: must be used"):
         fleet_spec(load_config([f"fleet.csv={file}"]))
+    with pytest.raises(FedsplitError, match="fleet.csv=None: must be a CSV of boards"):
+        fleet_spec(load_config(["fleet=boards"]))
 
 
 @pytest.mark.parametrize(
