@@ -100,8 +100,7 @@ class RunSettings:
         enough = self.quorum_devices
         require(enough is None or enough >= 1, "quorum_devices", enough, "null or at least 1")
         require(self.max_update_norm > 0, "max_update_norm", self.max_update_norm, "above 0")
-        for name in ("threads", "server_threads"):
-            value = getattr(self, name)
+        for name, value in (("threads", self.threads), ("server_threads", self.server_threads)):
             require(value <= _MAX_THREADS, name, value, f"at most {_MAX_THREADS}")
 
 
