@@ -47,7 +47,8 @@ def check(config: DictConfig, folder: Path) -> None:
     work = job(config)
     devices = work.n_devices
     quorum = settings.quorum
-    require(quorum <= devices, "run.quorum", quorum, f"at most fleet.devices={devices}")
+    for field, most in (("quorum", quorum), ("quorum_devices", settings.quorum_devices or 1)):
+        require(most <= devices, f"run.{field}", most, f"at most fleet.devices={devices}")
     require_accelerator(settings.accelerator, on_this_machine=config.link.bind is None)
     link = link_settings(config)
     require_link_files(link)
@@ -68,7 +69,9 @@ def check(config: DictConfig, folder: Path) -> None:
     require(edges > 0 or not settings.edge_nodes, "run.edge_nodes", True, "false without edges")
     forgetful = settings.edge_nodes and work.optimizer.keep_state
     require(not forgetful, "train.keep_state", True, "false with run.edge_nodes, which forget")
-    require_enough_updates(aggregator, check_first_round(build_scheme(config), system))
+    require_enough_updates(
+        aggregator, check_first_round(build_scheme(config), system, settings.quorum_devices)
+    )
     require_own_tests(config, work, data)
     if config.resume is not None:
         reached = load_checkpoint(folder).server_round

@@ -69,8 +69,8 @@ class RunSettings:
         Whether edge servers are Flower nodes of their own, not hosted by the server's process.
     accelerator : str
         ``auto``, ``cpu`` or a torch device.
-    quorum : int
-        Branches of a round that must survive, or the run stops.
+    quorum, quorum_devices : int, int or None
+        Branches of a round that must survive, or the run stops; devices that end it (None: all).
     start_ahead : bool or None
         Whether the next device of a branch gets ready while the present one trains; None: between
         machines only, as it takes a place in a simulation.
@@ -88,6 +88,7 @@ class RunSettings:
     edge_nodes: bool
     accelerator: str
     quorum: int = 1
+    quorum_devices: int | None = None
     start_ahead: bool | None = None
     max_update_norm: float = 1e8
     engine: str = "embedded"
@@ -96,10 +97,10 @@ class RunSettings:
         counts = ("rounds", "evaluate_every", "concurrency", "threads", "server_threads", "quorum")
         for name in counts:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        norm = self.max_update_norm
-        require(norm > 0, "max_update_norm", norm, "above 0")
-        for name in ("threads", "server_threads"):
-            value = getattr(self, name)
+        enough = self.quorum_devices
+        require(enough is None or enough >= 1, "quorum_devices", enough, "null or at least 1")
+        require(self.max_update_norm > 0, "max_update_norm", self.max_update_norm, "above 0")
+        for name, value in (("threads", self.threads), ("server_threads", self.server_threads)):
             require(value <= _MAX_THREADS, name, value, f"at most {_MAX_THREADS}")
 
 

@@ -38,6 +38,7 @@ def record_of(outcome: RoundOutcome, task: str, metrics: Sequence[str] = METRICS
         participants=tuple(dict.fromkeys(turn.turn.device for turn in outcome.turns)),
         failures=outcome.failures,
         aggregation_error=outcome.aggregation_error,
+        late=outcome.late,
     )
 
 

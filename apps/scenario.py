@@ -15,6 +15,7 @@ from fedsplit.models.profile import profile_model
 from fedsplit.plan import RoundPlan
 from fedsplit.profiles import ModelProfile
 from fedsplit.schemes import Scheme, planned, planned_evaluation
+from fedsplit.schemes.quorum import in_time
 from fedsplit.wireless import ChannelSpec
 
 from .audited import within_audit
@@ -47,8 +48,10 @@ def build_system(config: DictConfig) -> System:
     return within_audit(system, config)
 
 
-def check_first_round(scheme: Scheme, system: System) -> RoundPlan:
+def check_first_round(scheme: Scheme, system: System, quorum: int | None = None) -> RoundPlan:
     """Return a scheme's plan for the first round; refuse one that cannot be carried out.
+
+    With a `quorum` that ends a round, only what is in time.
 
     Raises
     ------
@@ -60,7 +63,7 @@ def check_first_round(scheme: Scheme, system: System) -> RoundPlan:
     with within("strategy"):
         plan = planned(scheme, scene)
         planned_evaluation(scheme, scene)
-    return plan
+    return in_time(plan, scene, quorum or len(plan.devices))
 
 
 @cache

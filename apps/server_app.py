@@ -103,6 +103,7 @@ def _run(grid: Grid, config: DictConfig, folder: Path) -> None:
                 first_round=done + 1,
                 evaluate_every=settings.evaluate_every,
                 quorum=settings.quorum,
+                quorum_devices=settings.quorum_devices,
                 max_update_norm=settings.max_update_norm,
                 aggregation=aggregation(config),
                 link=link,

@@ -148,7 +148,7 @@ def train_turn(
     rank : int or None
         Components of the adapters that are fetched; None for all that the model has.
     frozen : bool
-        Whether the device's blocks only infer, on an open route, where nothing is held already.
+        Whether the device's blocks only infer (open routes), and only what is not held elsewhere.
 
     Raises
     ------
@@ -201,9 +201,7 @@ class _DeviceTurn:
             raise FedsplitError(
                 f"link: must be given if route={route} leaves the device, only then"
             )
-        self._model = model
-        self._route = route
-        self._segments = segments
+        self._model, self._route, self._segments = model, route, segments
         self._optimizer = optimizer
         self._seed = seed
         self._train, self._frozen = optimizer is not None, frozen

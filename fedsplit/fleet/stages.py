@@ -245,13 +245,12 @@ class StageBuilder:
                     work[:, j] *= ~frozen if stage.label == "backward" else fresh
             else:
                 sent[:, j] = (forward if stage.label == "forward" else backward)[:, stage.segment]
-        on_device = np.array([tier == DEVICE for tier in tiers])
-        on_edge = np.array([tier == EDGE for tier in tiers])
+        on_device, on_edge = (np.array([tier == one for tier in tiers]) for one in (DEVICE, EDGE))
         device_bytes = self.costs.together("adapter_bytes", starts, stops, on_device) * share
         edge_bytes, back = adapters[:, on_edge].sum(axis=1), device_bytes * ~frozen
-        wired = has_edges and not at_edge
-        inward = (*((BACKHAUL, device_bytes + edge_bytes),) * wired, (DOWNLINK, device_bytes))
-        outward = ((UPLINK, back), *((BACKHAUL, back + edge_bytes),) * wired)
+        wires = int(has_edges and not at_edge)
+        inward = (*wires * ((BACKHAUL, device_bytes + edge_bytes),), (DOWNLINK, device_bytes))
+        outward = ((UPLINK, back), *wires * ((BACKHAUL, back + edge_bytes),))
         return Group(
             members=members,
             tiers=tiers,

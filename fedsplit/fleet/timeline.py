@@ -120,6 +120,11 @@ class Timeline:
         return seconds
 
     @property
+    def bands_hz(self) -> tuple[Array, Array]:
+        """The bandwidth of each turn, up and down, shape ``[turns]``."""
+        return self._turns.uplink_hz, self._turns.downlink_hz
+
+    @property
     def n_activities(self) -> int:
         """How many activities there are in detail."""
         return sum(

@@ -30,6 +30,9 @@ class SplitOptions:
         Evaluate on the devices after every so many rounds, and always after the last.
     quorum : int
         The run stops if fewer branches of a round survive.
+    quorum_devices : int or None
+        A round ends with so many devices, those that are the first on the modelled system; the
+        others' turns are dropped (`fedsplit.schemes.quorum`). None: all.
     max_update_norm : float
         A turn is lost if its adapters move farther than this, in the norm over all of them.
     aggregation : str
@@ -51,6 +54,7 @@ class SplitOptions:
     first_round: int = 1
     evaluate_every: int = 1
     quorum: int = 1
+    quorum_devices: int | None = None
     max_update_norm: float = ABSURD_NORM
     aggregation: str = MEAN
     link: LinkSettings | None = None
@@ -61,6 +65,8 @@ class SplitOptions:
         ):  # fmt: skip
             require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
         require_choice("aggregator.adapters", self.aggregation, AGGREGATIONS)
+        enough = self.quorum_devices
+        require(enough is None or enough >= 1, "quorum_devices", enough, "null or at least 1")
         norm = self.max_update_norm
         require(norm > 0, "max_update_norm", norm, "above 0")
 

@@ -34,6 +34,7 @@ from fedsplit.flower.system import make_system
 from fedsplit.flower.tasks import Job
 from fedsplit.plan import RoundPlan
 from fedsplit.schemes import LocalWork, Scene, Scheme, planned, planned_evaluation
+from fedsplit.schemes.quorum import in_time
 
 _NO_SURVIVOR = 1
 
@@ -237,7 +238,10 @@ class SplitStrategy(Strategy):
         told = read_instructions(messages)
         if told.proximal_mu:
             optimizer = replace(optimizer, proximal_mu=told.proximal_mu)
-        plan = planned(self.scheme, self._situation(server_round, messages))
+        scene = self._situation(server_round, messages)
+        whole = planned(self.scheme, scene)
+        quorum = self._options.quorum_devices or len(whole.devices)
+        plan = in_time(whole, scene, quorum)
         self._listener.on_plan(server_round, plan)
         branches, failures = coordinator.train(
             server_round,
@@ -275,6 +279,7 @@ class SplitStrategy(Strategy):
             wall_s,
             failures=failures,
             aggregation_error=max(errors, default=None),
+            late=tuple(device for device in whole.devices if device not in plan.devices),
         )
         log(INFO, "\t└──> train loss %s", mean_loss(outcome.turns))
         return outcome, aggregated, metrics
@@ -323,6 +328,7 @@ class SplitStrategy(Strategy):
                 done,
                 trained.failures + failures,
                 trained.aggregation_error,
+                trained.late,
             ),
             arrays,
             metrics,

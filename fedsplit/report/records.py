@@ -44,6 +44,8 @@ class RoundRecord:
         Wall-clock seconds that the round took on this machine.
     participants : tuple of int
         Devices that completed their training.
+    late : tuple of int
+        Devices whose turns were dropped, as the round ended before them on the modelled system.
     failures : tuple of Failure
         Devices that did not, and edges that failed, in training or evaluation.
     modelled : mapping or None
@@ -85,6 +87,7 @@ class RoundRecord:
     modelled: Mapping[str, Any] | None = None
     phases: Mapping[str, Mapping[str, float]] | None = None
     aggregation_error: float | None = None
+    late: tuple[int, ...] = ()
     token_accuracy: float | None = None
     central: Mapping[str, Any] | None = None
     written: tuple[Written, ...] = ()
@@ -131,7 +134,15 @@ class RoundRecord:
         return row
 
 
-_ASKED_FOR = ("phases", "aggregation_error", "token_accuracy", "central", "written", "privacy")
+_ASKED_FOR = (
+    "phases",
+    "aggregation_error",
+    "late",
+    "token_accuracy",
+    "central",
+    "written",
+    "privacy",
+)
 _NOTHING: tuple[Any, ...] = (None, [])
 
 

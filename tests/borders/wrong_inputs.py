@@ -3,6 +3,8 @@
 # ruff: noqa: E501 - a line for each
 
 WRONG = [
+    ("run run.quorum_devices=5", "run.quorum_devices=5: must be at most fleet.devices=4"),
+    ("run run.quorum_devices=0", "run.quorum_devices=0: must be null or at least 1"),
     (
         "run train.device_adapters=false strategy.tail=1",
         "device 0: route='device[0:2] -> server[2:",

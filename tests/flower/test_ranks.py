@@ -189,3 +189,14 @@ def test_others_work_with_devices_of_several_ranks(
 def test_ffa_needs_a_frozen_a(federation: Federation) -> None:
     with pytest.raises(SettingsError, match=r"adapters='ffa': must be with model.freeze_a"):
         SplitStrategy(SplitFed(1), job=federation.job, options=SplitOptions(aggregation=FFA))
+
+
+def test_a_round_ends_with_its_first_devices_the_same_every_time(federation: Federation) -> None:
+    runs = [federation.run(SplitFed(cut=1), rounds=1, quorum_devices=2) for _ in range(2)]
+    (found, first), (again, second) = runs
+    assert first[1].late == second[1].late
+    assert len(first[1].late) == N_DEVICES - 2
+    trained = {turn.turn.device for turn in first[1].turns}
+    assert trained == set(range(N_DEVICES)) - set(first[1].late)
+    assert not first[1].failures
+    assert_equal(found, again, tolerance=0)

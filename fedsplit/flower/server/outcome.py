@@ -65,7 +65,7 @@ class RoundOutcome:
 
     `failures` are those of devices and edges, in training and evaluation, as they were noticed.
     `aggregation_error` is `fedsplit.execution.aggregate.aggregation_error` of the branches; None
-    where there was one alone.
+    where there was one alone. `late` are the devices whose turns were dropped.
     """
 
     server_round: int
@@ -75,6 +75,7 @@ class RoundOutcome:
     evaluation: tuple[TurnOutcome, ...] = ()
     failures: tuple[Failure, ...] = ()
     aggregation_error: float | None = None
+    late: tuple[int, ...] = ()
 
     @property
     def turns(self) -> tuple[TurnOutcome, ...]:
