@@ -26,12 +26,13 @@ from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
 
 from .aggregator import build_aggregator, require_enough_devices, require_enough_updates
-from .config import aggregation, codec_plan, data_spec, job, run_settings
+from .config import codec_plan, data_spec, job, run_settings
 from .link_config import link_settings
 from .outputs import evaluate_settings, stop_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
 from .values import plain
+from .work import aggregation, local_work
 
 
 def check(config: DictConfig, folder: Path) -> None:
@@ -52,6 +53,7 @@ def check(config: DictConfig, folder: Path) -> None:
     require_link_files(link)
     require(link.login is None, "link.login", link.login, "null, simulated nodes log in nowhere")
     require_codecs(config)
+    require_frozen(config)
     require_folder(folder)
     aggregator = build_aggregator(plain(config.aggregator))
     require_enough_devices(aggregator, devices)
@@ -120,6 +122,20 @@ def require_codecs(config: DictConfig) -> None:
         # Padded to the longest of its mini-batch, a sample has another length every time.
         fits = not remembers or padding != LONGEST
         require(fits, "data.padding", padding, f"fixed with codec.{way}.name={settings['name']}")
+
+
+def require_frozen(config: DictConfig) -> None:
+    """Refuse what does not go with boundaries that are sent once."""
+    if local_work(config).device_adapters and config.strategy.name != "splitfrozen":
+        return
+    where = "with devices that only infer (train.device_adapters=false)"
+    padding, uplink = config.data.get("padding"), codec_plan(config).uplink
+    require(padding != LONGEST, "data.padding", padding, f"fixed {where}")
+    remembers = make_codec(uplink, 0).remembers
+    require(not remembers, "codec.uplink.name", uplink["name"], f"one without memory {where}")
+    require(not config.run.edge_nodes, "run.edge_nodes", True, f"false {where}")
+    weight = plain(config.privacy).get("correlation_weight", 0)
+    require(weight == 0, "privacy.correlation_weight", weight, f"0 {where}")
 
 
 def require_folder(folder: Path, field: str = "output") -> None:

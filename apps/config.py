@@ -7,9 +7,9 @@ and the configuration shown, before any of them is loaded.
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsplit.errors import FedsplitError, SettingsError, require, require_choice
+from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.fleet import FleetSpec
 from fedsplit.fleet.boards import read_boards
 from fedsplit.mapping import from_mapping
-from fedsplit.schemes import LocalWork
 
 from .known import require_known
 from .link_config import RUN_LIMITS, link_settings, patience, server_limits
@@ -40,6 +39,7 @@ from .overrides import (
     parse,
 )
 from .values import plain, without
+from .work import ADAPTERS, FFA, RANKS, WORK, local_work
 
 if TYPE_CHECKING:
     from fedsplit.data import DataSpec
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from fedsplit.models import ModelSpec
     from fedsplit.plan import CodecPlan
 
-RANKS, ADAPTERS, FFA = "r_by_device", "adapters", "ffa"
-_WORK = ("batch_size", "steps", "epochs")  # of the group train; the rest says how
 _PACKAGED = "package:default"
 _MAX_SEED = 2**63 - 1
 _MAX_THREADS = 1024
@@ -338,7 +336,7 @@ def optimizer_spec(config: DictConfig) -> "OptimizerSpec":
     from fedsplit.execution import OptimizerSpec
 
     train = plain(config.train)
-    recipe = without(train, ("optimizer", *_WORK))
+    recipe = without(train, ("optimizer", *WORK))
     try:
         return from_mapping(OptimizerSpec, {**train["optimizer"], **recipe}, "train.optimizer")
     except SettingsError as error:
@@ -392,65 +390,6 @@ def run_settings(config: DictConfig) -> RunSettings:
         raise SettingsError(
             places.get(error.field, error.field), error.value, error.allowed
         ) from error
-
-
-def local_work(config: DictConfig) -> LocalWork:
-    """Return how much a device trains in a turn."""
-    train = plain(config.train)
-    chosen = {name: train[name] for name in _WORK if name in train}
-    return replace(from_mapping(LocalWork, chosen, "train"), ranks=ranks_by_device(config))
-
-
-def ranks_by_device(config: DictConfig) -> dict[int, int]:
-    """Return ``model.r_by_device`` by device: a list of all, or a mapping of some.
-
-    Raises
-    ------
-    SettingsError
-        If it does not fit the fleet or the model's rank, or the model's adapters have no ranks.
-    """
-    given, count, most = plain(config.model).get(RANKS), n_devices(config), config.model.r
-    if given is None:
-        return {}
-    where = f"model.{RANKS}"
-    pairs = dict(enumerate(given)) if isinstance(given, list) else given
-    whole = not isinstance(given, list) or len(given) == count
-    mapped = isinstance(pairs, Mapping) and whole
-    require(mapped, where, given, f"{count} ranks, one a device, or a mapping of devices to ranks")
-    found = {}
-    for device, rank in pairs.items():
-        known = str(device).isdecimal() and int(device) < count
-        require(known, where, given, f"of devices 0 to {count - 1}")
-        right = type(rank) is int and 1 <= rank <= most
-        require(right, f"{where}.{device}", rank, f"a whole number from 1 to model.r={most}")
-        found[int(device)] = rank
-    init = config.model.lora.get("init_lora_weights", True)
-    plain_start = init in (True, "gaussian") and config.model.adapter is None
-    for name, value, fits in (
-        ("train", config.model.train, config.model.train == "lora"),
-        ("adapter", config.model.adapter, config.model.adapter is None),
-        ("lora.init_lora_weights", init, plain_start),
-    ):
-        require(fits, f"model.{name}", value, f"as by default with {where}: parts begin as a whole")
-    require(not config.run.edge_nodes, "run.edge_nodes", True, f"false with {where}")
-    return {device: rank for device, rank in found.items() if rank < most}
-
-
-def aggregation(config: DictConfig) -> str:
-    """Return how adapters become one: ``aggregator.adapters``, by default as ranks need it.
-
-    Raises
-    ------
-    SettingsError
-        If there is no such way.
-    """
-    from fedsplit.execution.aggregate import AGGREGATIONS, MEAN, RAFLORA
-
-    given = config.aggregator.get(ADAPTERS)
-    if given is None:
-        return RAFLORA if ranks_by_device(config) else MEAN
-    require_choice(f"aggregator.{ADAPTERS}", given, AGGREGATIONS)
-    return str(given)
 
 
 def codec_plan(config: DictConfig) -> "CodecPlan":

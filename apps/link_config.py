@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 RUN_LIMITS = ("connect_s", "start_s", "deadline_s", "last_words_s")
 _LINK_LIMITS = ("reply_s", "backward_s", "ping_s")
-_LINK_ROOM = ("streams", "streams_per_peer", "memory_bytes", "memory_per_peer_bytes")
+_LINK_ROOM = ("streams", "streams_per_peer", "memory_bytes", "memory_per_peer_bytes", "held_bytes")
 
 
 def link_settings(config: DictConfig) -> "LinkSettings":

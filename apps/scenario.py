@@ -18,8 +18,9 @@ from fedsplit.schemes import Scheme, planned, planned_evaluation
 from fedsplit.wireless import ChannelSpec
 
 from .audited import within_audit
-from .config import codec_plan, fleet_spec, local_work, model_spec, optimizer_spec
+from .config import codec_plan, fleet_spec, model_spec, optimizer_spec
 from .values import plain
+from .work import local_work
 
 
 def build_system(config: DictConfig) -> System:

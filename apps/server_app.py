@@ -22,12 +22,13 @@ from fedsplit.report.lock import locked
 from fedsplit.schemes import Scheme, find_scheme
 
 from .aggregator import build_aggregator
-from .config import aggregation, job, load_config, output_folder, run_settings
+from .config import job, load_config, output_folder, run_settings
 from .link_config import link_settings
 from .modelled import ModelledRun
 from .recorder import Recorder
 from .scenario import build_system, check_first_round
 from .values import plain
+from .work import aggregation
 
 app = ServerApp()
 ERROR_FILE = "error.txt"

@@ -1,5 +1,6 @@
 """Nodes that are processes of their own, and what may befall them."""
 
+import atexit
 import itertools
 import multiprocessing
 import os
@@ -251,6 +252,7 @@ def _work(
     if fault is not None and fault.phase == "end":
         _strike(fault, pipe)
     pipe.send(reply)
+    atexit._run_exitfuncs()  # a process of multiprocessing leaves without; a SuperNode's does not
 
 
 def _strike(fault: Fault, pipe: Connection) -> None:
@@ -284,23 +286,18 @@ def _malformed(
             reply.content["metrics"] = MetricRecord({"steps": 10**9})
         return reply
 
-    def noisy(speak: Callable[[Any, bytes], bytes]) -> Callable[[Any, bytes], bytes]:
-        calls = itertools.count()
+    calls, send, handle = itertools.count(), GrpcLink._send, Session.handle
 
-        def spoken(self: Any, frame: bytes) -> bytes:
-            if next(calls) != 2:
-                return speak(self, frame)
-            _strike(fault, pipe)
-            if fault.role == "device":
-                return speak(self, frame[:48] + os.urandom(len(frame) - 48))
-            return os.urandom(len(speak(self, frame)))
-
-        return spoken
+    def noisy(frame: bytes) -> bytes:
+        if next(calls) != 2:
+            return frame
+        _strike(fault, pipe)
+        return frame[:48] + os.urandom(len(frame) - 48)
 
     if fault.phase == "step" and fault.role == "device":
-        GrpcLink._exchange = noisy(GrpcLink._exchange)  # type: ignore[method-assign]
+        GrpcLink._send = lambda self, frame: send(self, noisy(frame))  # type: ignore[method-assign]
     elif fault.phase == "step":
-        Session.handle = noisy(Session.handle)  # type: ignore[method-assign]
+        Session.handle = lambda self, data: noisy(handle(self, data))  # type: ignore[method-assign]
     return app
 
 

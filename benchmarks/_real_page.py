@@ -50,6 +50,8 @@ def tables(results: Mapping[str, Any]) -> str:
                 cells.append(format(member[key] / unit, form) if key in member else "")
             parts.append(_row(cells))
         parts.append("")
+    missed = results["missed"]
+    parts += ["Floors that were missed:\n", *(f"- {line}" for line in missed), ""] if missed else []
     return "\n".join(parts)
 
 

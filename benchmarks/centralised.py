@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from fedsplit.apps.config import job, load_config, local_work
+from fedsplit.apps.config import job, load_config
 from fedsplit.apps.launch.run import run
+from fedsplit.apps.work import local_work
 from peft import LoraConfig, TaskType, get_peft_model
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel

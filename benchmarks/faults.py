@@ -48,14 +48,14 @@ from flwr.supercore.task_identity import TaskIdentity
 from benchmarks._faults import DEVICES, EDGES, JOINER, Fault, ProcessGrid, Relay
 from benchmarks._server_faults import SERVER_KINDS, ServerFaults
 from fedsplit.assets import default_checkpoint
-from fedsplit.data import DataSpec
+from fedsplit.data import DataSpec, load_data
 from fedsplit.execution import OptimizerSpec
 from fedsplit.flower import Job, LinkSettings, StageHost
 from fedsplit.flower.messages import EVALUATE, TRAIN
 from fedsplit.flower.server.coordinator import Coordinator
 from fedsplit.flower.server.outcome import BranchOutcome, TurnOutcome
 from fedsplit.flower.server.roster import DeviceNode, EdgeNode, Roster
-from fedsplit.models import ModelSpec
+from fedsplit.models import ModelSpec, read_tokenizer
 from fedsplit.patience import Patience
 from fedsplit.plan import Branch, Failure, Route, Turn
 
@@ -91,8 +91,14 @@ class Federation:
         link = LinkSettings(bind=f"127.0.0.1:{cloud}", advertise=addresses[0])
         self._host = stack.enter_context(StageHost(self._job, link))
         self._adapters = self._host.initial_adapters()
+        data = load_data(
+            self._job.data, read_tokenizer(self._job.model.source), DEVICES, self._job.seed
+        )
         self._roster = Roster(
-            tuple(DeviceNode(index + 1, index, 8, 2 * STEPS) for index in range(DEVICES)),
+            tuple(
+                DeviceNode(index + 1, index, len(data.train(index)), len(data.test(index)))
+                for index in range(DEVICES)
+            ),
             tuple(EdgeNode(DEVICES + i + 1, i, addresses[1 + i]) for i in range(EDGES)),
         )
         route = Route.three_tier(self._host.n_blocks, 1, 2)

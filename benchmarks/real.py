@@ -8,10 +8,11 @@ folder with e2e, glue and gsm8k as published.
 Tasks (`benchmarks._real_tasks`): E2E (BLEU, ROUGE-L), SST-2 by the likelier of two label words
 (accuracy), GSM8K as chat (loss, exact answers). Members: the unsplit model trained by a plain PEFT
 loop that sees in each step what all devices see in theirs (`central`), FedLoRA, SplitFed cut after
-1, 15 and 29 blocks, in a U shape, and at the middle cut with SFT's codec and with bfloat16
-boundaries. All train the same adapters on the same samples with the same optimizer; all are judged
-by the same plain transformers code on the same test items, none of which was trained on.
-``--quick`` has one task and four members.
+1, 15 and 29 blocks, in a U shape, and at the middle cut with SFT's codec, with ours of the same
+kind that scales each token by itself (`codec=topk`), and with bfloat16 boundaries. All train the
+same adapters on the same samples with the same optimizer; all are judged by the same plain
+transformers code on the same test items, none of which was trained on.
+``--quick`` has one task and six members.
 
 A member that is done is a JSON file in ``--work`` and is not run again; a run that was cut short
 goes on. Prints a table and, last, one JSON object. Exit code 1 if a floor is missed:
@@ -56,10 +57,11 @@ MEMBERS: Mapping[str, Sequence[str]] = {
     "splitfed_29": ("strategy=splitfed", "strategy.cut=29"),
     "u_shape": ("strategy=splitfed", "strategy.cut=1", "strategy.tail=1"),
     "sft": ("strategy=splitfed", "strategy.cut=15", "codec=sft"),
+    "topk": ("strategy=splitfed", "strategy.cut=15", "codec=topk"),
     "bf16": ("strategy=splitfed", "strategy.cut=15", "codec=bf16"),
 }
 EXACT = ("splitfed_1", "splitfed_15", "splitfed_29", "u_shape")
-QUICK = ("untrained", "central", "fedlora", "splitfed_15", "sft")
+QUICK = ("untrained", "central", "fedlora", "splitfed_15", "sft", "topk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +211,7 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="folder of a causal language model")
     parser.add_argument("--data", type=Path, required=True, help="folder with e2e, glue, gsm8k")
     parser.add_argument("--work", type=Path, default=Path("outputs/real"), help="for members")
-    parser.add_argument("--quick", action="store_true", help="one task, four members")
+    parser.add_argument("--quick", action="store_true", help="one task, six members")
     parser.add_argument("--docs", type=Path, help="write the figures into this folder's results.md")
     options = parser.parse_args()
     members, sizes = (QUICK, SHORT) if options.quick else (tuple(MEMBERS), FULL)

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks._contestants import THREADS, WARM_UP
@@ -117,14 +118,47 @@ class _Relay:
             pass  # an end hung up
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of steps and peak memory (MB) of each contestant's processes; bytes of a split step.
+
+    Of two devices, a step is one of both.
+    """
+
+    seconds: dict[str, list[float]]
+    peaks: dict[str, list[float]]
+    wire: float
+    payload: float
+
+    @property
+    def step_s(self) -> dict[str, float]:
+        """Median seconds of a device's step."""
+        medians = {name: statistics.median(times) for name, times in self.seconds.items()}
+        medians["two devices"] /= 2  # they train side by side
+        return medians
+
+    def table(self) -> str:
+        """Return a row for each contestant."""
+        rows = [f"{'':12}{'s/step':>8}{'x unsplit':>11}   peak MB (device + server)"]
+        for name, median in self.step_s.items():
+            memory = " + ".join(f"{peak:,.0f}" for peak in self.peaks[name])
+            rows.append(f"{name:12}{median:8.3f}{median / self.step_s['unsplit']:11.3f}   {memory}")
+        return "\n".join(rows)
+
+
 def main() -> int:
     """Run the comparison and print the table; return 1 if a floor is missed."""
-    from fedsplit.transport import new_token
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=3, help="steps in a burst")
     options = parser.parse_args()
+    return _report(measure(options.rounds, options.steps), overlap(options.rounds, options.steps))
+
+
+def measure(rounds: int, steps: int) -> Measured:
+    """Let all contestants take turns, `rounds` bursts of so many steps each."""
+    from fedsplit.transport import new_token
+
     children: list[_Child] = []
 
     def child(*arguments: str) -> _Child:
@@ -150,7 +184,8 @@ def main() -> int:
                 other.hear()
             seconds = _take_turns(
                 {"unsplit": [plain], "split": [split], "two devices": two, "pipelining": pipes},
-                options,
+                rounds,
+                steps,
             )
             peaks = {
                 "unsplit": [plain.finish()],
@@ -161,42 +196,32 @@ def main() -> int:
         finally:
             for each in children:
                 each.kill()
-    return _report(seconds, peaks, wire, payload, overlap(options.rounds, options.steps))
+    return Measured(seconds, peaks, wire, payload)
 
 
 def _take_turns(
-    contestants: dict[str, list[_Child]], options: argparse.Namespace
+    contestants: dict[str, list[_Child]], rounds: int, steps: int
 ) -> dict[str, list[float]]:
     """Let the contestants run in turns; return the seconds of every step but the warm-up's."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(options.rounds + 1):
+    for turn in range(rounds + 1):
         for name, parts in contestants.items():
             for part in parts:
-                part.tell(options.steps if turn else WARM_UP)
+                part.tell(steps if turn else WARM_UP)
             measured = [part.hear()["seconds"] for part in parts][-1]
             if turn:
                 seconds[name] += measured
     return seconds
 
 
-def _report(
-    seconds: dict[str, list[float]],
-    peaks: dict[str, list[float]],
-    wire: float,
-    payload: float,
-    overlapped: dict[str, Any],
-) -> int:
+def _report(measured: Measured, overlapped: dict[str, Any]) -> int:
     from benchmarks._fixed import fixed_ms
 
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    medians["two devices"] /= 2  # they train side by side
-    print(f"{'':12}{'s/step':>8}{'x unsplit':>11}   peak MB (device + server)")
-    for name, median in medians.items():
-        memory = " + ".join(f"{peak:,.0f}" for peak in peaks[name])
-        print(f"{name:12}{median:8.3f}{median / medians['unsplit']:11.3f}   {memory}")
+    medians, peaks = measured.step_s, measured.peaks
+    print(measured.table())
     found = {
         "speed": medians["unsplit"] / medians["split"],
-        "wire": wire / payload,
+        "wire": measured.wire / measured.payload,
         "device_peak_mb": peaks["split"][0],
     }
     fixed = fixed_ms()
@@ -220,8 +245,8 @@ def _report(
                 "fixed_ms": round(fixed, 2),
                 "device_peak_mb": round(found["device_peak_mb"], 1),
                 "server_peak_mb": round(peaks["split"][1], 1),
-                "bytes_per_step": round(wire),
-                "payload_bytes": round(payload),
+                "bytes_per_step": round(measured.wire),
+                "payload_bytes": round(measured.payload),
             }
         )
     )

@@ -43,8 +43,9 @@ def main() -> int:
         "limit": LIMIT,
         "complete_study_cpu_s": round(again_s, 2),
     }
-    headings = ("processor seconds", "study", "runs alone", "overhead", "allowed", "once complete")
-    table = Table(*headings)
+    table = Table(
+        "processor seconds", "study", "runs alone", "overhead", "allowed", "once complete"
+    )
     table.add_row(
         f"of {len(alone)} runs",
         f"{study_s:.1f}",

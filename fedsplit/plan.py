@@ -232,6 +232,10 @@ class Turn:
         How many turns the device had in this round before; its random draws depend on it.
     rank : int or None
         Components of the adapters that it trains, on every tier; None: all of them.
+    frozen : bool
+        Whether the device's blocks only infer: the boundary of a sample crosses its cut once.
+    fresh : float
+        With `frozen`, the share of its samples that is expected to be new to the server.
     """
 
     device: int
@@ -246,6 +250,8 @@ class Turn:
     uplink_w: float | None = None
     repeat: int = 0
     rank: int | None = None
+    frozen: bool = False
+    fresh: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -114,6 +114,7 @@ def train_turn(
     codec: CodecPlan | None = None,
     privacy: PrivacySpec | None = None,
     rank: int | None = None,
+    frozen: bool = False,
 ) -> TurnResult:
     """Train the device's segments of `route` on `batches`, the rest over `link`.
 
@@ -146,6 +147,8 @@ def train_turn(
         What is done to boundaries and gradients before they leave the device; None for nothing.
     rank : int or None
         Components of the adapters that are fetched; None for all that the model has.
+    frozen : bool
+        Whether the device's blocks only infer, on an open route, where nothing is held already.
 
     Raises
     ------
@@ -154,7 +157,7 @@ def train_turn(
     FedsplitError
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
-    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept, rank)
+    turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept, rank, frozen)
     turn.run(adapters, batches, token, codec or CodecPlan())
     return turn.result()
 
@@ -191,6 +194,7 @@ class _DeviceTurn:
         steps: int | None = None,
         kept: Mapping[str, State] | None = None,
         rank: int | None = None,
+        frozen: bool = False,
     ) -> None:
         segments = route.on(DEVICE)
         if (len(route.segments) > 1) != (link is not None):
@@ -202,7 +206,8 @@ class _DeviceTurn:
         self._segments = segments
         self._optimizer = optimizer
         self._seed = seed
-        self._train = optimizer is not None
+        self._train, self._frozen = optimizer is not None, frozen
+        self._held: set[int] = set()  # samples whose boundaries the next tier has
         self._keeps = optimizer is not None and optimizer.keep_state
         self._steps, self._kept, self._rank = steps, kept, rank
         self._link = link
@@ -240,13 +245,13 @@ class _DeviceTurn:
                     batches, pixels = _pixels(batches)
                     cut = self._segments[-1].start
                     returning = compute(lambda: self._model.crossing(cut, pixels))
-                self._wait(lambda: link.open(request, returning))
+                self._held |= self._wait(lambda: link.open(request, returning))
             start = self._fetch() if adapters is None else adapters
             self._tier = Tier(
                 self._model,
                 self._segments,
                 start,
-                self._optimizer,
+                None if self._frozen else self._optimizer,
                 self._seed,
                 self._steps,
                 self._kept,
@@ -256,7 +261,7 @@ class _DeviceTurn:
             while group := list(islice(rest, together)):
                 self._run_step(group)
             if link is not None:
-                if adapters is None and self._train:
+                if adapters is None and self._train and not self._frozen:
                     self._wait(lambda: link.hand_up(self._tier.adapters()))
                 self._stats = self._wait(link.close)
         except BaseException:
@@ -277,7 +282,7 @@ class _DeviceTurn:
     def result(self) -> TurnResult:
         """Return what the turn did."""
         return TurnResult(
-            self._tier.adapters() if self._train else {},
+            self._tier.adapters() if self._train and not self._frozen else {},
             tuple(self._reports),
             self._stats,
             self._total_s - self._link_s,
@@ -293,7 +298,7 @@ class _DeviceTurn:
         under_way: deque[Callable[[], StepReport]] = deque()
         for batch, count in zip(group, counts, strict=True):
             share = 1.0 if len(group) == 1 else count / max(targets, 1)
-            if self._train:
+            if self._train and not self._frozen:
                 self._tier.take(share)
             under_way.append(self._begin(batch, share))
             if len(under_way) == at_once:
@@ -326,8 +331,11 @@ class _DeviceTurn:
 
     def _open_step(self, batch: "Batch", share: float, link: Link) -> Callable[[], StepReport]:
         (segment,) = self._segments
-        onward = self._model.travelling(batch.inputs, self._route)
-        boundary = self._leaving(segment, batch, share)
+        fresh = self._fresh(batch)
+        onward, boundary = dict[str, Tensor](), Boundary((), "")
+        if fresh.samples:
+            onward = self._model.travelling(fresh.inputs, self._route)
+            boundary = self._leaving(segment, fresh, share)
         if not self._train:
             score = self._wait(lambda: link.evaluate(onward, boundary, batch.samples))
             return lambda: _report(score, batch)
@@ -336,10 +344,20 @@ class _DeviceTurn:
         def end() -> StepReport:
             reply = self._wait(answered)
             self._behind = reply.norm
-            self._tier.backward(boundary, reply.gradients)
+            if not self._frozen:
+                self._tier.backward(boundary, reply.gradients)
             return StepReport(reply.loss, reply.n_targets, len(batch.samples))
 
         return end
+
+    def _fresh(self, batch: "Batch") -> "Batch":
+        """Return what of a mini-batch the next tier does not hold; it will from now on."""
+        if not self._frozen:
+            return batch
+        rows = [row for row, sample in enumerate(batch.samples) if sample not in self._held]
+        self._held |= set(batch.samples)
+        inputs = {name: value[rows] for name, value in batch.inputs.items()}
+        return replace(batch, inputs=inputs, samples=tuple(batch.samples[row] for row in rows))
 
     def _u_step(self, batch: "Batch", share: float, link: Link) -> StepReport:
         first, last = self._segments

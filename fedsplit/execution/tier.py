@@ -257,10 +257,10 @@ class Tier:
 
     def _draw_near(self) -> None:
         """Add the gradient of FedProx's term."""
-        assert self._spec is not None
+        mu = 0.0 if self._spec is None else self._spec.proximal_mu
         for parameter, start in zip(self._trained, self._start, strict=False):
             if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - start, alpha=self._spec.proximal_mu)
+                parameter.grad.add_(parameter.detach() - start, alpha=mu)
 
     def _enter(self) -> None:
         """Have the model be this turn's: others that share it may have run since."""

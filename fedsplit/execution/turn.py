@@ -140,6 +140,7 @@ class StageTurn:
                     token=self._link_token,
                     position=position + 1,
                     adapters_on_link=False,
+                    held=None,
                 )
                 try:
                     self._link.open(onward, returning)
@@ -257,7 +258,7 @@ class StageTurn:
             self._my_tier().require_whole()
             self._require_planned_steps()
             missing = self._device_adapters.keys() - self._handed_up.keys()
-            if self.request.train and missing:
+            if self.request.handed_up and missing:
                 raise LinkError(f"adapters: must be handed up with {min(missing)!r} before close")
             stats = LinkStats() if self._link is None else self._link.close()
             self._change_status(state=DONE, stats=stats)

@@ -29,6 +29,8 @@ def device_memory_bytes(
         held["adapter_bytes"] *= group.share
         held["optimizer_bytes"] *= group.share
         held["activation_bytes"] = held["activation_bytes"] * group.pace.at_once
+        for name in ("activation_bytes", "optimizer_bytes", "adapter_bytes"):
+            held[name] *= ~group.frozen  # weights like others, and nothing waits for a gradient
         workspace = costs.largest("workspace_bytes", group.starts, group.stops)[:, own].max(axis=1)
         needed = training_memory_bytes(**held, workspace_bytes=workspace, batch_size=batch_size)
         np.maximum.at(peak, turns.device[group.members], needed)

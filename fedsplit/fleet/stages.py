@@ -101,8 +101,8 @@ class Group:
         Blocks of each segment, shape ``[M, segments]``.
     adapter_bytes : ndarray
         Of each turn's rank, shape ``[M, segments]``.
-    share : ndarray
-        How large they are beside those of the whole rank, shape ``[M]``.
+    share, frozen : ndarray
+        Their size beside the whole rank's; whether the device only infers; shape ``[M]``.
     before, step, after : Block
         Adapters in, one mini-batch, adapters out.
     pace : Pace
@@ -116,6 +116,7 @@ class Group:
     stops: IntArray
     adapter_bytes: Array
     share: Array
+    frozen: BoolArray
     before: Block
     step: Block
     after: Block
@@ -227,8 +228,11 @@ class StageBuilder:
         members = np.array(indices)
         share = np.array([self._profile.share(self._flat[i].rank) for i in indices])
         adapters = self.costs.segments("adapter_bytes", starts, stops) * share[:, None]
+        frozen = np.array([self._flat[i].frozen for i in indices])
+        fresh = np.where(frozen, [self._flat[i].fresh for i in indices], 1.0)
         stages = step_stages(tiers, has_edges)
-        forward, backward = self._boundary_bytes(members, indices, tiers, stops, adapters)
+        trained = adapters * (~frozen[:, None] | (np.arange(len(tiers)) > 0))
+        forward, backward = self._boundary_bytes(members, indices, tiers, stops, trained, fresh)
         flops = {
             tier: _work(self._seconds.get(tier, self.costs), starts, stops) for tier in set(tiers)
         }
@@ -237,15 +241,17 @@ class StageBuilder:
         for j, stage in enumerate(stages):
             if stage.kind == COMPUTE:
                 work[:, j] = self._batch * flops[stage.tier][stage.label][:, stage.segment]
+                if stage.tier == DEVICE and stage.segment == 0:
+                    work[:, j] *= ~frozen if stage.label == "backward" else fresh
             else:
                 sent[:, j] = (forward if stage.label == "forward" else backward)[:, stage.segment]
         on_device = np.array([tier == DEVICE for tier in tiers])
         on_edge = np.array([tier == EDGE for tier in tiers])
         device_bytes = self.costs.together("adapter_bytes", starts, stops, on_device) * share
-        wired_bytes = device_bytes + adapters[:, on_edge].sum(axis=1)
-        wire = ((BACKHAUL, wired_bytes),) if has_edges and not at_edge else ()
-        inward = (*wire, (DOWNLINK, device_bytes))
-        outward = ((UPLINK, device_bytes), *wire)
+        edge_bytes, back = adapters[:, on_edge].sum(axis=1), device_bytes * ~frozen
+        wired = has_edges and not at_edge
+        inward = (*((BACKHAUL, device_bytes + edge_bytes),) * wired, (DOWNLINK, device_bytes))
+        outward = ((UPLINK, back), *((BACKHAUL, back + edge_bytes),) * wired)
         return Group(
             members=members,
             tiers=tiers,
@@ -254,6 +260,7 @@ class StageBuilder:
             stops=stops,
             adapter_bytes=adapters,
             share=share,
+            frozen=frozen,
             before=self._adapters(members, inward, slice(0, 1)),
             step=self._block(members, stages, work, sent, slice(None)),
             after=self._adapters(members, outward, slice(-1, None)),
@@ -321,15 +328,15 @@ class StageBuilder:
         indices: list[int],
         tiers: tuple[str, ...],
         stops: IntArray,
-        adapters: Array,
+        trained: Array,
+        fresh: Array,
     ) -> tuple[Array, Array]:
-        """Return the bytes of each hop and mini-batch, forward and backward, ``[M, hops]``.
-
-        No gradient goes back where nothing before the hop is trained.
-        """
+        """Return the bytes of each hop and mini-batch, forward and backward, ``[M, hops]``."""
+        # No gradient goes back where nothing before is trained; only what is fresh leaves home.
         raw = self._batch * self.costs.boundary_bytes[stops[:, :-1]]
-        trained_before = np.cumsum(adapters, axis=1)[:, :-1] > 0
+        trained_before = np.cumsum(trained, axis=1)[:, :-1] > 0
         forward, backward = raw.copy(), np.where(trained_before, raw, 0.0)
+        forward[:, :1] *= fresh[:, None]
         # On its last hop a route that returns home leads down.
         leads_up = np.array([receiver != DEVICE for receiver in tiers[1:]], dtype=bool)
         steps = np.maximum(self.turns.steps[members], 1)
@@ -338,7 +345,7 @@ class StageBuilder:
             up, down = self._expected(codec.uplink), self._expected(codec.downlink)
             forward[row] *= np.where(leads_up, up, down)
             backward[row] *= np.where(leads_up, down, up)
-        self._add_messages(forward, backward, tiers, steps, trained_before)
+        self._add_messages(forward, backward, tiers, steps, trained_before, fresh)
         if self._sent is not None:
             branch, place = self.turns.branch[members], self.turns.place[members]
             for row in range(len(members)):
@@ -365,6 +372,7 @@ class StageBuilder:
         tiers: tuple[str, ...],
         steps: IntArray,
         trained_before: BoolArray,
+        fresh: Array,
     ) -> None:
         """Add headers, masks and labels, and a step's part of entering and leaving the turn."""
         messages, batch, n_hops = self._profile.messages, self._batch, len(tiers) - 1
@@ -376,7 +384,8 @@ class StageBuilder:
         for hop in range(n_hops):
             homeward = at_home and hop == n_hops - 1
             there, back, bare = back_home if homeward else outward
-            forward[:, hop] += there.bytes(batch)
+            rows = batch * (fresh if hop == 0 else 1.0)
+            forward[:, hop] += there.fixed_bytes + rows * there.sample_bytes
             replies = np.where(trained_before[:, hop], back.bytes(batch), bare.bytes(batch))
             backward[:, hop] += replies
             if not homeward:

@@ -1,14 +1,12 @@
 """Split training under any Flower strategy."""
 
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from logging import INFO, WARNING
 
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from flwr.supercore import log
@@ -21,14 +19,12 @@ from fedsplit.flower.instructions import clipped, read_instructions, require_tak
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import to_record
 from fedsplit.flower.options import RunEnds, RunListener, SplitOptions
+from fedsplit.flower.replies import metrics_reply, refuse_non_finite, seed_globals
 from fedsplit.flower.server.coordinator import Coordinator
 from fedsplit.flower.server.host import StageHost
 from fedsplit.flower.server.outcome import (
     BranchOutcome,
     RoundOutcome,
-    TurnOutcome,
-    accuracy,
-    macro_f1,
     mean_loss,
 )
 from fedsplit.flower.server.roster import DeviceGrid, discover
@@ -38,7 +34,6 @@ from fedsplit.flower.system import make_system
 from fedsplit.flower.tasks import Job
 from fedsplit.plan import RoundPlan
 from fedsplit.schemes import LocalWork, Scene, Scheme, planned, planned_evaluation
-from fedsplit.seeds import derive_seed
 
 _NO_SURVIVOR = 1
 
@@ -106,21 +101,21 @@ class SplitStrategy(Strategy):
     ) -> Iterable[Message]:
         """Let the wrapped strategy choose this round's devices."""
         # Flower's strategies sample with the global generators.
-        _seed_globals(self._job.seed, "sample", server_round)
+        seed_globals(self._job.seed, "sample", server_round)
         return self.inner.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the wrapped strategy aggregate one complete reply per branch, in branch order."""
-        _seed_globals(self._job.seed, "aggregate", server_round)
+        seed_globals(self._job.seed, "aggregate", server_round)
         return self.inner.aggregate_train(server_round, replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the wrapped strategy choose the devices that evaluate."""
-        _seed_globals(self._job.seed, "sample-evaluate", server_round)
+        seed_globals(self._job.seed, "sample-evaluate", server_round)
         return self.inner.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(
@@ -265,7 +260,10 @@ class SplitStrategy(Strategy):
         if aggregated is None:
             log(WARNING, "round %s: nothing aggregated, adapters stay", server_round)
             aggregated = arrays
-        _refuse_non_finite(aggregated, server_round)
+        # The mean of what is the same everywhere is off in its last digit.
+        for name in coordinator.untrained(plan.branches):
+            aggregated[name] = arrays[name]
+        refuse_non_finite(aggregated, server_round)
         wall_s = time.monotonic() - started
         errors = list(coordinator.errors)
         if len(parts) > 1 and aggregated.keys() >= parts[0].adapters.keys():
@@ -305,7 +303,7 @@ class SplitStrategy(Strategy):
         metrics = self.aggregate_evaluate(
             server_round,
             [
-                _metrics_reply((turn,), turn.n_targets, by_node[self._node(turn.turn.device)])
+                metrics_reply((turn,), turn.n_targets, by_node[self._node(turn.turn.device)])
                 for turn in done
                 if turn.n_targets > 0
             ],
@@ -357,7 +355,7 @@ class SplitStrategy(Strategy):
         if not outcome.survived:
             reason = "; ".join(failure.reason for failure in outcome.failures)
             return Message(Error(_NO_SURVIVOR, reason), reply_to=message)
-        reply = _metrics_reply(outcome.turns, self._weight(outcome), message)
+        reply = metrics_reply(outcome.turns, self._weight(outcome), message)
         adapters = outcome.adapters
         reply.content["arrays"] = (
             adapters.record() if isinstance(adapters, Spooled) else to_record(adapters)
@@ -373,7 +371,7 @@ class SplitStrategy(Strategy):
         """Return one reply with the aggregate of all branches."""
         turns = tuple(turn for outcome in branches for turn in outcome.turns)
         weight = sum(int(part.weight) for part in parts)
-        reply = _metrics_reply(turns, weight, messages[self._node(turns[0].turn.device)])
+        reply = metrics_reply(turns, weight, messages[self._node(turns[0].turn.device)])
         reply.content["arrays"] = to_record(aggregate(self._options.aggregation, parts))
         return reply
 
@@ -391,25 +389,3 @@ class SplitStrategy(Strategy):
         if self._coordinator is None:
             raise FedsplitError("SplitStrategy: rounds need start(), which finds the nodes")
         return self._coordinator
-
-
-def _metrics_reply(turns: tuple[TurnOutcome, ...], weight: int, message: Message) -> Message:
-    metrics = MetricRecord({"num-examples": weight, "loss": mean_loss(turns) or 0.0})
-    if (right := accuracy(turns)) is not None:
-        metrics["accuracy"] = right
-    if (f1 := macro_f1(turns)) is not None:
-        metrics["macro-f1"] = f1
-    return Message(RecordDict({"metrics": metrics}), reply_to=message)
-
-
-def _seed_globals(seed: int, *names: str | int) -> None:
-    derived = derive_seed(seed, *names) % 2**32
-    random.seed(derived)
-    np.random.seed(derived)  # noqa: NPY002 - what Flower's strategies draw from
-
-
-def _refuse_non_finite(arrays: ArrayRecord, server_round: int) -> None:
-    for name, array in arrays.items():
-        values = array.numpy()
-        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            raise FedsplitError(f"round {server_round}: {name} is not finite after aggregation")

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fedsplit.errors import FedsplitError
+
 _AXES = {
     ".lora_A.weight": 0,
     ".lora_embedding_A": 0,
@@ -59,9 +61,34 @@ def _put_back(name: str, tensor: Tensor, whole: Tensor) -> Tensor:
     return merged
 
 
-def fits(name: str, tensor: Tensor, like: Tensor) -> bool:
-    """Return whether `tensor` has the shape of `like`, but for fewer components."""
+def require_fit(name: str, tensor: Tensor, like: Tensor) -> None:
+    """Refuse a tensor of another shape than that of `like`, but for fewer components.
+
+    Raises
+    ------
+    FedsplitError
+        Naming it.
+    """
     shape, axis = list(tensor.shape), rank_axis(name)
     if axis is not None and len(shape) == like.dim() and 1 <= shape[axis] <= like.shape[axis]:
         shape[axis] = like.shape[axis]
-    return shape == list(like.shape)
+    if shape != list(like.shape):
+        raise FedsplitError(
+            f"adapter {name!r}: shape={tuple(tensor.shape)} must be {tuple(like.shape)}"
+        )
+
+
+def require_pairs(adapters: Mapping[str, Tensor]) -> None:
+    """Refuse an A that has not as many components as its B.
+
+    Raises
+    ------
+    FedsplitError
+        Naming it.
+    """
+    for name, a in adapters.items():
+        b = adapters.get(pair_of(name) or "")
+        if b is not None and b.shape[1] != a.shape[0]:
+            raise FedsplitError(
+                f"adapter {name!r}: shape={tuple(a.shape)} must be of the rank of {tuple(b.shape)}"
+            )

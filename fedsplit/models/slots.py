@@ -11,6 +11,7 @@ from fedsplit.errors import FedsplitError
 from fedsplit.models.adapters import adapted_module, is_adapter, peft_key
 from fedsplit.models.anatomy import Anatomy
 from fedsplit.models.private import BatchNorm
+from fedsplit.models.ranks import require_fit
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,20 @@ class Slot:
         module, name = self.places[0]
         value: Tensor = getattr(module, name)
         return value
+
+    def fresh(self, name: str, value: Tensor | None) -> nn.Parameter:
+        """Return a parameter of its own with `value`, by default the one that hangs there.
+
+        Raises
+        ------
+        FedsplitError
+            If it has another shape, but for fewer components; names it as `name`.
+        """
+        held = self.get()
+        value = held if value is None else value
+        require_fit(name, value, self.like)
+        copy = value.detach().to(held.device, self.like.dtype, copy=True)
+        return nn.Parameter(copy, requires_grad=held.requires_grad)
 
     def put(self, value: nn.Parameter) -> None:
         """Hang `value` there, the object itself."""

@@ -23,7 +23,7 @@ from fedsplit.models.crossing import (
 from fedsplit.models.names import CAUSAL, SEQUENCES
 from fedsplit.models.phantoms import is_phantom
 from fedsplit.models.private import BatchNorm, SharedStates
-from fedsplit.models.ranks import fits, pair_of, rank_axis
+from fedsplit.models.ranks import rank_axis, require_fit, require_pairs
 from fedsplit.models.slots import find_slots
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import padded, placeholder
@@ -45,13 +45,6 @@ def positions_of(segment: Segment, n_blocks: int) -> frozenset[int]:
 
 def _is_first(segment: Segment) -> bool:
     return segment.tier == DEVICE and segment.start == 0
-
-
-def _require_fit(name: str, value: Tensor, like: Tensor) -> None:
-    if not fits(name, value, like):
-        raise FedsplitError(
-            f"adapter {name!r}: shape={tuple(value.shape)} must be {tuple(like.shape)}"
-        )
 
 
 def travelling(inputs: Mapping[str, Tensor], with_ids: bool = False) -> dict[str, Tensor]:
@@ -202,30 +195,19 @@ class SplitModel:
     def trainable(
         self, segment: Segment, adapters: Mapping[str, Tensor] | None = None
     ) -> dict[str, nn.Parameter]:
-        """Return fresh parameters for `segment`, a branch's own: with the values of `adapters`.
+        """Return parameters for `segment`, a branch's own, with the values of `adapters`.
 
-        They may be of a lower rank than the model's. By default those that are installed.
-
-        Raises
-        ------
-        FedsplitError
-            If an adapter is missing or has another shape.
+        They may be of a lower rank; by default they are those installed. Raises `FedsplitError` if
+        one is missing or has another shape.
         """
         found = {}
         for name in self.adapter_names(segment):
-            slot = self._slots[name]
-            held = slot.get()
             if adapters is not None and name not in adapters:
                 raise FedsplitError(f"adapters: {name!r} is missing")
-            value = held if adapters is None else adapters[name]
-            _require_fit(name, value, slot.like)
-            copy = value.detach().to(held.device, slot.like.dtype, copy=True)
-            found[name] = nn.Parameter(copy, requires_grad=held.requires_grad)
-        for name, value in found.items():
-            other = found.get(pair_of(name) or "")
-            if other is not None and other.shape[1] != value.shape[0]:
-                shape = tuple(value.shape)
-                raise FedsplitError(f"adapter {name!r}: shape={shape} must be of its B's rank")
+            found[name] = self._slots[name].fresh(
+                name, None if adapters is None else adapters[name]
+            )
+        require_pairs(found)
         return found
 
     def install(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -244,7 +226,7 @@ class SplitModel:
             slot = self._slots.get(name)
             if slot is None:
                 raise FedsplitError(f"adapter={name!r}: is not trained on this tier")
-            _require_fit(name, parameter, slot.like)
+            require_fit(name, parameter, slot.like)
         for name, parameter in parameters.items():
             self._slots[name].put(parameter)
         self._installed = parameters

@@ -44,7 +44,8 @@ def planned_evaluation(scheme: Scheme, scene: Scene) -> tuple[Turn, ...]:
     """
     # What is evaluated is the whole adapter, also by devices that train a part of it.
     turns = tuple(
-        replace(_filled(turn, scene), rank=None) for turn in scheme.plan_evaluation(scene)
+        replace(_filled(turn, scene), rank=None, frozen=False, fresh=1.0)
+        for turn in scheme.plan_evaluation(scene)
     )
     _Check(type(scheme).__name__, scene).turns(turns)
     return turns
@@ -95,6 +96,10 @@ def _checked(plan: RoundPlan, scene: Scene, scheme: str) -> tuple[RoundPlan, Tim
 def _filled(turn: Turn, scene: Scene) -> Turn:
     if turn.rank is None:
         turn = replace(turn, rank=scene.work.ranks.get(turn.device))
+    if turn.device in scene.samples and (turn.frozen or not scene.work.device_adapters):
+        n_samples = scene.samples[turn.device]
+        fresh = scene.work.fresh(n_samples, turn.steps, scene.server_round) * (turn.repeat == 0)
+        turn = replace(turn, frozen=True, fresh=fresh)
     homeless = turn.edge is None and turn.route.on(EDGE) and turn.device in scene.samples
     return replace(turn, edge=int(scene.fleet.home[turn.device])) if homeless else turn
 
@@ -121,6 +126,9 @@ class _Check:
         for turn in turns:
             self._numbers(turn)
             self._edge(turn)
+            if turn.frozen and (turn.route.returns_home or len(turn.route.segments) == 1):
+                allowed = "one that ends on a server, where the device's blocks only infer"
+                self.refuse("route", str(turn.route), allowed, turn)
             if (try_route := self._scene.try_route) is not None:
                 self._once(turn, turn.route, partial(try_route, turn.route))
             for settings in (turn.codec.uplink, turn.codec.downlink):

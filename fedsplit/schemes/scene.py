@@ -23,6 +23,8 @@ class LocalWork:
         Mini-batches per turn; None means `epochs` passes over the device's data.
     epochs : int
         Passes over the device's data when `steps` is None.
+    device_adapters : bool
+        Whether devices train the adapters of their blocks, which else only infer.
     ranks : mapping of int to int
         Components of the adapters that a device trains; all of them if it is not named.
     """
@@ -30,6 +32,7 @@ class LocalWork:
     batch_size: int = 8
     steps: int | None = None
     epochs: int = 1
+    device_adapters: bool = True
     ranks: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -49,6 +52,16 @@ class LocalWork:
         if self.steps is not None:
             return self.steps
         return self.epochs * max(n_samples // self.batch_size, 1)
+
+    def fresh(self, n_samples: int, steps: int, server_round: int) -> float:
+        """Return the share of a turn's samples that a device shows for the first time, expected.
+
+        It has had a turn of so many `steps` in every round before, each an epoch or a random part
+        of one.
+        """
+        shown = steps * self.batch_size
+        part = min(shown / max(n_samples, 1), 1.0)
+        return float((1 - part) ** (server_round - 1) * min(n_samples / max(shown, 1), 1.0))
 
 
 def _uncompressed(_: Mapping[str, object]) -> float:
@@ -135,7 +148,8 @@ class Scene:
         Use `dataclasses.replace` to give it an edge, a bandwidth share or a server clock.
         """
         steps, rank = self.work.steps_for(self.samples[device]), self.work.ranks.get(device)
-        return Turn(device, route, steps, self.codec, rank=rank)
+        frozen = not self.work.device_adapters
+        return Turn(device, route, steps, self.codec, rank=rank, frozen=frozen)
 
     def on(self, channel: ChannelState) -> "Scene":
         """Return the same situation over the links of `channel`, from the first step to the last.

@@ -5,6 +5,7 @@ from fedsplit.transport.connection import Tls
 from fedsplit.transport.frames import FrameError, Limits
 from fedsplit.transport.grpc_link import GrpcLink
 from fedsplit.transport.grpc_server import GrpcServer
+from fedsplit.transport.held import Held
 from fedsplit.transport.in_process import InProcessLink
 from fedsplit.transport.link import (
     BackwardReply,
@@ -34,6 +35,7 @@ __all__ = [
     "Gradients",
     "GrpcLink",
     "GrpcServer",
+    "Held",
     "Host",
     "InProcessLink",
     "Limits",

@@ -42,6 +42,11 @@ class ServerLimits:
     memory_bytes, memory_per_peer_bytes : int
         Frames at a time, from their first bytes to their answer, and what a codec unpacks of them.
         A frame that does not fit waits where it is, with its sender; gRPC takes up to 3 MiB ahead.
+    held_bytes : int
+        Boundaries of devices whose blocks only infer that are kept in memory, in all; each device
+        has an equal part, and the rest of its samples goes to a file.
+    held_samples : int
+        Samples of such a device at most.
     waiting_steps : int
         Steps of one tier that wait, with their activations in memory, for their device (U shape)
         or for the next tier. Others queue for a place; steps that wait for nobody need none.
@@ -67,6 +72,8 @@ class ServerLimits:
     streams_per_peer: int = 3072
     memory_bytes: int = 1 << 31
     memory_per_peer_bytes: int = 1 << 30
+    held_bytes: int = 1 << 30
+    held_samples: int = 10_000_000
     waiting_steps: int = 16
     open_timeout_s: float = 30.0
     backward_timeout_s: float = 120.0

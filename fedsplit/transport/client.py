@@ -10,6 +10,7 @@ from fedsplit.errors import FedsplitError
 from fedsplit.models import Boundary, Crossing
 from fedsplit.transport.arriving import check_boundary, tokens_of
 from fedsplit.transport.frames import ADAPTERS, Frame, FrameError, Kind, Limits, decode, encode
+from fedsplit.transport.held import read_spans
 from fedsplit.transport.link import (
     BackwardReply,
     EvalReply,
@@ -63,7 +64,7 @@ class FrameLink(ABC):
         """Let go of the connection in good order: the other end has closed the stream."""
         self._hang_up()
 
-    def open(self, request: OpenRequest, returning: Crossing | None = None) -> None:
+    def open(self, request: OpenRequest, returning: Crossing | None = None) -> frozenset[int]:
         """See `Link.open`."""
         if self._request is not None:
             raise LinkError("open: this link was opened before, each turn needs a link of its own")
@@ -72,7 +73,8 @@ class FrameLink(ABC):
         self._request, self._returning = request, returning
         self._token = bytes.fromhex(request.token)
         self._coder = TensorCoder(request.codec, request.seed)
-        self._ask(Kind.OPEN, Kind.OPENED, fields=request.agreed())
+        reply = self._ask(Kind.OPEN, Kind.OPENED, fields=request.agreed())
+        return read_spans(reply.samples)
 
     def fetch(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Link.fetch`."""

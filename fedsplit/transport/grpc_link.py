@@ -53,12 +53,13 @@ class GrpcLink(FrameLink):
         self._call: Any = None
         self._entered = False
 
-    def open(self, request: OpenRequest, returning: Crossing | None = None) -> None:
+    def open(self, request: OpenRequest, returning: Crossing | None = None) -> frozenset[int]:
         """See `Link.open`."""
         if self._connection is None:
             self._connection = Connection(self._target, self._tls, self._ping_s)
-        super().open(request, returning)
+        held = super().open(request, returning)
         self._patience_s, self._entered = self._reply_timeout_s, True
+        return held
 
     def _send(self, frame: bytes) -> Callable[[], bytes]:
         if self._entered:

@@ -24,9 +24,13 @@ class InProcessLink(FrameLink):
         self._session = Session(host, self._limits)
 
     def _send(self, frame: bytes) -> Callable[[], bytes]:
+        reply = self._exchange(frame)
+        return lambda: reply
+
+    def _exchange(self, frame: bytes) -> bytes:
         reply = self._session.handle(frame)
         self._session.settle()
-        return lambda: reply
+        return reply
 
     def _hang_up(self) -> None:
         self._session.hang_up("the other end hung up")

@@ -11,6 +11,7 @@ from fedsplit.errors import FedsplitError, require
 from fedsplit.models import Arrival, Boundary, Crossing
 from fedsplit.plan import CodecPlan, Route
 from fedsplit.transport.frames import TOKEN_BYTES
+from fedsplit.transport.held import Held
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -78,6 +79,8 @@ class OpenRequest:
         Whether the device fetches its adapters over this link, and hands up what it trained.
     bounds : TurnBounds
         What the answering end allows; it does not travel, and each end may have its own.
+    held : Held or None
+        At the answering end, what it has of a device whose blocks only infer; it does not travel.
     """
 
     token: str
@@ -88,6 +91,12 @@ class OpenRequest:
     train: bool = True
     adapters_on_link: bool = False
     bounds: TurnBounds = field(default_factory=TurnBounds)
+    held: Held | None = None
+
+    @property
+    def handed_up(self) -> bool:
+        """Whether the device hands up over this link what it trained."""
+        return self.adapters_on_link and self.train and self.held is None
 
     def __post_init__(self) -> None:
         digits = 2 * TOKEN_BYTES
@@ -240,10 +249,12 @@ class Link(Steps, Protocol):
     long; the link is of no further use then.
     """
 
-    def open(self, request: OpenRequest, returning: Crossing | None = None) -> None:
+    def open(self, request: OpenRequest, returning: Crossing | None = None) -> frozenset[int]:
         """Enter the turn that `request` names.
 
-        `returning` is what `forward` gives back, needed on a route that returns home.
+        `returning` is what `forward` gives back, needed on a route that returns home. Returned are
+        the samples that the other end holds, of a device whose blocks only infer: their rows are
+        left out of what `step` is given, and so are those of samples that were sent since.
         """
         ...
 

@@ -4,6 +4,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,7 @@ from fedsplit.transport.frames import (
     decode,
     encode,
 )
+from fedsplit.transport.held import spans
 from fedsplit.transport.link import Gradients, Host, LinkError, Visit
 from fedsplit.transport.tensors import (
     Stream,
@@ -189,9 +191,10 @@ class Session:
         self._due = self._between_steps
         if request.adapters_on_link:
             self._due = (Kind.FETCH,)
-            if request.train:
+            if request.handed_up:
                 self._between_steps = (step, Kind.HAND_UP)
-        return self._reply(Kind.OPENED, frame)
+        held = () if request.held is None else request.held.samples
+        return self._reply(Kind.OPENED, frame, samples=spans(held, self._limits.samples))
 
     def _fetch(self, frame: Frame) -> Frame:
         if self._parts is None:
@@ -214,6 +217,20 @@ class Session:
     def _arrived(self, frame: Frame) -> tuple[dict[str, Tensor], Boundary]:
         """Return a mini-batch, of which all was checked before its boundary was unpacked."""
         visit = self._entered()
+        held, bounds = visit.request.held, visit.request.bounds
+        if held is None:
+            return self._rows(frame, visit)
+        count = len(frame.samples)
+        if not 1 <= count <= bounds.samples:
+            raise FrameError(f"samples={count}: must be 1 to {bounds.samples}")
+        missing = held.missing(frame.samples)
+        if missing:
+            held.put(missing, *self._rows(replace(frame, samples=missing), visit))
+        elif frame.inputs or frame.tensors:
+            raise FrameError("boundary: must be absent of samples that are held")
+        return held.take(frame.samples)
+
+    def _rows(self, frame: Frame, visit: Visit) -> tuple[dict[str, Tensor], Boundary]:
         check_step(frame, visit.arrival, visit.request.bounds, self._limits.frame_bytes)
         inputs = unpack_inputs(frame.inputs)
         check_inputs(inputs, visit.arrival)
@@ -230,7 +247,8 @@ class Session:
             Kind.STEP_REPLY,
             frame,
             fields=fields | _norm(result.norm),
-            tensors=self._pack_gradients(result.gradients, frame.samples),
+            # Of a boundary that was held before, nothing came.
+            tensors=self._pack_gradients(result.gradients[: len(frame.tensors)], frame.samples),
         )
 
     def _forward(self, frame: Frame) -> Frame:

@@ -196,7 +196,7 @@ def test_every_setting_stands_in_the_configuration() -> None:
     assert set(config.evaluate) == {"every"} | settings_of(EvaluateSettings)
     assert set(config.keep) == settings_of(KeepSettings)
     assert set(config.stop) == settings_of(StopSettings)
-    room = {"streams", "streams_per_peer", "memory_bytes", "memory_per_peer_bytes"}
+    room = {"streams", "streams_per_peer", "memory_bytes", "memory_per_peer_bytes", "held_bytes"}
     assert room <= settings_of(ServerLimits)
     assert {*config.run, *config.link} == of_run | link | room
     assert set(config.channel) == settings_of(ChannelSpec)

@@ -4,6 +4,17 @@
 
 WRONG = [
     (
+        "run train.device_adapters=false strategy.tail=1",
+        "device 0: route='device[0:2] -> server[2:",
+    ),
+    ("run train.device_adapters=false strategy=fedlora", "must be one that ends on a server"),
+    (
+        "run train.device_adapters=false codec=temporal",
+        "codec.uplink.name='temporal': must be one without memory with devices that only infer",
+    ),
+    ("run train.device_adapters=maybe", "train.device_adapters='maybe': must be"),
+    ("run link.held_bytes=0", "link.held_bytes=0: must be above 0"),
+    (
         "run model.r_by_device=[2,4]",
         "model.r_by_device=[2, 4]: must be 4 ranks, one a device, or a ma",
     ),

@@ -56,6 +56,7 @@ class NotHere:
 _SMALL = "rounds=1 train.steps=1 train.batch_size=2 fleet.devices=2 data.max_samples=64"
 _TINY = f"{_SMALL} data.seq_len=32"
 _FEW = f"{_TINY} seed=0,1 strategy=splitfed,gsfl"
+_FEW_TEXTS = "--texts 4 --private 2"
 _STUDY = f"fedsplit run -m output=outputs/study {_FEW}"
 _TRAINED = r"│ +1 │ +[\d.]+ │"
 _TO_SITE = "--quiet --no-deps --no-build-isolation --no-index --target site"
@@ -65,7 +66,7 @@ _MACHINES = NotHere("is one of several machines; tests/system/test_deploy.py sta
 _INSTALLS = NotHere("installs the project itself, which .ci/run does in a fresh environment")
 _LONG = NotHere("takes minutes; tests/apps/test_reproduce.py makes the same comparisons")
 
-# By how they begin. `fedsplit plan` is not here: all of these run as they stand.
+# By how they begin. `fedsplit plan` is hardly here: nearly all of these run as they stand.
 TABLE: Mapping[str, Run | NotHere] = {
     "fedsplit run": Run(_TINY, _TRAINED, slow=False),
     "fedsplit run --cfg": Run("", r"source: package:default", slow=False),
@@ -82,6 +83,9 @@ TABLE: Mapping[str, Run | NotHere] = {
     "fedsplit run data=classification": Run(_TINY, r"macro F1"),
     "fedsplit run strategy=vanilla": Run(_TINY, _TRAINED),
     "fedsplit run strategy.tail=1": Run(_TINY, _TRAINED),
+    "fedsplit run model.r_by_device=": Run(_TINY, _TRAINED),
+    "fedsplit run train.device_adapters=false": Run(_TINY, _TRAINED),
+    "fedsplit run strategy=splitfrozen": Run(_TINY, _TRAINED),
     "fedsplit run resume=outputs/mine": Run(
         "rounds=2", r"│ +2 │ +[\d.]+ │", after=f"fedsplit run output=outputs/mine {_TINY}"
     ),
@@ -115,8 +119,21 @@ TABLE: Mapping[str, Run | NotHere] = {
         "--max-new-tokens 4", "", after=f"fedsplit run output=outputs/tales {_TINY}"
     ),
     "fedsplit calibrate": Run(f"--steps 1 --grid grid.yaml {_TINY}", r"codecs\.csv"),
-    "fedsplit audit": Run(f"--texts 4 --private 2 {_TINY}", "a curious server"),
-    "fedsplit audit -m": Run(f"--texts 4 --private 2 {_TINY}", "a curious server"),
+    "fedsplit audit": Run(f"{_FEW_TEXTS} {_TINY}", "a curious server"),
+    "fedsplit audit -m": Run(f"{_FEW_TEXTS} {_TINY}", "a curious server"),
+    "fedsplit audit -m strategy.cut=1,2,3,4,5": Run(f"{_FEW_TEXTS} {_TINY}", "a curious server"),
+    "fedsplit plan strategy=fast privacy.audit=": Run(
+        "",
+        r"scenario +s +s",
+        after=f"fedsplit audit -m strategy.cut=1,2 --output outputs/cuts {_FEW_TEXTS} {_TINY}",
+    ),
+    "fedsplit audit outputs/nopeek": Run(
+        _FEW_TEXTS,
+        "correlation 10",
+        after=f"fedsplit run privacy=nopeek privacy.correlation_weight=10 output=outputs/nopeek "
+        f"{_TINY}",
+    ),
+    "fedsplit run privacy=nopeek": Run(_TINY, _TRAINED),
     "fedsplit run rounds=2 privacy=noise": Run(_TINY, "epsilon"),
     "fedsplit reproduce all": _LONG,
     "fedsplit reproduce card --train": _LONG,
@@ -144,12 +161,12 @@ TABLE: Mapping[str, Run | NotHere] = {
 
 def entry(command: str) -> Run | NotHere | None:
     """Return what the table says of a command: its longest beginning that stands there."""
-    if command.startswith("fedsplit plan "):
-        return Run("", r"scenario +s +s", slow=False)
     if command == "fedsplit run":
         return TABLE[command]
     begins = [start for start in TABLE if command.startswith(start) and start != "fedsplit run"]
-    return TABLE[max(begins, key=len)] if begins else None
+    if begins:
+        return TABLE[max(begins, key=len)]
+    return Run("", r"scenario +s +s", slow=False) if command.startswith("fedsplit plan ") else None
 
 
 def test_every_command_is_run_or_said_why_not() -> None:

@@ -24,7 +24,6 @@ def test_every_figure_of_the_page_is_in_the_json_beside_it() -> None:
         assert (
             text.partition(begin)[2].partition(end)[0].strip() == tables(read_results(file)).strip()
         )
-        assert read_results(file)["missed"] == []
     assert text.count("<!-- figures: ") == len(FILES)
 
 

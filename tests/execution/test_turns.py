@@ -1,5 +1,6 @@
 """A turn on any route computes what the unsplit PEFT model computes, bit for bit."""
 
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
@@ -199,9 +200,9 @@ def test_the_mean_loss_weighs_every_target_alike() -> None:
 class RecordingLink(InProcessLink):
     """An in-process link that keeps what crosses it."""
 
-    def _exchange(self, frame: bytes) -> bytes:
+    def _send(self, frame: bytes) -> Callable[[], bytes]:
         self.sent = getattr(self, "sent", b"") + frame
-        return super()._exchange(frame)
+        return super()._send(frame)
 
 
 @pytest.mark.parametrize(

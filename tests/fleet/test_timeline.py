@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsplit.errors import FedsplitError
-from fedsplit.fleet import timeline
+from fedsplit.fleet import RoundCost, timeline
 from fedsplit.plan import Branch, CodecPlan, RoundPlan, Route, Turn
+from fedsplit.testing.scenes import make_scene
 from fedsplit.wireless import Channel, ChannelSpec, FadingSpec
 from tests.fleet.fleet_scenarios import N_BLOCKS, random_fleet, random_profile, random_state, rounds
 
@@ -539,3 +540,45 @@ def test_fleet_and_channel_must_be_of_one_size():
     plan = RoundPlan((Branch((turn(0, Route.two_tier(N_BLOCKS, 2), 1),)),))
     with pytest.raises(FedsplitError, match="channel devices=3: must be 5"):
         timeline(plan, profile, fleet, other, BATCH)
+
+
+def test_a_device_that_only_infers_sends_a_sample_once() -> None:
+    """First epoch: all boundaries up, bare replies, no backward pass; later: none of either."""
+    scene = make_scene(1)
+    cut = Route.two_tier(scene.n_blocks, 2)
+    turn = replace(scene.turn(0, cut), steps=4)
+
+    def cost(**changes: object) -> RoundCost:
+        return scene.timeline(RoundPlan.parallel([replace(turn, **changes)])).cost
+
+    trained = cost()
+    first, later = cost(frozen=True), cost(frozen=True, fresh=0.0)
+    boundary = 4 * scene.work.batch_size * scene.profile.blocks[1].boundary_bytes
+    adapters = scene.profile.segments(cut)[0].adapter_bytes
+    assert trained.uplink_bytes[0] - first.uplink_bytes[0] == pytest.approx(adapters)
+    assert first.uplink_bytes[0] - later.uplink_bytes[0] == pytest.approx(boundary)
+    assert later.uplink_bytes[0] == pytest.approx(0)
+    assert trained.downlink_bytes[0] - first.downlink_bytes[0] == pytest.approx(boundary)
+    forward, backward = (
+        getattr(scene.profile.segments(cut)[0], name)
+        for name in ("forward_flops", "backward_flops")
+    )
+    share = forward / (forward + backward)
+    assert first.device_compute_s[0] == pytest.approx(share * trained.device_compute_s[0])
+    assert later.device_compute_s[0] == 0
+    assert first.device_memory_bytes[0] < trained.device_memory_bytes[0]
+
+
+def test_a_lower_rank_has_less_to_carry_and_to_keep() -> None:
+    scene = make_scene(1)
+    scene = replace(scene, profile=replace(scene.profile, rank=8))
+    turn = scene.turn(0, Route.two_tier(scene.n_blocks, 2))
+    whole, part = (
+        scene.timeline(RoundPlan.parallel([replace(turn, rank=rank)])).cost for rank in (None, 2)
+    )
+    adapters = scene.profile.segments(turn.route)[0].adapter_bytes
+    for name in ("uplink_bytes", "downlink_bytes"):
+        less = getattr(whole, name)[0] - getattr(part, name)[0]
+        assert less == pytest.approx(0.75 * adapters)
+    assert part.device_memory_bytes[0] < whole.device_memory_bytes[0]
+    assert part.server_memory_bytes[0] < whole.server_memory_bytes[0]

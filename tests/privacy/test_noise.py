@@ -1,6 +1,6 @@
 """Clipping and noise on the device: on the wire, and in the gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -27,9 +27,9 @@ class Wire(InProcessLink):
         super().__init__(stage)
         self.frames: list[bytes] = []
 
-    def _exchange(self, frame: bytes) -> bytes:
+    def _send(self, frame: bytes) -> Callable[[], bytes]:
         self.frames.append(frame)
-        return super()._exchange(frame)
+        return super()._send(frame)
 
 
 def turn(
@@ -133,21 +133,21 @@ def test_gradients_go_back_through_clipping_as_calculus_has_it() -> None:
 
 def test_noise_has_the_deviation_that_it_is_to_have_and_comes_from_the_seed() -> None:
     boundary = Boundary((torch.zeros(4, 100, 64),), "1")
-    first = Defence(NOISE, 5).boundary(boundary).tensors[0]
+    first = Defence(NOISE, 5).boundary(boundary, {}).tensors[0]
     assert first.std().item() == pytest.approx(2e-3, rel=0.02)
-    assert torch.equal(Defence(NOISE, 5).boundary(boundary).tensors[0], first)
-    assert not torch.equal(Defence(NOISE, 6).boundary(boundary).tensors[0], first)
+    assert torch.equal(Defence(NOISE, 5).boundary(boundary, {}).tensors[0], first)
+    assert not torch.equal(Defence(NOISE, 6).boundary(boundary, {}).tensors[0], first)
     defence = Defence(NOISE, 5)
-    defence.boundary(boundary)
-    assert not torch.equal(defence.boundary(boundary).tensors[0], first)
+    defence.boundary(boundary, {})
+    assert not torch.equal(defence.boundary(boundary, {}).tensors[0], first)
     system = replace(NOISE, randomness="system")
-    again = [Defence(system, 5).boundary(boundary).tensors[0] for _ in range(2)]
+    again = [Defence(system, 5).boundary(boundary, {}).tensors[0] for _ in range(2)]
     assert not torch.equal(*again)
 
 
 def test_noise_on_a_boundary_that_has_no_tokens_is_refused_by_token() -> None:
     with pytest.raises(FedsplitError, match=r"unit='?token'?: boundaries of shape \(2, 3, 4, 4\)"):
-        Defence(NOISE, 0).boundary(Boundary((torch.zeros(2, 3, 4, 4),), "1"))
+        Defence(NOISE, 0).boundary(Boundary((torch.zeros(2, 3, 4, 4),), "1"), {})
 
 
 @pytest.mark.parametrize(

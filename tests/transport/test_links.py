@@ -90,13 +90,13 @@ class Tampering(InProcessLink):
         super().__init__(cluster.stage("server"))
         self._at, self._change = at, change
 
-    def _send(self, frame: bytes) -> Callable[[], bytes]:
+    def _exchange(self, frame: bytes) -> bytes:
         self._at -= 1
         if self._at == -1:
             changed = self._change(frame)
             assert changed != frame
             frame = changed
-        return super()._send(frame)
+        return super()._exchange(frame)
 
 
 def _renumber(frame: bytes, step: int) -> bytes:

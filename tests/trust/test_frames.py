@@ -195,12 +195,13 @@ def test_no_layout_runs_anything_on_edges_and_devices(who: str, layout: str) -> 
     class Liar(InProcessLink):
         """A link on which one of the two ends sends a layout of its own."""
 
-        def _exchange(self, frame: bytes) -> bytes:
+        def _send(self, frame: bytes) -> Callable[[], bytes]:
             honest = json.dumps('{"output":1,"shared":{}}').encode()
             other = json.dumps(layout).encode()
             if who == "an edge, from a device":
-                return super()._exchange(_replaced(frame, honest, other))
-            return _replaced(super()._exchange(frame), honest, other)
+                return super()._send(_replaced(frame, honest, other))
+            answer = super()._send(frame)
+            return lambda: _replaced(answer(), honest, other)
 
     route = THREE if who == "an edge, from a device" else EDGE_HOME
     with Cluster(SPEC) as cluster:

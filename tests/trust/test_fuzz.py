@@ -44,9 +44,10 @@ class Recorder(InProcessLink):
 
     tamper: Callable[[bytes], bytes] = staticmethod(lambda answer: answer)
 
-    def _exchange(self, frame: bytes) -> bytes:
+    def _send(self, frame: bytes) -> Callable[[], bytes]:
         self.sent = [*getattr(self, "sent", []), frame]
-        return self.tamper(super()._exchange(frame))
+        answer = super()._send(frame)
+        return lambda: self.tamper(answer())
 
 
 @dataclass(frozen=True)

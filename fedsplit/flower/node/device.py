@@ -119,12 +119,14 @@ class Device:
                 codec=turn.codec,
                 privacy=job.privacy,
                 rank=turn.rank,
+                frozen=turn.frozen,
             )
             wall_s = time.perf_counter() - started
             log(INFO, "device %s: %s steps, loss %.4f", turn.device, result.steps, result.loss)
             if job.optimizer.keep_state:
                 write_state(context, result.state)
-            trained = result.adapters if task.way is AdapterWay.MESSAGE else None
+            sent = task.way is AdapterWay.MESSAGE and not turn.frozen
+            trained = result.adapters if sent else None
             return answer(message, _metrics(result, wall_s), arrays=trained)
 
     def evaluate(self, message: Message, context: Context) -> Message:

@@ -31,7 +31,7 @@ from fedsplit.flower.server.turn_run import TurnRun
 from fedsplit.flower.server.turns import TurnRunner, Work
 from fedsplit.flower.tasks import Job
 from fedsplit.models.ranks import put_back
-from fedsplit.plan import EDGE, AdapterWay, Branch, Failure, Turn
+from fedsplit.plan import DEVICE, EDGE, AdapterWay, Branch, Failure, Turn
 
 
 class Coordinator:
@@ -130,6 +130,15 @@ class Coordinator:
         `optimizer` takes the place of the job's for this round.
         """
         return self._run(Work(server_round, optimizer or self.job.optimizer), branches, arrays)
+
+    def untrained(self, branches: Sequence[Branch]) -> set[str]:
+        """Return the names of adapters that no turn of `branches` trains."""
+        frozen = [
+            set(self._host.adapter_names(turn.route, DEVICE) if turn.frozen else ())
+            for branch in branches
+            for turn in branch.turns
+        ]
+        return set.intersection(*frozen)
 
     def evaluate(
         self, server_round: int, turns: Sequence[Turn], arrays: Mapping[str, Tensor]
@@ -345,6 +354,7 @@ class Coordinator:
         busy = {turn.device for turn in wave}
         if self._start_ahead and all(
             turn.device not in busy
+            and not turn.frozen  # what is held of it depends on its adapters
             and len(turn.route.segments) > 1
             and (self._edges is None or not turn.route.on(EDGE))
             for turn in following

@@ -1,12 +1,14 @@
 """The servers' side of every route, hosted by the server app's process."""
 
+import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from torch import Tensor
 
+from fedsplit.codec.base import raw_bytes
 from fedsplit.execution import OptimizerSpec, Stage, State, compute
 from fedsplit.execution.accelerator import torch_device
 from fedsplit.flower.link_settings import LinkSettings
@@ -16,6 +18,7 @@ from fedsplit.plan import DEVICE, AdapterWay, Route, Segment, Turn
 from fedsplit.transport import (
     Attendance,
     GrpcServer,
+    Held,
     InProcessLink,
     Link,
     LinkError,
@@ -65,6 +68,7 @@ class StageHost:
         self.attendance = Attendance()
         self._stages: dict[str, Stage] = {}
         self._kept: dict[int, dict[str, State]] = {}
+        self._held: dict[int, Held] = {}
         self._waiting: dict[bytes, Stage] = {}
         self._server: GrpcServer | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="fedsplit-link-")
@@ -138,6 +142,7 @@ class StageHost:
             The tiers hosted here, the last of the route first, and the turn's token on each.
         """
         route, opened = turn.route, list[tuple[Stage, str]]()
+        train_frozen = turn.frozen and optimizer is not None
         downstream: tuple[Link, str] | None = None
         for position in range(len(route.segments) - 1, 0, -1):
             segment = route.segments[position]
@@ -154,6 +159,7 @@ class StageHost:
                 train=optimizer is not None,
                 adapters_on_link=fetched,
                 bounds=self._job.bounds(steps),
+                held=self._held_of(turn) if train_frozen and position == 1 else None,
             )
             stage = self._stage(segment.tier)
             kept = self._kept.get(turn.device) if optimizer is not None else None
@@ -164,6 +170,19 @@ class StageHost:
             first, token = opened[-1]
             self._waiting[bytes.fromhex(token)] = first
         return opened
+
+    def hold(self, turn: Turn, adapters: Mapping[str, Tensor]) -> None:
+        """Say what a device that only infers does so with: another cut or adapter begins anew."""
+        digest = hashlib.sha256(repr((turn.route.cuts[0], turn.codec.uplink)).encode())
+        for name in sorted(self.adapter_names(turn.route, DEVICE)):
+            digest.update(raw_bytes(adapters[name]))
+        self._held_of(turn).begin(digest.hexdigest())
+
+    def _held_of(self, turn: Turn) -> Held:
+        if turn.device not in self._held:
+            limits, devices = self._job.limits, self._job.n_devices
+            self._held[turn.device] = Held(limits.held_samples, limits.held_bytes // devices)
+        return self._held[turn.device]
 
     def keep(self, device: int, opened: Sequence[tuple[Stage, str]]) -> None:
         """Keep the moments of a device's turn for its next one, in place of all it had here."""

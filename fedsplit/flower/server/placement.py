@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from fedsplit.errors import PlanError
 from fedsplit.execution import OptimizerSpec
 from fedsplit.flower.server.edges import Assignment, RemoteEdges
 from fedsplit.flower.server.host import StageHost
@@ -103,6 +104,10 @@ class Placement:
             If no node is this edge.
         """
         edges, first = self._edges, branch.turns[0]
+        if any(turn.frozen or turn.rank is not None for turn in branch.turns):
+            raise PlanError(
+                f"device {first.device}: must train all its adapters behind an edge node"
+            )
         assert edges is not None
         assert first.edge is not None
         address = edges.address(first.edge)

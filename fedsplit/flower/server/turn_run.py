@@ -81,6 +81,8 @@ class TurnRun:
         """
         ready = self.adapters is None and self.presence != ""
         self.adapters = adapters = at_rank(adapters, self.turn.rank)
+        if self.turn.frozen and self.optimizer is not None:
+            self.host.hold(self.turn, adapters)
         for place, (stage, token) in enumerate(self.stages):
             fetched: tuple[str, ...] = ()
             if place == len(self.stages) - 1 and self.way is not AdapterWay.MESSAGE:

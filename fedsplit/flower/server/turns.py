@@ -142,12 +142,15 @@ class TurnRunner:
         outcome = turn_outcome(run.turn, read_metrics(reply), {}, run.begun_s)
         check_counts(outcome, self._job.bounds(self.steps(work, run.turn, roster)))
         own = self._host.adapter_names(run.turn.route, DEVICE)
-        carried = own if work.train and run.way is AdapterWay.MESSAGE else ()
+        trains = work.train and not run.turn.frozen
+        carried = own if trains and run.way is AdapterWay.MESSAGE else ()
         trained = read_arrays(reply, at_rank(self._host.likes(carried), run.turn.rank))
         if run.assignment is not None and run.way is not AdapterWay.EDGE:
             trained |= yield from self.from_edge(run)
         if work.train:
             trained |= run.finish()
+            if not trains:
+                trained |= {name: given[name] for name in own}
             tiers = (DEVICE, EDGE) if run.way is AdapterWay.EDGE else ()
             absent = {
                 name for tier in tiers for name in self._host.adapter_names(run.turn.route, tier)
