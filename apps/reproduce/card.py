@@ -23,8 +23,9 @@ def add(case: Case) -> dict[str, object]:
     delay, energy = case.values["delay_s"], case.values["server_compute_j"]
     for name, ours, least in (("constant", "CARD", 0), ("constant, private", "CARD, private", 1)):
         allowed = constants(case, least)
-        delay[name] = min(one.delay_s(energy[ours].item()) for one in allowed)
-        energy[name] = min(one.energy_j(delay[ours].item()) for one in allowed)
+        least_s = min(one.delay_s(energy[ours].item()) for one in allowed)
+        least_j = min(one.energy_j(delay[ours].item()) for one in allowed)
+        delay[name], energy[name] = np.array(least_s), np.array(least_j)
     return {}
 
 
@@ -65,7 +66,8 @@ def constants(case: Case, least: int) -> list[Constant]:
     cycles = (low_s - top_s) / (1 / low_hz - 1 / top_hz)
     columns = (top_s - cycles / top_hz, cycles, case.values["server_compute_j"][fastest])
     allowed = fits & (np.array(case.x[fastest]) >= least)
-    return [Constant(*map(float, row), low_hz, top_hz) for row in np.column_stack(columns)[allowed]]
+    rows = np.column_stack(columns)[allowed].tolist()
+    return [Constant(base_s, held, top_j, low_hz, top_hz) for base_s, held, top_j in rows]
 
 
 class DrawnLinks(Channel):
@@ -81,7 +83,8 @@ class DrawnLinks(Channel):
         drawn = generator(config.seed, "reproduce", "card", round_)
         band_hz = float(config.channel.bandwidth_hz)
         # Unit power and noise: the gain alone is the signal-to-noise ratio times the band.
-        gain = db_to_linear(drawn.uniform(*config.paper.snr_db, n_devices)) * band_hz
+        low, high = config.paper.snr_db
+        gain = db_to_linear(drawn.uniform(low, high, n_devices)) * band_hz
         return ChannelState(
             gain_up=gain,
             gain_down=gain,

@@ -20,7 +20,8 @@ def add(case: Case) -> dict[str, object]:
     rounds = range(1, case.config.rounds + 1)
     divided = np.mean([divided_delay_s(scenario, index) for index in rounds])
     by_cut = delay["vanilla SL by cut"]
-    delay |= {"GSFL, band divided": divided, "vanilla SL, best cut": by_cut.min()}
+    delay["GSFL, band divided"] = np.array(divided)
+    delay["vanilla SL, best cut"] = np.array(by_cut.min())
     return {"best_cut": case.x["vanilla SL by cut"][by_cut.argmin()]}
 
 
@@ -35,8 +36,9 @@ def divided_delay_s(scenario: Scenario, server_round: int) -> float:
     n_groups = len(plan.branches)
 
     def with_share(branch: Branch, share: float) -> Branch:
-        part = {"uplink_hz": share * channel.uplink_hz, "downlink_hz": share * channel.downlink_hz}
-        return Branch(tuple(replace(turn, **part) for turn in branch.turns))
+        up_hz, down_hz = share * channel.uplink_hz, share * channel.downlink_hz
+        turns = (replace(turn, uplink_hz=up_hz, downlink_hz=down_hz) for turn in branch.turns)
+        return Branch(tuple(turns))
 
     clock_hz = float(system.fleet.servers.clock_hz[0]) / n_groups
 

@@ -77,7 +77,7 @@ def reproduce(
     models = [text for text in overrides if text.startswith("model=")]
     settings = [text for text in overrides if text not in models]
     for text in models:
-        require(training, *text.split("=", 1), "absent without --train")
+        require(training, "model", text.partition("=")[2], "absent without --train")
     names = tuple(PAPERS) if paper == ALL else (paper,)
     default = f"outputs/reproduce_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     config = load_config([f"paper={names[0]}", *settings])
@@ -100,7 +100,7 @@ def compare(paper: str, overrides: Sequence[str], seeds: Sequence[int]) -> Findi
     study = read(paper)
     cases = [Case(study, [*overrides, f"seed={seed}"]) for seed in seeds]
     more = [PAPERS[paper](case) for case in cases]
-    words = dict(cases[0].config) | more[0]
+    words = cases[0].words | more[0]
     numbers = [case.values for case in cases]
     provenance = str(cases[0].config.paper.provenance).strip()
     changed = [text for text in overrides if not text.startswith(("output=", "seed="))]

@@ -101,6 +101,11 @@ class Case:
         self.scenarios: dict[str, Scenario] = {}
         self._members = named_members(common, study.members) if study.members else []
 
+    @property
+    def words(self) -> dict[str, object]:
+        """The settings, as words of figures name them."""
+        return {str(name): value for name, value in self.config.items()}
+
     def cost(
         self, on: Callable[[System], System] = lambda system: system
     ) -> dict[str, dict[str, Array]]:

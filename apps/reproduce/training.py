@@ -56,7 +56,7 @@ def train(one: Findings, folder: Path, overrides: Sequence[str]) -> Findings:
         name: {member: np.array(value) for member, value in last[name].items()}
         for name in last.select_dtypes("number")
     }
-    words = dict(one.case.config)
+    words = one.case.words
     more, note = _MORE.get(one.paper), trained(members, rounds)
     if more is not None:
         words |= more(one.case.config, numbers)

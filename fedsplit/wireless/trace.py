@@ -117,7 +117,8 @@ def _both(path: Path, kind: str, values: Array, times_s: Array | None) -> Trace:
     inside = np.isfinite(values) & (values > 0) & (values <= _MOST[kind])
     allowed = f"above 0 and up to {_MOST[kind]:g} everywhere"
     worst = values[~inside]
-    require(worst.size == 0, f"{path}: {kind}", *worst[:1].tolist() or [0.0], allowed)
+    first = float(worst[0]) if worst.size else 0.0
+    require(worst.size == 0, f"{path}: {kind}", first, allowed)
     way = Recording(values=values, times_s=times_s)
     return Trace(kind=kind, up=way, down=way)
 
@@ -165,8 +166,9 @@ def _read_csv(path: Path) -> Trace:
 
 
 def _from_zero(times_s: ArrayLike) -> Array:
-    times: Array = np.asarray(times_s, dtype=np.float64)
-    return times - times[0]
+    times = np.asarray(times_s, dtype=np.float64)
+    held: Array = times - times[0]
+    return held
 
 
 def _index(place: str, row: Mapping[str, str], name: str) -> int:
