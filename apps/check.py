@@ -12,7 +12,16 @@ from omegaconf import DictConfig
 from transformers import AutoTokenizer, PretrainedConfig
 
 from fedsplit.codec import make_codec
-from fedsplit.data import DataSpec, load_data, load_device, load_test, prompt_tokens
+from fedsplit.data import (
+    DataSpec,
+    Samples,
+    TokenSamples,
+    first_sample,
+    load_data,
+    load_device,
+    load_test,
+    prompt_tokens,
+)
 from fedsplit.data.partition import LOCAL
 from fedsplit.data.spec import LABEL, LONGEST
 from fedsplit.errors import FedsplitError, SettingsError, require, require_known
@@ -35,8 +44,13 @@ from .values import plain
 from .work import aggregation, local_work
 
 
-def check(config: DictConfig, folder: Path) -> None:
+def check(config: DictConfig, folder: Path) -> str | None:
     """Find what is wrong with a configuration before anything is started.
+
+    Returns
+    -------
+    str or None
+        The first training sample, if only a part of samples is learnt (`first_sample`).
 
     Raises
     ------
@@ -62,7 +76,7 @@ def check(config: DictConfig, folder: Path) -> None:
     data = data_spec(config)
     require_budget(work.privacy)
     require_model(work.model, data)
-    require_data(work, data)
+    sample = require_data(work, data)
     with blaming_the_configuration(work.model):
         system = build_system(config)
     edges = system.fleet.n_edges
@@ -81,6 +95,7 @@ def check(config: DictConfig, folder: Path) -> None:
         require(why is None, "stop.patience", stop.patience, f"larger to go on: {why}")
         least = reached + 1 if is_finished(folder) else reached
         require(config.rounds >= least, "rounds", config.rounds, f"above {reached}, already done")
+    return sample
 
 
 def require_budget(spec: PrivacySpec) -> None:
@@ -215,8 +230,11 @@ def _require_fields(values: Mapping[str, Any], config: PretrainedConfig, where: 
             _require_fields(value, part, field)
 
 
-def require_data(work: Job, data: DataSpec) -> None:
-    """Refuse data that is not there, cannot be read, or does not suffice for all devices."""
+def require_data(work: Job, data: DataSpec) -> str | None:
+    """Refuse data that is not there, cannot be read, or does not suffice for all devices.
+
+    Returns the first sample, if only a part of samples is learnt.
+    """
     tokenizer = None
     if work.model.task != IMAGES and work.model.source is not None:
         try:
@@ -226,10 +244,14 @@ def require_data(work: Job, data: DataSpec) -> None:
             raise SettingsError("model.source", work.model.source, allowed) from error
     try:
         if data.partition == LOCAL:
-            require_own_data(work, data, tokenizer)
+            samples = require_own_data(work, data, tokenizer)
         else:
             held = load_data(data, tokenizer, work.n_devices, work.seed)
             require_classes(work.model, held.n_labels)
+            samples = held.train(0)
+        in_parts = data.source == "chat" or data.prompt_column is not None
+        if in_parts and tokenizer is not None and isinstance(samples, TokenSamples):
+            return first_sample(samples, tokenizer)
     except SettingsError as error:
         field = {"n_devices": "fleet.devices"}.get(error.field, error.field)
         raise SettingsError(field, error.value, error.allowed) from error
@@ -237,6 +259,7 @@ def require_data(work: Job, data: DataSpec) -> None:
         where = "data.path" if data.path is not None else "data.source"
         given = data.path or data.source
         raise SettingsError(where, given, f"data that can be read ({error})") from error
+    return None
 
 
 def require_own_tests(config: DictConfig, work: Job, data: DataSpec) -> None:
@@ -269,10 +292,14 @@ def require_classes(spec: ModelSpec, n_labels: int | None) -> None:
     require(enough, "model.config.num_labels", has, f"at least {n_labels}, the data's classes")
 
 
-def require_own_data(work: Job, data: DataSpec, tokenizer: Any) -> None:
-    """Refuse own data of simulated devices that cannot be read; nodes elsewhere have theirs."""
+def require_own_data(work: Job, data: DataSpec, tokenizer: Any) -> Samples | None:
+    """Refuse own data of simulated devices that cannot be read; nodes elsewhere have theirs.
+
+    Returns the first device's training samples.
+    """
+    first = None
     for device, path in enumerate(work.data_paths or ()):
-        load_device(
+        held = load_device(
             data,
             tokenizer,
             device=device,
@@ -280,3 +307,5 @@ def require_own_data(work: Job, data: DataSpec, tokenizer: Any) -> None:
             seed=work.seed,
             path=path,
         )
+        first = held.train if first is None else first
+    return first

@@ -86,10 +86,15 @@ def train(overrides: Sequence[str], engine: Engine, console: Console) -> tuple[P
             overrides, config = cut_short(overrides, config, folder)
         settings = run_settings(config)
         check_engine(settings.engine, settings.concurrency)
-        check(config, folder)
+        sample = check(config, folder)
         if lock is None:
             folder = _make(folder, named=bool(config.output or config.resume))
             lock = stack.enter_context(locked(folder))
+        begin = f"fedsplit: {config.strategy.name}, {config.rounds} rounds, output in {folder}"
+        console.print(plain_text(begin), highlight=False)
+        if sample is not None:
+            console.print("first sample, with what is learnt between [[ and ]]:", highlight=False)
+            console.print(plain_text(sample), highlight=False, soft_wrap=True)
         return folder, _train(overrides, config, folder, lock, engine, console)
 
 
@@ -102,8 +107,6 @@ def _train(
     console: Console,
 ) -> str | None:
     (folder / ERROR_FILE).unlink(missing_ok=True)
-    begin = f"fedsplit: {config.strategy.name}, {config.rounds} rounds, output in {folder}"
-    console.print(plain_text(begin), highlight=False)
     settings = run_settings(config)
     collect_as_usual()
     try:
