@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.mapping import from_mapping
+from fedsplit.pace import Pace
 from fedsplit.plan import Route
 
 
@@ -146,22 +147,6 @@ class Messages:
     bare_backward_reply: Message = Message()
     turn_up: float = 0.0
     turn_down: float = 0.0
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Which mini-batches of a turn are under way together.
-
-    Parameters
-    ----------
-    update : int
-        Mini-batches of an update, at whose end none is under way.
-    at_once : int
-        How many of them are at most, on routes that leave the device and end at a server.
-    """
-
-    update: int = 1
-    at_once: int = 1
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedsplit.arrays import Array
 from fedsplit.fleet.stages import Stage
-from fedsplit.profiles import Pace
+from fedsplit.pace import Pace
 
 
 def run_ahead(

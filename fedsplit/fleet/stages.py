@@ -17,8 +17,9 @@ from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet.cost import compute_delay_s, compute_energy_j, transmit_energy_j
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.turns import CostTable, read_turns
+from fedsplit.pace import Pace
 from fedsplit.plan import DEVICE, EDGE, AdapterWay, RoundPlan
-from fedsplit.profiles import MeasuredProfile, ModelProfile, Pace
+from fedsplit.profiles import MeasuredProfile, ModelProfile
 from fedsplit.wireless import ChannelState, downlink_bps, uplink_bps
 
 IntArray = NDArray[np.int64]

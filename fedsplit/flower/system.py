@@ -9,8 +9,9 @@ from fedsplit.execution import OptimizerSpec
 from fedsplit.fleet import CodecRatio, Fleet, FleetSpec, SentBytes, Timeline, build_fleet
 from fedsplit.models import ModelSpec, check_route, possible_cuts
 from fedsplit.models.profile import profile_model
+from fedsplit.pace import Pace
 from fedsplit.plan import CodecPlan, RoundPlan, Route
-from fedsplit.profiles import ModelProfile, Pace
+from fedsplit.profiles import ModelProfile
 from fedsplit.schemes import LocalWork, Scene
 from fedsplit.transport import with_messages
 from fedsplit.wireless import Channel, ChannelSpec

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsplit.fleet import timeline
+from fedsplit.pace import Pace
 from fedsplit.plan import RoundPlan, Route, Turn
 from fedsplit.planning.costs import CutCosts
-from fedsplit.profiles import Pace
 from tests.fleet.fleet_scenarios import N_BLOCKS, random_fleet, random_profile, random_state, rounds
 
 BATCH = 8
