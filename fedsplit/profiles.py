@@ -193,7 +193,7 @@ class ModelProfile:
     messages: Messages = Messages()
     recomputed: bool = False
     rank: int | None = None
-    pace: Pace = Pace()
+    pace: Pace = Pace()  # noqa: RUF009 - frozen
 
     def share(self, rank: int | None) -> float:
         """Return how large adapters of `rank` are beside those that are counted."""

@@ -360,8 +360,7 @@ class StageBuilder:
         """Return the expected ratio of a codec."""
         if self._ratio is None:
             return 1.0
-        name = repr(settings)
-        if name not in self._known:
+        if (name := repr(settings)) not in self._known:
             self._known[name] = self._ratio(settings)
         return self._known[name]
 
