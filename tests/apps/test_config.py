@@ -200,7 +200,7 @@ def test_every_setting_stands_in_the_configuration() -> None:
     assert room <= settings_of(ServerLimits)
     assert {*config.run, *config.link} == of_run | link | room
     assert set(config.channel) == settings_of(ChannelSpec)
-    assert set(config.fleet) == {"data", *settings_of(FleetSpec)}
+    assert set(config.fleet) == {"csv", "data", *settings_of(FleetSpec)}
     assert set(config.codec) == settings_of(CodecPlan)
     # How ranks differ is the devices' work; a frozen A comes with aggregator.adapters=ffa.
     of_model = settings_of(ModelSpec) - {"freeze_a"} | {"r_by_device"}

@@ -133,7 +133,10 @@ WRONG = [
     ("run -m seed=0,1 rouns=3", "rouns=3: must be a known setting"),
     ("run -m seed=0,1 output=a,b", "output='"),
     ("run -m seed=0,1 resume=nowhere", "resume='"),
-    ("run -m study=nope", "study='nope': must be one of schemes, or a YAML file with `overrides:`"),
+    (
+        "run -m study=nope",
+        "study='nope': must be one of card, fast, fedsllm, gsfl, schemes, sft, splitllm, or a YAML file with `overrides:`",
+    ),
     ("run study=schemes", "study='schemes': must be with --multirun (-m)"),
     ("plot nowhere delay_s eval_loss", "STUDY='nowhere': must be the folder of a study or of a"),
     ("report nowhere", "STUDY='nowhere': must be the folder of a study or of a run"),

@@ -217,6 +217,11 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Pa
         "{% for message in messages %}<{{ message.role }}> {{ message.content }}<end>"
         "{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
     )
+    (folder / "boards.csv").write_text(
+        "name,flops_per_s,memory_bytes,power_w\npi5,3e10,4e9,5\nnuc,4e11,1.6e10,28\n"
+    )
+    rates = (f"{turn},{device},2e7,4e7\n" for turn in (0, 1) for device in range(4))
+    (folder / "rates.csv").write_text(f"round,device,uplink_bps,downlink_bps\n{''.join(rates)}")
     (folder / "grid.yaml").write_text("- {name: int8}\n- {name: topk, keep: 0.5, bits: 4}\n")
     done = shell(f"pip install ./examples/my_scheme {_TO_SITE}", folder)
     assert done.returncode == 0, done.stderr

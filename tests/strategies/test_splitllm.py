@@ -173,7 +173,8 @@ def test_users_go_where_turns_are_fastest_or_edges_least_busy(
     assert Counter(by_channel.tolist()).most_common(1)[0][1] <= room
     assert sum(loads(by_channel.tolist())) == pytest.approx(min(sum(loads(one)) for one in even))
     by_load = SplitLlm(1, 3, association="load").edges(scene)
-    assert max(loads(by_load.tolist())) <= 1.15 * min(max(loads(one)) for one in every)
+    # What rounding the relaxation guarantees; tests/planning says how near it usually is.
+    assert max(loads(by_load.tolist())) <= 2 * min(max(loads(one)) for one in every)
     plan = SplitLlm(1, 3, association="channel").plan_round(scene)
     for branch in plan.branches:
         (turn,) = branch.turns

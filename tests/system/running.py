@@ -12,6 +12,8 @@ import psutil
 from fedsplit.apps.launch.guard import marked
 from fedsplit.apps.launch.surroundings import MARK
 
+from fedsplit.flower.server.checkpoint import holds_checkpoint
+
 ROOT = "fedsplit.apps.launch.root"
 PATIENCE_S = 240.0
 
@@ -74,7 +76,13 @@ class Running:
     def __init__(self, overrides: Sequence[str], cwd: Path) -> None:
         self.output = cwd / "out"
         self.process = start([*overrides, "rounds=999", "output=out"], cwd)
-        wait_until(lambda: self.rounds() >= 1 or self.process.poll() is not None)
+        # A round is told before it is kept.
+        wait_until(
+            lambda: (
+                (self.rounds() >= 1 and holds_checkpoint(self.output))
+                or self.process.poll() is not None
+            )
+        )
         assert self.process.poll() is None, self.process.communicate()
         below = psutil.Process(self.process.pid).children(recursive=True)
         (self.token,) = filter(None, {item.environ().get(MARK) for item in below})

@@ -44,7 +44,7 @@ METHODS = [f"/{SERVICE}/{name}" for name in (METHOD, PRESENCE)]
 ELSEWHERE = "127.0.0.2"  # another peer than the device of the turn
 GIGABYTES = (2 << 30) - 1
 MEMORY_BYTES = 64 << 20
-AHEAD_BYTES = 3 << 20  # what gRPC takes of a stream unasked
+AHEAD_BYTES = 12 << 20  # what gRPC takes of a stream unasked: 3 MB, at its lowest version 8
 LIMITS = ServerLimits(open_timeout_s=1.0)
 
 
