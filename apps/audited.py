@@ -2,17 +2,56 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from fedsplit.errors import SettingsError, require
 from fedsplit.flower.system import System
+from fedsplit.mapping import from_mapping
 from fedsplit.plan import Route
 
 from .audit_report import codec_name, defence_name
-from .spending import privacy_spec
+from .spending import BOUND, privacy_spec
+from .values import plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditBound:
+    """What an audit may say of a cut that is planned.
+
+    Parameters
+    ----------
+    audit : str or None
+        File of the audit; None: cuts are not bounded.
+    max_read : float or None
+        Share of private tokens that its best attack may read.
+
+    Raises
+    ------
+    SettingsError
+        If only one is given, or the share is none.
+    """
+
+    audit: str | None = None
+    max_read: float | None = None
+
+    def __post_init__(self) -> None:
+        audit, most = self.audit, self.max_read
+        require(
+            audit is not None or most is None,
+            "privacy.audit",
+            audit,
+            "given with privacy.max_read",
+        )
+        require(
+            most is not None or audit is None,
+            "privacy.max_read",
+            most,
+            "given with privacy.audit",
+        )
+        require(most is None or 0 <= most <= 1, "privacy.max_read", most, "from 0 to 1")
 
 
 def within_audit(system: System, config: DictConfig) -> System:
@@ -25,12 +64,11 @@ def within_audit(system: System, config: DictConfig) -> System:
     SettingsError
         If the file is no audit, says nothing of this model, codec and defence, or allows no cut.
     """
-    path, most = config.privacy.audit, config.privacy.max_read
-    if path is None and most is None:
+    own = {name: value for name, value in plain(config.privacy).items() if name in BOUND}
+    bound = from_mapping(AuditBound, own, "privacy")
+    path, most = bound.audit, bound.max_read
+    if path is None or most is None:
         return system
-    require(path is not None, "privacy.audit", path, "given with privacy.max_read")
-    require(most is not None, "privacy.max_read", most, "given with privacy.audit")
-    require(0 <= most <= 1, "privacy.max_read", most, "a share from 0 to 1")
     codec = codec_name(system.codec.uplink)
     about = (system.profile.name, codec, defence_name(privacy_spec(config)))
     read = _read(Path(path), about)

@@ -14,6 +14,9 @@ from fedsplit.privacy import SYSTEM, PrivacySpec, Spent, most_uses
 
 from .values import plain, without
 
+BOUND = ("audit", "max_read")
+"""Settings of the group that bound what is planned (`.audited`); the rest is the devices'."""
+
 
 def privacy_spec(config: DictConfig) -> PrivacySpec:
     """Return the ``privacy`` group: how devices defend what they send.
@@ -23,7 +26,7 @@ def privacy_spec(config: DictConfig) -> PrivacySpec:
     FedsplitError
         If it is wrong, or noise between machines came from a seed that the server knows.
     """
-    own = without(plain(config.privacy), ("audit", "max_read"))
+    own = without(plain(config.privacy), BOUND)
     spec = from_mapping(PrivacySpec, own, "privacy")
     noisy = spec.noise_multiplier > 0 or spec.gradient_noise_multiplier > 0
     open_to_the_server = noisy and config.link.bind is not None and spec.randomness != SYSTEM

@@ -71,6 +71,9 @@ WRONG = [
         "privacy.correlation_weight=-1.0: must be at least 0 and finite",
     ),
     ("plan privacy.max_read=0.5", "privacy.audit=None: must be given with privacy.max_read"),
+    ("plan privacy.audit=a.json privacy.max_read=1.5", "privacy.max_read=1.5: must be from 0 to 1"),
+    ("plan privacy.audit=a.json privacy.max_read=half", "privacy.max_read='half': must be"),
+    ("plan privacy.audit=[a] privacy.max_read=0.5", "privacy.audit"),
     ("run privacy.audit=none.json", "privacy.max_read=None: must be given with privacy.audit"),
     (
         "plan privacy.audit=none.json privacy.max_read=0.5",
