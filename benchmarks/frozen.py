@@ -95,6 +95,8 @@ def figures(folder: Path) -> dict[str, float]:
     """Return what a run sent and computed, in megabytes, seconds and joules, and its last loss."""
     turns = [turn for turn in read_turns(folder) if turn.phase == "train"]
     records = read_records(folder)
+    if lost := sum(len(record.failures) for record in records):
+        raise SystemExit(f"{folder}: {lost} turns failed, nothing to compare")
     return {
         "up": sum(turn.bytes_up for turn in turns) / 1e6,
         "down": sum(turn.bytes_down for turn in turns) / 1e6,

@@ -70,9 +70,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, Engine() as engine:
         for name, own in MEMBERS.items():
             output, failed = train([*words, *own, f"output={folder}/{name}"], engine, console)
-            if failed is not None:
-                raise SystemExit(f"{name}: {failed}")
-            last = read_records(output)[-1]
+            records = read_records(output)
+            lost = sum(len(record.failures) for record in records)
+            if failed is not None or lost:
+                raise SystemExit(f"{name}: {failed or f'{lost} turns failed, nothing to compare'}")
+            last = records[-1]
             ranks = RANKS if MIXED in own else [WHOLE] * len(RANKS)
             sent = sum(_n_bytes(at_rank(forms, rank)) for rank in ranks)
             error = last.aggregation_error
