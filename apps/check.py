@@ -243,13 +243,14 @@ def require_data(work: Job, data: DataSpec) -> str | None:
             allowed = f"a model whose tokenizer can be read ({error})"
             raise SettingsError("model.source", work.model.source, allowed) from error
     try:
+        in_parts = data.source == "chat" or data.prompt_column is not None
         if data.partition == LOCAL:
             samples = require_own_data(work, data, tokenizer)
         else:
             held = load_data(data, tokenizer, work.n_devices, work.seed)
             require_classes(work.model, held.n_labels)
-            samples = held.train(0)
-        in_parts = data.source == "chat" or data.prompt_column is not None
+            # Made only to be shown: where all is learnt there is nothing to mark.
+            samples = held.train(0) if in_parts else None
         if in_parts and tokenizer is not None and isinstance(samples, TokenSamples):
             return first_sample(samples, tokenizer)
     except SettingsError as error:
