@@ -2,11 +2,11 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from torch import Tensor
 
 from fedsplit.execution import Stage, compute, train_turn
 from fedsplit.fleet import FleetSpec, ServingSpec, build_fleet, timeline
@@ -93,16 +93,10 @@ class Paced(InProcessLink):
         self._device, self._passes, self._seen = device, iter(passes), seen
         self._clock, self._step = clock, 0
 
-    def forward(
-        self,
-        inputs: Mapping[str, Tensor],
-        boundary: Boundary,
-        samples: Sequence[int],
-        share: float = 1.0,
-    ) -> Boundary:
+    def forward(self, *sent: Any) -> Boundary:
         """See `Link.forward`."""
         self._clock.sleep(self._device, next(self._passes))
-        reply = super().forward(inputs, boundary, samples, share)
+        reply = super().forward(*sent)
         self._seen.append(("forward", self._device, self._step))
         return reply
 
