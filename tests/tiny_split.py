@@ -82,6 +82,11 @@ def plain_peft(spec: ModelSpec, adapters: Mapping[str, Tensor]) -> Any:
     return model.to(WHERE)
 
 
+def there(batch: Batch) -> dict[str, Tensor]:
+    """Return a mini-batch's inputs where `plain_peft` computes."""
+    return {name: value.to(WHERE) for name, value in batch.inputs.items()}
+
+
 def train_plainly(
     model: Any, data: Sequence[Batch], optimizer: OptimizerSpec
 ) -> tuple[list[float], dict[str, Tensor]]:
@@ -97,7 +102,7 @@ def train_plainly(
     )
     losses = []
     for batch in data:
-        loss = model(**{name: value.to(WHERE) for name, value in batch.inputs.items()}).loss
+        loss = model(**there(batch)).loss
         loss.backward()
         steps.step()
         steps.zero_grad()
