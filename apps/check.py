@@ -37,7 +37,7 @@ from fedsplit.report.best import why_stop
 from .aggregator import build_aggregator, require_enough_devices, require_enough_updates
 from .config import codec_plan, data_spec, job, run_settings
 from .link_config import link_settings
-from .outputs import evaluate_settings, stop_settings
+from .outputs import KeepSettings, evaluate_settings, keep_settings, stop_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
 from .values import plain
@@ -69,6 +69,9 @@ def check(config: DictConfig, folder: Path) -> str | None:
     require(link.login is None, "link.login", link.login, "null, simulated nodes log in nowhere")
     require_codecs(config)
     require_frozen(config)
+    keep = keep_settings(config)
+    plain_model = work.model.bottleneck is None
+    require(plain_model or keep == KeepSettings(), "keep", str(keep), "off with a bottleneck")
     require_folder(folder)
     aggregator = build_aggregator(plain(config.aggregator))
     require_enough_devices(aggregator, devices)
@@ -152,8 +155,9 @@ def require_frozen(config: DictConfig) -> None:
     remembers = make_codec(uplink, 0).remembers
     require(not remembers, "codec.uplink.name", uplink["name"], f"one without memory {where}")
     require(not config.run.edge_nodes, "run.edge_nodes", True, f"false {where}")
-    weight = plain(config.privacy).get("correlation_weight", 0)
-    require(weight == 0, "privacy.correlation_weight", weight, f"0 {where}")
+    for name in ("correlation_weight", "reader_weight"):
+        weight = plain(config.privacy).get(name, 0)
+        require(weight == 0, f"privacy.{name}", weight, f"0 {where}")
 
 
 def require_folder(folder: Path, field: str = "output") -> None:

@@ -70,6 +70,22 @@ WRONG = [
         "run privacy=nopeek privacy.correlation_weight=-1",
         "privacy.correlation_weight=-1.0: must be at least 0 and finite",
     ),
+    ("run privacy.reader_weight=-1", "privacy.reader_weight=-1.0: must be at least 0 and finite"),
+    ("run privacy.bottleneck=8", "privacy.bottleneck=8: must be a mapping of after, width"),
+    ("plan privacy=bottleneck privacy.bottleneck.width=0", "privacy.bottleneck.width=0: must be"),
+    (
+        "plan privacy=bottleneck privacy.bottleneck.after=6",
+        "privacy.bottleneck.after=6: must be at",
+    ),
+    (
+        "plan privacy=bottleneck strategy.cut=1",
+        "must be one that leaves the device after 2 or more",
+    ),
+    (
+        "run privacy=bottleneck keep.best=true",
+        "keep='KeepSettings(every=None, best=True)': must be",
+    ),
+    ("plan privacy=bottleneck model.train=full", "model.train='full': must be lora with a bottleneck"),
     ("plan privacy.max_read=0.5", "privacy.audit=None: must be given with privacy.max_read"),
     ("plan privacy.audit=a.json privacy.max_read=1.5", "privacy.max_read=1.5: must be from 0 to 1"),
     ("plan privacy.audit=a.json privacy.max_read=half", "privacy.max_read='half': must be"),
