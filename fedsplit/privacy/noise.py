@@ -7,7 +7,7 @@ The Gaussian mechanism of Dwork and Roth, "The algorithmic foundations of differ
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -127,11 +127,11 @@ class Defence:
         spec = self._spec
         if spec.correlation_weight:
             tensors = decorrelated(boundary, inputs, share * spec.correlation_weight)
-            boundary = Boundary(tensors, boundary.layout)
+            boundary = replace(boundary, tensors=tensors)
         if spec.clip is None:
             return boundary
         tensors = self._defend(boundary.tensors, spec.clip, spec.noise_multiplier)
-        return Boundary(tensors, boundary.layout)
+        return replace(boundary, tensors=tensors)
 
     def gradients(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """Return what may leave of the gradients of a boundary; None stays None."""
