@@ -125,13 +125,15 @@ class Tier:
         self._step += 1
 
     def adapters(self) -> dict[str, Tensor]:
-        """Return copies of the present values, by name."""
+        """Return copies of the present values, by name, on the host wherever they are trained."""
         return compute(
-            lambda: {name: item.detach().clone() for name, item in self._parameters.items()}
+            lambda: {
+                name: item.detach().to("cpu", copy=True) for name, item in self._parameters.items()
+            }
         )
 
     def state(self) -> dict[str, State]:
-        """Return copies of what the optimizer keeps of each parameter, by name."""
+        """Return copies of what the optimizer keeps of each parameter, by name, on the host."""
         optimizer = self._optimizer
         return {} if optimizer is None else compute(lambda: state_of(optimizer, self._names))
 

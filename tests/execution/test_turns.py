@@ -23,6 +23,7 @@ from tests.tiny_split import (
     gpt2,
     initial,
     plain_peft,
+    there,
     train_plainly,
 )
 
@@ -165,7 +166,7 @@ def test_evaluation_equals_the_unsplit_model_and_changes_nothing(
     adapters, data = initial(spec), batches(3)
     model = plain_peft(spec, adapters).eval()
     with torch.no_grad():
-        expected = [model(**batch.inputs).loss.item() for batch in data]
+        expected = [model(**there(batch)).loss.item() for batch in data]
     with Cluster(spec) as cluster:
         result = cluster.evaluate(Route.parse(text, BLOCKS), data, adapters)
     assert [report.loss for report in result.reports] == expected
