@@ -35,8 +35,8 @@ from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
 
 from .aggregator import build_aggregator, require_enough_devices, require_enough_updates
-from .config import codec_plan, data_spec, job, run_settings
-from .link_config import link_settings
+from .config import codec_plan, data_spec, job, n_devices, run_settings
+from .link_config import link_settings, server_limits
 from .outputs import KeepSettings, evaluate_settings, keep_settings, stop_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
@@ -133,16 +133,28 @@ def require_link_files(link: LinkSettings) -> None:
 
 
 def require_codecs(config: DictConfig) -> None:
-    """Refuse unknown codecs and settings."""
+    """Refuse unknown codecs and settings, and memories that have no place."""
     plan, padding = codec_plan(config), config.data.get("padding")
+    held, devices = server_limits(config).held_bytes, n_devices(config)
+    # A route that comes home has two streams each way.
+    room = held // (devices * (2 if config.strategy.get("tail") else 1))
     for way, settings in (("uplink", plan.uplink), ("downlink", plan.downlink)):
         try:
-            remembers = make_codec(settings, 0).remembers
+            codec = make_codec(settings, 0)
         except FedsplitError as error:
             raise FedsplitError(str(error).replace("codec.", f"codec.{way}.", 1)) from error
         # Padded to the longest of its mini-batch, a sample has another length every time.
-        fits = not remembers or padding != LONGEST
+        fits = not codec.remembers or padding != LONGEST
         require(fits, "data.padding", padding, f"fixed with codec.{way}.name={settings['name']}")
+        if codec.lasting is None:
+            continue
+        nodes = config.run.edge_nodes
+        require(
+            not nodes, f"codec.{way}.over_turns", True, "false with run.edge_nodes, which forget"
+        )
+        room -= codec.lasting.limit_bytes
+        least = f"less, both ways and all devices within link.held_bytes={held}"
+        require(room >= 0, f"codec.{way}.memory_mb", codec.lasting.limit_bytes / 1e6, least)
 
 
 def require_frozen(config: DictConfig) -> None:

@@ -220,6 +220,19 @@ WRONG = [
     ),
     ("run train=null", "train=None: must be a mapping of batch_size, steps, ep"),
     ("run 'strategy={nam: x}'", "strategy.nam='x': must be a known setting; the nearest is st"),
+    (
+        "run codec=splitcom run.edge_nodes=true fleet=hierarchical strategy=splitllm",
+        "codec.uplink.over_turns=True: must be false with run.edge_nodes, which forget",
+    ),
+    (
+        "run codec=splitcom codec.uplink.memory_mb=500",
+        "codec.uplink.memory_mb=500.0: must be less, both ways and all devices within link.held_byt",
+    ),
+    (
+        "run codec=splitlite strategy.tail=1 fleet.devices=6",
+        "codec.downlink.memory_mb=64.0: must be less, both ways and all devices within link.held_by",
+    ),
+    ("run codec=splitcom codec.uplink.over_turns=1", "codec.uplink.over_turns=1: must be true or"),
     ("run 'codec.uplink=3'", "codec.uplink=3: must be a mapping of name"),
     (
         "run codec=topk codec.uplink.kep=0.3",
