@@ -103,6 +103,9 @@ class Fleet:
         Rate between an edge and the cloud, each way.
     serving : ServingSpec
         How the servers divide themselves.
+    length : ndarray, optional
+        How long each device's texts are beside the profile's, which is what of their boundaries
+        travels, shape ``[N]``; all alike by default.
     """
 
     devices: Nodes
@@ -111,6 +114,7 @@ class Fleet:
     samples: IntArray
     backhaul_bps: float
     serving: ServingSpec = ServingSpec()
+    length: Array | None = None
 
     @property
     def n_devices(self) -> int:

@@ -359,7 +359,7 @@ class SplitModel:
         if boundary is None or self.spec.share_token_ids:
             return found
         mask = found.get("attention_mask")
-        return found | placeholder(self.config, self.spec.task, mask, len(boundary.tensors[0]))
+        return found | placeholder(self.config, self.spec.task, mask, boundary.tensors[0])
 
     @contextmanager
     def _running(self, segment: Segment, boundary: Boundary | None) -> Iterator[None]:

@@ -7,7 +7,7 @@ The Gaussian mechanism of Dwork and Roth, "The algorithmic foundations of differ
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -132,11 +132,11 @@ class Defence:
         correlation, reader = share * spec.correlation_weight, share * spec.reader_weight
         if correlation or reader:
             tensors = less_telling(boundary, inputs, correlation=correlation, reader=reader)
-            boundary = Boundary(tensors, boundary.layout)
+            boundary = replace(boundary, tensors=tensors)
         if spec.clip is None:
             return boundary
         tensors = self._defend(boundary.tensors, spec.clip, spec.noise_multiplier)
-        return Boundary(tensors, boundary.layout)
+        return replace(boundary, tensors=tensors)
 
     def gradients(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """Return what may leave of the gradients of a boundary; None stays None."""

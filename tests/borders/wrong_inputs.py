@@ -85,7 +85,10 @@ WRONG = [
         "run privacy=bottleneck keep.best=true",
         "keep='KeepSettings(every=None, best=True)': must be",
     ),
-    ("plan privacy=bottleneck model.train=full", "model.train='full': must be lora with a bottleneck"),
+    (
+        "plan privacy=bottleneck model.train=full",
+        "model.train='full': must be lora with a bottleneck",
+    ),
     ("plan privacy.max_read=0.5", "privacy.audit=None: must be given with privacy.max_read"),
     ("plan privacy.audit=a.json privacy.max_read=1.5", "privacy.max_read=1.5: must be from 0 to 1"),
     ("plan privacy.audit=a.json privacy.max_read=half", "privacy.max_read='half': must be"),
