@@ -30,6 +30,7 @@ from fedsplit.flower.instructions import require_takes_one
 from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import ModelSpec, read_tokenizer
 from fedsplit.models.names import IMAGES, SEQUENCES
+from fedsplit.models.routes import keeps_apart
 from fedsplit.privacy import PrivacySpec, epsilon
 from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
@@ -194,6 +195,9 @@ def require_model(spec: ModelSpec, data: DataSpec) -> None:
     fits = labelled == (spec.task == SEQUENCES)
     wanted = f"{LABEL} for model.task={SEQUENCES}, and only then"
     require(fits, "data.loss_on", data.loss_on, f"{wanted}; it is {spec.task}")
+    apart = not data.packing or keeps_apart(spec)
+    allowed = f"false, {config.model_type!r} does not keep texts of a row apart"
+    require(apart, "data.packing", True, allowed)
     pixels = getattr(config, "image_size", None)
     if images and isinstance(pixels, int):
         size = data.image_size

@@ -696,6 +696,10 @@ WRONG = [
         "run codec=temporal data=text path=labelled.csv data.padding=longest",
         "data.padding='longest': must be fixed with codec.up",
     ),
+    (
+        "run data=text path=labelled.csv data.packing=true",
+        "data.packing=True: must be false but for pairs and chat",
+    ),
     ("run codec=nope", "codec='nope': must be one of bf16, error_feedback, fp16,"),
     (
         "run data.max_samples=1",
