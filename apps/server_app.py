@@ -103,7 +103,7 @@ def _run(grid: Grid, config: DictConfig, folder: Path) -> None:
                 first_round=done + 1,
                 evaluate_every=settings.evaluate_every,
                 quorum=settings.quorum,
-                quorum_devices=settings.quorum_devices,
+                waiting=settings.waiting,
                 max_update_norm=settings.max_update_norm,
                 aggregation=aggregation(config),
                 link=link,
@@ -114,6 +114,7 @@ def _run(grid: Grid, config: DictConfig, folder: Path) -> None:
         if checkpoint is not None:
             adapters = checkpoint.adapters
             restore_strategy(aggregator, checkpoint.strategy)
+            strategy.standing = checkpoint.standing
         result = strategy.start(
             grid, to_record(adapters), num_rounds=settings.rounds, evaluate_fn=recorder.central
         )

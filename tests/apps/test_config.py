@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 from fedsplit.apps.config import (
-    RunSettings,
     codec_plan,
     config_dir,
     job,
@@ -21,6 +20,7 @@ from fedsplit.apps.config import (
 from fedsplit.apps.outputs import EvaluateSettings, KeepSettings, StopSettings
 from fedsplit.apps.overrides import PATHS, PATHS_OR_NAMES, groups
 from fedsplit.apps.plan import build_scenario
+from fedsplit.apps.run_settings import RunSettings
 from fedsplit.apps.server_app import build_scheme
 from fedsplit.apps.values import plain
 from fedsplit.strategies.vanilla import Vanilla
