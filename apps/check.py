@@ -35,9 +35,10 @@ from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
 
 from .aggregator import build_aggregator, require_enough_devices, require_enough_updates
-from .config import codec_plan, data_spec, job, run_settings
+from .config import codec_plan, data_spec, job
 from .link_config import link_settings
 from .outputs import evaluate_settings, stop_settings
+from .run_settings import run_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
 from .values import plain

@@ -19,9 +19,10 @@ from fedsplit.schemes import Scheme
 from fedsplit.schemes.turnout import OutOfEnergy, Turnout, UnderWay, Waiting, turn_out
 
 from .check import blaming_the_configuration, require_codecs, require_fields, require_folder
-from .config import load_config, model_spec, output_folder, require_plain, run_settings
+from .config import load_config, model_spec, output_folder, require_plain
 from .outputs import make_folder
 from .plan_report import RoundRow, comparison_table, round_row, write_results
+from .run_settings import run_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
 from .sweep import members

@@ -22,10 +22,11 @@ from fedsplit.report.lock import locked
 from fedsplit.schemes import Scheme, find_scheme
 
 from .aggregator import build_aggregator
-from .config import job, load_config, output_folder, run_settings
+from .config import job, load_config, output_folder
 from .link_config import link_settings
 from .modelled import ModelledRun
 from .recorder import Recorder
+from .run_settings import run_settings
 from .scenario import build_system, check_first_round
 from .values import plain
 from .work import aggregation

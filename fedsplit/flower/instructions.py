@@ -21,7 +21,6 @@ from flwr.serverapp.strategy import (
     FedMedian,
     FedTrimmedAvg,
     FedYogi,
-    Krum,
     MultiKrum,
     Strategy,
 )
@@ -32,7 +31,7 @@ from fedsplit.schemes.turnout import CARRY, DROP, Waiting
 
 ROUND, PROXIMAL, CLIPPING = "server-round", "proximal-mu", "clipping_norm"
 OBEYED = (ROUND, PROXIMAL, CLIPPING)
-_UNWEIGHTED = (FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan)
+_UNWEIGHTED = (FedMedian, FedTrimmedAvg, MultiKrum, Bulyan)
 
 
 @dataclass(frozen=True, kw_only=True)
