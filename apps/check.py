@@ -26,7 +26,7 @@ from fedsplit.data.partition import LOCAL
 from fedsplit.data.spec import LABEL, LONGEST
 from fedsplit.errors import FedsplitError, SettingsError, require, require_known
 from fedsplit.flower import Job, LinkSettings
-from fedsplit.flower.instructions import require_takes_one
+from fedsplit.flower.instructions import require_takes_late, require_takes_one
 from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import ModelSpec, read_tokenizer
 from fedsplit.models.names import IMAGES, SEQUENCES
@@ -36,9 +36,10 @@ from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
 
 from .aggregator import build_aggregator, require_enough_devices, require_enough_updates
-from .config import codec_plan, data_spec, job, n_devices, run_settings
+from .config import codec_plan, data_spec, job, n_devices
 from .link_config import link_settings, server_limits
 from .outputs import KeepSettings, evaluate_settings, keep_settings, stop_settings
+from .run_settings import run_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
 from .values import plain
@@ -77,6 +78,7 @@ def check(config: DictConfig, folder: Path) -> str | None:
     aggregator = build_aggregator(plain(config.aggregator))
     require_enough_devices(aggregator, devices)
     require_takes_one(aggregator, aggregation(config))
+    require_takes_late(aggregator, settings.waiting, aggregation(config))
     data = data_spec(config)
     require_budget(work.privacy)
     require_model(work.model, data)
@@ -88,7 +90,7 @@ def check(config: DictConfig, folder: Path) -> str | None:
     forgetful = settings.edge_nodes and work.optimizer.keep_state
     require(not forgetful, "train.keep_state", True, "false with run.edge_nodes, which forget")
     require_enough_updates(
-        aggregator, check_first_round(build_scheme(config), system, settings.quorum_devices)
+        aggregator, check_first_round(build_scheme(config), system, settings.waiting)
     )
     require_own_tests(config, work, data)
     if config.resume is not None:
