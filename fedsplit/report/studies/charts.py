@@ -322,7 +322,7 @@ def _draw_map(made: Chart, axes: "Axes") -> None:
         devices[x], devices[y], c=devices[z], cmap=SEQUENTIAL, s=22, zorder=2, label="device"
     )
     axes.plot([devices[x], home[x]], [devices[y], home[y]], color="0.8", lw=0.6, zorder=1)
-    style = {"marker": "^", "linestyle": "none", "markersize": 6}
+    style: dict[str, Any] = {"marker": "^", "linestyle": "none", "markersize": 6}
     axes.plot(stations[x], stations[y], color=COLOURS[1], label="station", **style)
     if len(devices) <= _MOST_CELLS:
         for row in devices.itertuples():
