@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedsplit.models import Bottleneck
 from fedsplit.plan import Turn
 from fedsplit.privacy import PrivacySpec
 from fedsplit.report import plain_text
@@ -22,11 +23,14 @@ def codec_name(settings: Mapping[str, object]) -> str:
     return str(settings["name"]) + (f"({options})" if options else "")
 
 
-def defence_name(privacy: PrivacySpec) -> str:
+def defence_name(privacy: PrivacySpec, bottleneck: Bottleneck | None) -> str:
     """Return what a device does to what it sends, in a few words."""
     parts = []
-    if privacy.correlation_weight:
-        parts.append(f"correlation {privacy.correlation_weight:g}")
+    if bottleneck is not None:
+        parts.append(f"{bottleneck.width} wide after {bottleneck.after}")
+    for name in ("correlation", "reader"):
+        if weight := getattr(privacy, f"{name}_weight"):
+            parts.append(f"{name} {weight:g}")
     if privacy.clip is not None:
         noise = privacy.noise_multiplier
         parts.append(f"clip {privacy.clip:g}, noise {noise:g} per {privacy.unit}")
@@ -101,13 +105,13 @@ class Audit:
     attacks: tuple[Attack, ...] = ()
 
     @classmethod
-    def of(cls, turn: Turn, privacy: PrivacySpec, **found: Any) -> "Audit":
-        """Return the audit of a turn."""
+    def of(cls, turn: Turn, defence: str, **found: Any) -> "Audit":
+        """Return the audit of a turn whose device has this `defence`."""
         return cls(
             route=str(turn.route),
             cut=turn.route.segments[0].stop,
             codec=codec_name(turn.codec.uplink),
-            defence=defence_name(privacy),
+            defence=defence,
             **found,
         )
 

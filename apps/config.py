@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.fleet import FleetSpec
 from fedsplit.fleet.boards import read_boards
-from fedsplit.mapping import from_mapping
+from fedsplit.mapping import convert, from_mapping
 
 from .known import require_known
 from .link_config import link_settings, patience, server_limits
@@ -159,7 +159,9 @@ def output_folder(config: DictConfig, default: str = "") -> Path:
 def model_spec(config: DictConfig) -> "ModelSpec":
     """Return the ``model`` group as a `ModelSpec`, with the folder of the shipped checkpoint."""
     from fedsplit.assets import default_checkpoint
-    from fedsplit.models import ModelSpec
+    from fedsplit.models import Bottleneck, ModelSpec
+
+    from .spending import BOTTLENECK
 
     values = plain(config.model)
     if values.get("source") == _PACKAGED:
@@ -169,6 +171,9 @@ def model_spec(config: DictConfig) -> "ModelSpec":
         values["config"].setdefault("num_labels", _n_labels(json.dumps(plain(config.data))))
     if values.get("adapter") is not None:
         values |= _started_from(values)
+    narrow = plain(config.privacy).get(BOTTLENECK)
+    if narrow is not None:
+        values[BOTTLENECK] = convert(Bottleneck, narrow, f"privacy.{BOTTLENECK}")
     values.pop(RANKS, None)
     values["freeze_a"] = config.aggregator.get(ADAPTERS) == FFA
     low_rank = values.get("train") == "lora" or not values["freeze_a"]

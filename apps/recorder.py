@@ -164,9 +164,10 @@ class Recorder(RunListener):
         self._modelled.write_trace(self._folder)
         name = "adapter" if self._work.model.train == "lora" else "model"
         trained = dict(arrays.to_torch_state_dict())
-        with needed(self._folder):
-            save_trained(self._folder / name, trained, self._model, self._initial)
-            write_card(self._folder / name, self._config, self._report.records)
+        if self._work.model.bottleneck is None:  # else no other program could load it
+            with needed(self._folder):
+                save_trained(self._folder / name, trained, self._model, self._initial)
+                write_card(self._folder / name, self._config, self._report.records)
         (self._folder / PROGRESS).unlink(missing_ok=True)
         if self._tracker is not None:
             self._tracker.close()

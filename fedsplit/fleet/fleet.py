@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fedsplit.arrays import Array
 from fedsplit.errors import require, require_choice
 from fedsplit.fleet.catalogue import DEVICES, SERVERS, Processor
+from fedsplit.fleet.dropout import DropoutSpec
 from fedsplit.seeds import generator
 
 IntArray = NDArray[np.int64]
@@ -46,38 +47,6 @@ class ServingSpec:
         require_choice("fleet.serving.discipline", self.discipline, DISCIPLINES)
         places = self.waiting_steps
         require(places >= 1, "fleet.serving.waiting_steps", places, "at least 1")
-
-
-@dataclass(frozen=True)
-class DropoutSpec:
-    """Devices that leave a round in the midst of it.
-
-    Parameters
-    ----------
-    probability : float
-        That a device leaves a round, in [0, 1). Whoever would be the last to leave stays.
-    away_s : float or None
-        Modelled seconds until it is back and goes on with its turn; None: it does not come back in
-        this round, and its turn is lost.
-    """
-
-    probability: float = 0.0
-    away_s: float | None = None
-
-    def __post_init__(self) -> None:
-        inside = 0 <= self.probability < 1
-        require(inside, "fleet.dropout.probability", self.probability, "in [0, 1)")
-        away_s = self.away_s
-        back = away_s is None or 0 < away_s < math.inf
-        require(back, "fleet.dropout.away_s", away_s, "null, or finite and above 0")
-
-    def leaving(self, devices: Sequence[int], seed: int, server_round: int) -> tuple[int, ...]:
-        """Return which of the `devices` of a round leave it; drawn for each by its index."""
-        if self.probability == 0:
-            return ()
-        draws = generator(seed, "dropout", server_round).uniform(size=max(devices) + 1)
-        last = max(devices, key=lambda device: float(draws[device]))
-        return tuple(d for d in devices if draws[d] < self.probability and d != last)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -139,6 +108,9 @@ class Fleet:
         Who leaves rounds.
     budget_j : ndarray or None
         What each device may spend in all on the modelled system, shape ``[N]``; None: anything.
+    length : ndarray, optional
+        How long each device's texts are beside the profile's, which is what of their boundaries
+        travels, shape ``[N]``; all alike by default.
     """
 
     devices: Nodes
@@ -147,8 +119,9 @@ class Fleet:
     samples: IntArray
     backhaul_bps: float
     serving: ServingSpec = ServingSpec()
-    dropout: DropoutSpec = DropoutSpec()
+    dropout: DropoutSpec = field(default_factory=DropoutSpec)
     budget_j: Array | None = None
+    length: Array | None = None
 
     @property
     def n_devices(self) -> int:

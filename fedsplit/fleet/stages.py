@@ -334,6 +334,8 @@ class StageBuilder:
         """Return the bytes of each hop and mini-batch, forward and backward, ``[M, hops]``."""
         # No gradient goes back where nothing before is trained; only what is fresh leaves home.
         raw = self._batch * self.costs.boundary_bytes[stops[:, :-1]]
+        if self._fleet.length is not None:  # padding does not travel
+            raw *= self._fleet.length[self.turns.device[members]][:, None]
         trained_before = np.cumsum(trained, axis=1)[:, :-1] > 0
         forward, backward = raw.copy(), np.where(trained_before, raw, 0.0)
         forward[:, :1] *= fresh[:, None]

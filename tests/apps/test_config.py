@@ -190,7 +190,7 @@ def test_every_setting_stands_in_the_configuration() -> None:
     recipe = settings_of(OptimizerSpec) - {"part"}  # each turn's own
     of_train = {*config.train, *config.train.optimizer} - {"optimizer"}
     assert of_train == recipe | (settings_of(LocalWork) - {"ranks"})  # model.r_by_device
-    assert set(config.privacy) == settings_of(PrivacySpec) | {"audit", "max_read"}
+    assert set(config.privacy) == settings_of(PrivacySpec) | {"audit", "bottleneck", "max_read"}
     of_run = {*settings_of(RunSettings), *settings_of(Patience)} - {"rounds", "evaluate_every"}
     assert set(config.evaluate) == {"every"} | settings_of(EvaluateSettings)
     assert set(config.keep) == settings_of(KeepSettings)
@@ -201,8 +201,8 @@ def test_every_setting_stands_in_the_configuration() -> None:
     assert set(config.channel) == settings_of(ChannelSpec)
     assert set(config.fleet) == {"csv", "data", *settings_of(FleetSpec)}
     assert set(config.codec) == settings_of(CodecPlan)
-    # How ranks differ is the devices' work; a frozen A comes with aggregator.adapters=ffa.
-    of_model = settings_of(ModelSpec) - {"freeze_a"} | {"r_by_device"}
+    # How ranks differ is the devices' work; others come with aggregator.adapters=ffa and privacy.
+    of_model = settings_of(ModelSpec) - {"freeze_a", "bottleneck"} | {"r_by_device"}
     for name in groups()["model"]:
         given = NEEDED.get(("model", name), [])
         assert set(load_config([f"model={name}", *given]).model) == of_model
