@@ -1,4 +1,4 @@
-"""Who leaves a round."""
+"""Devices that leave rounds."""
 
 import math
 from collections.abc import Sequence

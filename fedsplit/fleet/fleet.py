@@ -104,13 +104,13 @@ class Fleet:
         Rate between an edge and the cloud, each way.
     serving : ServingSpec
         How the servers divide themselves.
-    length : ndarray, optional
-        How long each device's texts are beside the profile's, which is what of their boundaries
-        travels, shape ``[N]``; all alike by default.
     dropout : DropoutSpec
         Who leaves rounds.
     budget_j : ndarray or None
         What each device may spend in all on the modelled system, shape ``[N]``; None: anything.
+    length : ndarray, optional
+        How long each device's texts are beside the profile's, which is what of their boundaries
+        travels, shape ``[N]``; all alike by default.
     """
 
     devices: Nodes
@@ -119,9 +119,9 @@ class Fleet:
     samples: IntArray
     backhaul_bps: float
     serving: ServingSpec = ServingSpec()
-    length: Array | None = None
     dropout: DropoutSpec = field(default_factory=DropoutSpec)
     budget_j: Array | None = None
+    length: Array | None = None
 
     @property
     def n_devices(self) -> int:

@@ -86,7 +86,9 @@ TABLE: Mapping[str, Run | NotHere] = {
     "fedsplit run model.r_by_device=": Run(_TINY.replace("fleet.devices=2 ", ""), _TRAINED),
     "fedsplit run train.device_adapters=false": Run(_TINY, _TRAINED),
     "fedsplit run strategy=splitfrozen": Run(_TINY, _TRAINED),
-    "fedsplit run run.quorum_devices=3": Run(_TINY, _TRAINED),
+    "fedsplit run run.quorum_devices=3": Run(_TINY.replace("fleet.devices=2 ", ""), _TRAINED),
+    "fedsplit run fleet.dropout.probability=": Run(_TINY, _TRAINED),
+    "fedsplit run fleet.budget_j=": Run(_TINY, _TRAINED),
     "fedsplit run resume=outputs/mine": Run(
         "rounds=2", r"│ +2 │ +[\d.]+ │", after=f"fedsplit run output=outputs/mine {_TINY}"
     ),

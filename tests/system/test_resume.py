@@ -75,3 +75,30 @@ def test_resumed_twice_with_other_rounds_and_rate_and_killed_in_between(
     assert found == expected
     assert adapters.keys() == others.keys()
     assert all(torch.equal(adapters[name], others[name]) for name in adapters)
+
+
+def test_a_resumed_run_knows_who_is_late_who_left_and_whose_energy_is_spent(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    job = [
+        *tiny_job(tiny_checkpoint, tiny_text), "fleet.devices=4", "run.quorum_devices=2",
+        "run.late=carry", "fleet.dropout.probability=0.3", "fleet.dropout.away_s=0.01",
+        "fleet.budget_j=[3e-4,1.2e-3]",
+    ]  # fmt: skip
+    finish([*job, "rounds=2", "output=bit_by_bit"], tmp_path)
+    finish(["resume=bit_by_bit", "rounds=6"], tmp_path)
+    finish([*job, "rounds=6", "output=at_once"], tmp_path)
+    (found, adapters), (expected, others) = (
+        outcome(tmp_path / name) for name in ("bit_by_bit", "at_once")
+    )
+    assert found == expected
+    assert all(torch.equal(adapters[name], others[name]) for name in adapters)
+    told = [
+        [
+            [record.get(key) for key in ("late", "arrived", "left", "exhausted")]
+            for record in json.loads((tmp_path / name / "results.json").read_text())["rounds"]
+        ]
+        for name in ("bit_by_bit", "at_once")
+    ]
+    assert told[0] == told[1]
+    assert all(any(record[key] for record in told[0]) for key in range(4)), told
