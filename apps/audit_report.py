@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedsplit.figures import PAGE_IN, figure, legend, styles
 from fedsplit.models import Bottleneck
 from fedsplit.plan import Turn
 from fedsplit.privacy import PrivacySpec
@@ -229,17 +230,10 @@ def audit_table(audits: Sequence[Audit]) -> Table:
 
 def plot_audits(audits: Sequence[Audit], paths: Sequence[Path]) -> None:
     """Draw the best attack's success over the cut, a line for each codec, defence and domain."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(
-        xlabel="blocks on the device", ylabel="tokens read by the best attack", ylim=(0, 1.02)
-    )
     kinds = dict.fromkeys((item.codec, item.defence) for item in audits if item.attacks)
-    for number, (codec, defence) in enumerate(kinds):
-        for domain, style in (("same", "o-"), ("other", "s--")):
+    lines = {}
+    for codec, defence in kinds:
+        for domain in ("same", "other"):
             points = sorted(
                 (item.cut, share)
                 for item in audits
@@ -247,11 +241,13 @@ def plot_audits(audits: Sequence[Audit], paths: Sequence[Path]) -> None:
                 and (share := item.most(domain)) is not None
             )
             if points:
-                label = f"{codec}, {defence}, {_DOMAINS[domain]}"
-                axes.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label)
-    if axes.lines:
-        axes.axhline(max(item.guessing for item in audits), color="grey", lw=0.8, label="guessing")
-        axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
-    for path in paths:
-        figure.savefig(path, dpi=150)
+                lines[f"{codec}, {defence}, {_DOMAINS[domain]}"] = points
+    with figure(paths, width_in=PAGE_IN, height_in=3 + 0.07 * len(lines)) as (_, axes):
+        for (name, points), style in zip(lines.items(), styles(len(lines)), strict=True):
+            axes.plot(*zip(*points, strict=True), label=name, **style)
+        if lines:
+            guessing = max(item.guessing for item in audits)
+            axes.axhline(guessing, color="0.5", lw=0.8, label="guessing")
+        axes.set(xlabel="blocks on the device", ylabel="tokens read by the best attack")
+        axes.set_ylim(0, 1.02)
+        legend(axes, columns=2)

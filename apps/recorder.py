@@ -19,6 +19,7 @@ from fedsplit.flower import Job, RoundOutcome, RunEnds, RunListener
 from fedsplit.flower.server.checkpoint import Checkpoint, save_checkpoint, strategy_state
 from fedsplit.flower.server.outcome import evaluated_nowhere
 from fedsplit.flower.server.roster import Roster
+from fedsplit.flower.server.standing import Standing
 from fedsplit.models import SplitModel
 from fedsplit.plan import Failure, RoundPlan
 from fedsplit.report import RoundRecord, RunReport
@@ -149,7 +150,8 @@ class Recorder(RunListener):
         elif number > 0:
             self._keeper.keep(self._report.records, adapters)
             state = strategy_state(self._aggregator)
-            checkpoint = Checkpoint(number, adapters, state, self._modelled.spent_j)
+            spent_j, standing = self._modelled.spent_j, outcome.standing or Standing()
+            checkpoint = Checkpoint(number, adapters, state, spent_j, standing)
             save_checkpoint(self._folder, checkpoint)
             self._keeper.clear(self._report.records)
         stop, by = self._stop, self._evaluation.best_by

@@ -41,7 +41,7 @@ MEMBERS: Mapping[str, Sequence[str]] = {
     "splitcom_like": ("strategy=splitfed", "codec=splitcom"),
     "splitlite_like": ("strategy=splitfed", "codec=splitlite"),
     "topk": ("strategy=splitfed", "codec=topk"),
-    "temporal": ("strategy=splitfed", "codec=temporal"),
+    "temporal": ("strategy=splitfed", "codec=temporal", "codec.uplink.over_turns=true"),
 }
 # Heading, unit and form of each figure.
 COLUMNS: Mapping[str, tuple[str, float, str]] = {

@@ -153,6 +153,49 @@ def _ignores_padding(spec: ModelSpec, config: PretrainedConfig, cut: int, left: 
     return compare(*found) is None
 
 
+def keeps_apart(spec: ModelSpec) -> bool:
+    """Return whether texts that share a row train as if each had a row of its own.
+
+    Tried on a narrow twin, unsplit: gradients must be equal but for rounding.
+    """
+    config = usable_config(narrow(spec.load_config()), spec.task)
+    whole = _trained(spec, config)
+    together, alone = packed_and_not(example_inputs(config, spec.task)["input_ids"])
+    route = Route.device_only(anatomy(config, spec.task).n_blocks)
+    try:
+        found, expected = (gradients(whole, config, route, one) for one in (together, alone))
+    except (FedsplitError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
+        return False  # it takes no position ids, or not these
+    return not distance(found, expected) > 1e-4
+
+
+def distance(found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None]) -> float:
+    """Return the largest difference of gradients, beside the largest of those expected."""
+    zero, far, scale = torch.zeros(()), 0.0, 0.0
+    for name, one in expected.items():
+        wanted, other = zero if one is None else one, found[name]
+        scale = max(scale, float(wanted.abs().max()))
+        far = max(far, float(((zero if other is None else other) - wanted).abs().max()))
+    return far / scale
+
+
+def packed_and_not(ids: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return `ids` as rows of two texts each, and as rows of one text each, with labels."""
+    (rows, tokens), first = ids.shape, ids.shape[1] // 3
+    places = torch.cat([torch.arange(first), torch.arange(tokens - first)]).expand(rows, -1)
+    together = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": places,
+        "labels": ids.masked_fill(places == 0, IGNORED_LABEL),
+    }
+    alone, mask = (torch.zeros(2 * rows, tokens, dtype=ids.dtype) for _ in range(2))
+    for place, text in enumerate(part for row in ids for part in (row[:first], row[first:])):
+        alone[place, : len(text)], mask[place, : len(text)] = text, 1
+    labels = alone.masked_fill(mask == 0, IGNORED_LABEL)
+    return together, {"input_ids": alone, "attention_mask": mask, "labels": labels}
+
+
 def step_through(
     tiers: Mapping[str, SplitModel],
     route: Route,

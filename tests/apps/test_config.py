@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 from fedsplit.apps.config import (
-    RunSettings,
     codec_plan,
     config_dir,
     job,
@@ -16,11 +15,11 @@ from fedsplit.apps.config import (
     local_work,
     output_folder,
     patience,
-    run_settings,
 )
 from fedsplit.apps.outputs import EvaluateSettings, KeepSettings, StopSettings
 from fedsplit.apps.overrides import PATHS, PATHS_OR_NAMES, groups
 from fedsplit.apps.plan import build_scenario
+from fedsplit.apps.run_settings import RunSettings, run_settings
 from fedsplit.apps.server_app import build_scheme
 from fedsplit.apps.values import plain
 from fedsplit.strategies.vanilla import Vanilla

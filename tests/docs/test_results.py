@@ -14,7 +14,7 @@ from benchmarks.real import floors, summary
 from .pages import ROOT
 
 PAGE = ROOT / "docs" / "results.md"
-FILES = sorted((ROOT / "docs" / "results").glob("*.json"))
+FILES = sorted((ROOT / "docs" / "results").glob("real_*.json"))
 
 
 def test_every_figure_of_the_page_is_in_the_json_beside_it() -> None:
