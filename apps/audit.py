@@ -32,9 +32,10 @@ from fedsplit.privacy import (
     nearest_embedding,
     success,
 )
+from fedsplit.privacy.updates import FirstInputs, UpdateReader
 from fedsplit.seeds import derive_seed, generator
 
-from .audit_report import Attack, Audit, defence_name, write_audits
+from .audit_report import Attack, Audit, Update, defence_name, write_audits
 from .check import require_budget, require_codecs, require_data, require_folder, require_model
 from .config import data_spec, job, load_config, require_plain
 from .observe import Sender
@@ -47,6 +48,7 @@ SAME, OTHER = "same", "other"
 NEAREST, RIDGE, INVERTER = "nearest", "ridge", "inverter"
 COUNTS = (20, 150)
 PRIVATE = 40
+TURNS = 8
 _RUN_FILE = "config.yaml"
 
 
@@ -209,6 +211,7 @@ def attack(
         guessing=guess,
         norm=_norm(private, work.privacy.unit),
         attacks=tuple(attacks),
+        update=None if turn.frozen else _update(sender, texts, work, turn.steps),
     )
 
 
@@ -268,6 +271,40 @@ def _labels(sender: Sender, private: Sequence[Batch], work: Job) -> tuple[float,
         total += int(learnt.sum())
         told.append(tokens[mask])
     return right / max(total, 1), torch.cat(told) if told else nothing
+
+
+def _update(sender: Sender, texts: Texts, work: Job, steps: int) -> Update | None:
+    """Return what the adapters tell of a turn on private texts.
+
+    The server learns from turns of its own, of as many steps.
+    """
+    inputs = FirstInputs.of(sender.model) if work.model.train == "lora" else None
+    if inputs is None:
+        return None
+    own = texts.auxiliary[SAME]
+    steps = min(steps, len(texts.private), len(own))
+    read = inputs
+
+    def turn(batches: Sequence[Batch], name: str) -> tuple[Tensor, Tensor]:
+        seed = derive_seed(work.seed, "audit", "update", name)
+        after = sender.trained(batches, work.optimizer, seed)
+        return read.change(sender.adapters, after), torch.unique(_tokens(batches))
+
+    draw = generator(work.seed, "audit", "updates")
+    chosen = [draw.permutation(len(own))[:steps].tolist() for _ in range(TURNS)]
+    turns = [turn([own[i] for i in each], str(n)) for n, each in enumerate(chosen)]
+    counts = torch.bincount(_tokens(own), minlength=len(inputs.vectors))
+    reader = UpdateReader(inputs, turns, counts)
+    change, tokens = turn(texts.private[:steps], "private")
+    shares = [
+        float(torch.isin(tokens, named).double().mean())
+        for named in (reader.read(change, len(tokens)), reader.guess(len(tokens)))
+    ]
+    return Update(steps, len(tokens), *shares)
+
+
+def _tokens(batches: Sequence[Batch]) -> Tensor:
+    return torch.cat([batch.inputs["input_ids"][_mask(batch)] for batch in batches])
 
 
 def _mask(batch: Batch) -> Tensor:

@@ -66,6 +66,28 @@ class Attack:
     joined: float
 
 
+@dataclass(frozen=True)
+class Update:
+    """What is read of the adapters that a device hands back after a turn.
+
+    Parameters
+    ----------
+    steps : int
+        Mini-batches of the turn.
+    distinct : int
+        Different tokens in them.
+    tokens : float
+        Share of these that are among as many that the aggregator names.
+    guessing : float
+        The same, naming those that its own texts have most often.
+    """
+
+    steps: int
+    distinct: int
+    tokens: float
+    guessing: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Audit:
     """What one kind of turn gives away.
@@ -91,6 +113,8 @@ class Audit:
         Median L2 norm of the units that are clipped, as they are sent.
     attacks : tuple of Attack
         On what crosses the first cut.
+    update : Update or None
+        On the adapters that come back; None where the first block trains none.
     """
 
     name: str
@@ -104,6 +128,7 @@ class Audit:
     guessing: float = 0.0
     norm: float = 0.0
     attacks: tuple[Attack, ...] = ()
+    update: Update | None = None
 
     @classmethod
     def of(cls, turn: Turn, defence: str, **found: Any) -> "Audit":
@@ -146,7 +171,17 @@ class Audit:
         return (
             f"{where}: a curious server{helped} reads {best.tokens:.0%} of a private text's tokens "
             f"from the boundary ({best.attack}; guessing: {self.guessing:.0%}); {labels}, which "
-            f"tell it {self.told:.0%} of the tokens; together {joined:.0%}."
+            f"tell it {self.told:.0%} of the tokens; together {joined:.0%}.{self._of_update()}"
+        )
+
+    def _of_update(self) -> str:
+        update = self.update
+        if update is None:
+            return ""
+        return (
+            f" From the adapters of a turn of {update.steps} steps the aggregator names "
+            f"{update.tokens:.0%} of its {update.distinct} different tokens "
+            f"(guessing: {update.guessing:.0%})."
         )
 
 
@@ -158,7 +193,11 @@ def write_audits(audits: Sequence[Audit], folder: Path, console: Console) -> Non
     write_atomically(folder / "audit.json", json_text({"audits": summary}))
     rows = [
         {
-            **{key: value for key, value in asdict(item).items() if key != "attacks"},
+            **{
+                key: value
+                for key, value in asdict(item).items()
+                if key not in ("attacks", "update")
+            },
             **asdict(found),
         }
         for item in audits

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from fedsplit.data import Batch
 from fedsplit.errors import FedsplitError
-from fedsplit.execution import OptimizerSpec, Stage, compute, evaluate_turn, train_turn
+from fedsplit.execution import (
+    OptimizerSpec,
+    Stage,
+    TurnResult,
+    compute,
+    evaluate_turn,
+    train_turn,
+)
 from fedsplit.models import Arrival, Boundary, SplitModel
 from fedsplit.plan import CodecPlan, Route
 from fedsplit.privacy import Observed, PrivacySpec
@@ -95,29 +102,43 @@ class Sender:
 
         One pair for each of `batches`, as the server has them.
         """
+        tap, _ = self._turn(batches, optimizer, seed)
+        return list(zip(tap.sent, tap.came, strict=True))
+
+    def trained(
+        self, batches: Sequence[Batch], optimizer: OptimizerSpec, seed: int
+    ) -> dict[str, Tensor]:
+        """Train a turn; return the adapters that the device hands back."""
+        return self._turn(batches, optimizer, seed)[1].adapters
+
+    def _turn(
+        self, batches: Sequence[Batch], optimizer: OptimizerSpec, seed: int
+    ) -> "tuple[_Tap, TurnResult]":
         stage = Stage(self.model)
         token = new_token()
         # All servers as one: what goes home and what comes back is the same.
-        ends = self.route.cuts[0], self.route.cuts[-1]
-        route = Route.u_shaped(self.model.n_blocks, *ends)
+        n_blocks, ends = self.model.n_blocks, (self.route.cuts[0], self.route.cuts[-1])
+        home = self.route.returns_home
+        route = Route.u_shaped(n_blocks, *ends) if home else Route.two_tier(n_blocks, ends[0])
         request = OpenRequest(token, route, 1, self.codec, seed, train=True, bounds=_BOUNDS)
         stage.open_turn(request, optimizer=optimizer, downstream=None)
         stage.supply(token, self.adapters, None)
         tap = _Tap(stage)
-        train_turn(
+        result = train_turn(
             self.model,
             route,
             batches,
             adapters=self.adapters,
             optimizer=optimizer,
             seed=seed,
+            steps=len(batches),
             link=InProcessLink(tap),
             token=token,
             codec=self.codec,
             privacy=self.privacy,
         )
         stage.close_turn(token)
-        return list(zip(tap.sent, tap.came, strict=True))
+        return tap, result
 
     def tail(self, inputs: Mapping[str, Tensor], like: Boundary) -> Callable[[Tensor], Tensor]:
         """Return what follows the servers on the device, as the server itself can run it."""

@@ -47,6 +47,7 @@ from fedsplit.seeds import generator
 
 SAME, BARE = "same", "undefended"
 TEST_TEXTS = 256
+ATTACKS = ("predicted", "ridge", "inverter", "read")
 
 
 @dataclass(frozen=True)
@@ -283,15 +284,21 @@ def main() -> None:
 
 def frontier(points: Sequence[dict[str, object]]) -> Table:
     """Return the table of all members, the ones that are read least first."""
-    attacks = ("predicted", "ridge", "inverter", "read")
-    table = Table("defence", "loss", "increase", *attacks, "bytes/token")
+    table = Table("defence", "loss", "increase", *ATTACKS, "bytes/token")
     base = _number(points[0], "loss")
     for point in sorted(points, key=lambda one: -_number(one, "read")):
-        shares = [f"{_number(point, name):.2f}" for name in attacks]
+        shares = [f"{_number(point, name):.2f}" for name in ATTACKS]
         increase = f"{_number(point, 'loss') / base - 1:+.1%}"
         row = str(point["member"]), f"{_number(point, 'loss'):.3f}", increase, *shares
         table.add_row(*row, str(point["bytes_per_token"]))
     return table
+
+
+def row(point: dict[str, object]) -> str:
+    """Return a line of the table in docs/privacy.md."""
+    shares = [f"{_number(point, name):.2f}" for name in ATTACKS]
+    loss, width = f"{_number(point, 'loss'):.3f}", str(point["bytes_per_token"])
+    return f"| {' | '.join([str(point['member']), loss, *shares, width])} |"
 
 
 def verdict(points: Sequence[dict[str, object]]) -> str:

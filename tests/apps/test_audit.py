@@ -49,6 +49,8 @@ def test_a_boundary_is_read_unless_noise_drowns_it(
 ) -> None:
     found, said = bare
     assert reads(found, "ridge") > 0.4
+    assert 0 < found["update"]["tokens"] <= 1
+    assert "different tokens (guessing: " in said
     assert found["labels"] == found["told"] == 1.0
     assert "100% of the labels are sent to the server" in said
     words = said.replace("private text's tokens", "").replace("private tokens", "")
@@ -81,7 +83,7 @@ def test_a_run_is_attacked_with_the_adapters_that_it_came_to(
     (run / "config.yaml").write_text(yaml.safe_dump(plain(config)))
     model = load(model_spec(config))
     adapters = model.adapters(Segment(DEVICE, 0, model.n_blocks))
-    wild = {name: value + 3.0 for name, value in adapters.items()}
+    wild = {name: value + 0.1 for name, value in adapters.items()}
     save_checkpoint(run, Checkpoint(1, wild, {}))
     found, _ = audited([str(run)], tmp_path / "audit")
     assert found[0]["norm"] != pytest.approx(bare[0]["norm"], rel=1e-3)

@@ -139,6 +139,7 @@ TABLE: Mapping[str, Run | NotHere] = {
         f"{_TINY}",
     ),
     "fedsplit run privacy=nopeek": Run(_TINY, _TRAINED),
+    "fedsplit run privacy=bottleneck": Run(_TINY, _TRAINED),
     "fedsplit run rounds=2 privacy=noise": Run(_TINY, "epsilon"),
     "fedsplit reproduce all": _LONG,
     "fedsplit reproduce card --train": _LONG,

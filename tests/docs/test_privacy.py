@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks.audit import row
+from benchmarks.defences import row as defence_row
 
 from .pages import ROOT
 
@@ -25,3 +26,10 @@ def test_the_table_is_what_the_benchmark_measured(model: str) -> None:
 def test_the_frontier_is_what_the_benchmark_measured(model: str) -> None:
     for point in MEASURED[model]["frontier"]:
         assert f"| {point['noise']:g} | {point['loss']:.3f} | {point['read']:.2f} |" in PAGE
+
+
+def test_the_defences_are_what_their_benchmark_measured() -> None:
+    """Each is a line that ``python -m benchmarks.defences`` printed."""
+    for found in MEASURED.values():
+        for point in found.get("defences", ()):
+            assert defence_row(point) in PAGE
