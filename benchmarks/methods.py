@@ -17,7 +17,8 @@ A member that is done is a JSON file in ``--work`` and is not run again. Traffic
 and rounds: boundaries, labels and gradients as counted on the wire, adapters as modelled. Memory is
 the largest of a device, measured (its process) and modelled; what its codecs remember of an epoch's
 samples, which the model does not count, stands beside it. Time is that of the modelled system.
-Prints a table (mean over seeds and, in brackets, least to most) and, last, one JSON object. Exit code 1 if a member fails or any turn of it.
+Prints a table (mean over seeds and, in brackets, least to most) and, last, one JSON object. Exit
+code 1 if a member fails or any turn of it.
 """
 
 import argparse
@@ -183,7 +184,7 @@ def main() -> int:
         folder = (options.data / "e2e").resolve()
         words += [
             f"model={Path(options.model).resolve()}", "data=e2e", f"data.path={folder}",
-            "train.optimizer.lr=2e-3",
+            "data.seq_len=96", "train.optimizer.lr=2e-3",
         ]  # fmt: skip
     words += options.words
     settings = {
