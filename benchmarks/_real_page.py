@@ -16,7 +16,7 @@ COLUMNS: Mapping[str, tuple[str, float, str]] = {
     "modelled_s": ("s (modelled)", 1.0, ".1f"),
     "modelled_j": ("J (modelled)", 1.0, ".0f"),
 }
-_OTHER = ("loss", "wall_s", *COLUMNS)
+_OTHER = ("loss", "wall_s", "seeds", *COLUMNS)
 
 
 def members(task: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -40,12 +40,13 @@ def tables(results: Mapping[str, Any]) -> str:
         parts.append(
             f"**{name}**: {said['devices']} devices, {size['rounds']} rounds of {size['steps']} "
             f"steps of {said['batch']}, LoRA of rank {said['r']}, lr {said['lr']:g}, "
-            f"seed {said['seed']}; judged on {size['n_test']} test items "
+            f"{_seeds(said['seeds'])}; judged on {size['n_test']} test items "
             f"({size['n_written']} texts).\n"
         )
         parts += [_row(heads), _row(["---", *["---:"] * (len(heads) - 1)])]
         for label, member in rows.items():
-            cells = [label, f"{member['loss']:.4f}", *(f"{member[m]:.1f}" for m in metrics)]
+            cells = [label, _figure(member, "loss", ".4f")]
+            cells += [_figure(member, metric, ".1f") for metric in metrics]
             for key, (_, unit, form) in COLUMNS.items():
                 cells.append(format(member[key] / unit, form) if key in member else "")
             parts.append(_row(cells))
@@ -85,6 +86,21 @@ def read_results(file: Path) -> dict[str, Any]:
     """Return what `write_page` wrote."""
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
+
+
+def _figure(member: Mapping[str, Any], key: str, form: str) -> str:
+    """Return a mean and, of several seeds, the least and the most."""
+    mean = format(member[key], form)
+    if "seeds" not in member:
+        return mean
+    each = [one[key] for one in member["seeds"]]
+    return f"{mean} ({min(each):{form}} to {max(each):{form}})"
+
+
+def _seeds(seeds: list[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return f"{len(seeds)} seeds (mean, least and most)"
 
 
 def _row(cells: list[str]) -> str:
