@@ -119,6 +119,16 @@ def test_the_page_is_made_of_the_json_alone(tmp_path: Path) -> None:
     assert tables(results) in text
 
 
+def test_the_table_of_methods_is_of_all_seeds() -> None:
+    row: dict[str, float] = dict.fromkeys(methods.COLUMNS, 2e6) | {"untrained_loss": 4.0}
+    settings = {"model": "a model", "cut": 3, "devices": 2, "epochs": 3, "examples": 9, "seeds": 2}
+    rows = [row | {"loss": 3.0, "up_bytes": 1e6}, row | {"loss": 3.5, "up_bytes": 3e6}]
+    text = methods.table({"settings": settings, "members": {"splitlora": rows}})
+    assert "| splitlora | 3.2500 (3.0000 to 3.5000) | 2.00 (1.00 to 3.00) | 2.00 |" in text
+    assert "2 seeds" in text
+    assert "Untrained, the loss is 4.0000" in text
+
+
 def test_answers_are_judged_as_their_tasks_say() -> None:
     items = [
         Item(prompt="2 + 2?", answers=("2 + 2 = 4\n#### 4",)),
