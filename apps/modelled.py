@@ -60,6 +60,8 @@ class ModelledRun:
         self.line = line = system.timeline(plan, outcome.server_round, sent_bytes(outcome))
         self._spent_j = self._spent_j + line.cost.device_energy_j
         row = asdict(round_row(outcome.server_round, plan, line.cost, system.fleet))
+        if outcome.turnout is not None:
+            row["delay_s"] = outcome.turnout.delay_s(line)
         del row["round"]
         energy_j = row["device_energy_j"] + row["server_energy_j"]
         return {"delay_s": row.pop("delay_s"), "energy_j": energy_j, **row}

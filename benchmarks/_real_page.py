@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,18 @@ def tables(results: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def write_page(results: Mapping[str, Any], docs: Path, name: str) -> None:
-    """Write `results` beside the page, and their tables between the page's marks for them."""
+def write_page(
+    results: Mapping[str, Any],
+    docs: Path,
+    name: str,
+    shown: Callable[[Mapping[str, Any]], str] = tables,
+) -> None:
+    """Write `results` beside the page, and what is `shown` of them between its marks for them."""
     (docs / "results").mkdir(exist_ok=True)
     write_atomically(docs / "results" / f"{name}.json", json_text(results))
     page = docs / "results.md"
     begin, end = marks(name)
-    block = f"{begin}\n{tables(results)}{end}"
+    block = f"{begin}\n{shown(results)}{end}"
     text, count = re.subn(
         f"{re.escape(begin)}.*?{re.escape(end)}",
         lambda _: block,

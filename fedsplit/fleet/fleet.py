@@ -48,6 +48,38 @@ class ServingSpec:
         require(places >= 1, "fleet.serving.waiting_steps", places, "at least 1")
 
 
+@dataclass(frozen=True)
+class DropoutSpec:
+    """Devices that leave a round in the midst of it.
+
+    Parameters
+    ----------
+    probability : float
+        That a device leaves a round, in [0, 1). Whoever would be the last to leave stays.
+    away_s : float or None
+        Modelled seconds until it is back and goes on with its turn; None: it does not come back in
+        this round, and its turn is lost.
+    """
+
+    probability: float = 0.0
+    away_s: float | None = None
+
+    def __post_init__(self) -> None:
+        inside = 0 <= self.probability < 1
+        require(inside, "fleet.dropout.probability", self.probability, "in [0, 1)")
+        away_s = self.away_s
+        back = away_s is None or 0 < away_s < math.inf
+        require(back, "fleet.dropout.away_s", away_s, "null, or finite and above 0")
+
+    def leaving(self, devices: Sequence[int], seed: int, server_round: int) -> tuple[int, ...]:
+        """Return which of the `devices` of a round leave it; drawn for each by its index."""
+        if self.probability == 0:
+            return ()
+        draws = generator(seed, "dropout", server_round).uniform(size=max(devices) + 1)
+        last = max(devices, key=lambda device: float(draws[device]))
+        return tuple(d for d in devices if draws[d] < self.probability and d != last)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Nodes:
     """Machines of one kind as arrays of shape ``[count]``.
@@ -106,6 +138,10 @@ class Fleet:
     length : ndarray, optional
         How long each device's texts are beside the profile's, which is what of their boundaries
         travels, shape ``[N]``; all alike by default.
+    dropout : DropoutSpec
+        Who leaves rounds.
+    budget_j : ndarray or None
+        What each device may spend in all on the modelled system, shape ``[N]``; None: anything.
     """
 
     devices: Nodes
@@ -115,6 +151,8 @@ class Fleet:
     backhaul_bps: float
     serving: ServingSpec = ServingSpec()
     length: Array | None = None
+    dropout: DropoutSpec = DropoutSpec()
+    budget_j: Array | None = None
 
     @property
     def n_devices(self) -> int:
@@ -150,12 +188,15 @@ class DeviceSpec:
         Its highest clock; None means the type's.
     samples : int
         Its training samples.
+    budget_j : float or None
+        Energy that it may spend in all, on the modelled system; None: any.
     """
 
     type: str
     position_m: tuple[float, float]
     clock_hz: float | None = None
     samples: int = 100
+    budget_j: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +234,11 @@ class FleetSpec:
         Rate between an edge and the cloud, each way.
     serving : ServingSpec
         How the servers divide themselves.
+    dropout : DropoutSpec
+        Who leaves rounds.
+    budget_j : tuple of float or None
+        Range of the energy that a device may spend in all on the modelled system, drawn uniformly;
+        None: any. A device that a turn would bring above it takes no further part.
     processors : dict of str to Processor
         Types of your own, beside the catalogue's.
     """
@@ -212,6 +258,8 @@ class FleetSpec:
     edge_ring_m: float = 500.0
     backhaul_bps: float = 1e9
     serving: ServingSpec = field(default_factory=ServingSpec)
+    dropout: DropoutSpec = field(default_factory=DropoutSpec)
+    budget_j: tuple[float, float] | None = None
     processors: dict[str, Processor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -226,6 +274,8 @@ class FleetSpec:
         require_choice("fleet.edge", self.edge, known)
         _require_range("fleet.clock", self.clock, 0.0, 1.0)
         _require_range("fleet.samples", self.samples, 0, 10**12)
+        if self.budget_j is not None:
+            _require_range("fleet.budget_j", self.budget_j, 0, 10**12)
         for name in ("radius_m", "backhaul_bps"):
             value = getattr(self, name)
             positive = math.isfinite(value) and value > 0
@@ -245,6 +295,9 @@ class FleetSpec:
             finite = all(math.isfinite(x) for x in member.position_m)
             require(finite, f"{place}.position_m", member.position_m, "finite")
             require(member.samples >= 0, f"{place}.samples", member.samples, "at least 0")
+            budget = member.budget_j
+            allowed = "null, or at least 0"
+            require(budget is None or budget >= 0, f"{place}.budget_j", budget, allowed)
             type_, clock = known[member.type], member.clock_hz
             require(
                 clock is None or type_.min_hz <= clock <= type_.max_hz,
@@ -300,6 +353,12 @@ def build_fleet(spec: FleetSpec, seed: int = 0) -> Fleet:
         positions = stations + np.sqrt(area)[:, None] * np.stack(
             [np.cos(angle), np.sin(angle)], axis=1
         )
+    budget_j = None
+    if any(member.budget_j is not None for member in spec.members):
+        given = [member.budget_j for member in spec.members]
+        budget_j = np.array([math.inf if value is None else value for value in given])
+    elif spec.budget_j is not None:
+        budget_j = generator(seed, "fleet", "budget").uniform(*spec.budget_j, n_devices)
     devices = _nodes(names, known, clock, positions, spec.utilisation)
     return Fleet(
         devices=devices,
@@ -308,6 +367,8 @@ def build_fleet(spec: FleetSpec, seed: int = 0) -> Fleet:
         samples=samples.astype(np.int64),
         backhaul_bps=spec.backhaul_bps,
         serving=spec.serving,
+        dropout=spec.dropout,
+        budget_j=budget_j,
     )
 
 

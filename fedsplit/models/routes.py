@@ -23,6 +23,7 @@ from fedsplit.models.tiny import example_inputs, narrow
 from fedsplit.models.weights import stir
 from fedsplit.plan import TIERS, Route
 
+_TWIN_WIDTH = 8  # of a bottleneck
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
 
 _VERDICTS: dict[str, str | None] = {}
@@ -53,6 +54,9 @@ def check_route(spec: ModelSpec, route: Route) -> None:
         )
     if len(route.segments) == 1:
         return
+    first = _first_cut(spec)
+    allowed = f"one that leaves the device after {first} or more blocks: the bottleneck is there"
+    require(route.segments[0].stop >= first, "route", str(route), allowed)
     problem = _verdict(spec, config, route)
     if problem is not None:
         possible = possible_cuts(spec)
@@ -79,11 +83,14 @@ def possible_cuts(spec: ModelSpec) -> tuple[int, ...]:
     config = spec.load_config()
     key = _model_key(spec, config)
     known = recall("cuts", key)
-    if _is_cuts(known):
-        return tuple(known)
-    found = _tried_cuts(spec, config)
-    remember("cuts", key, list(found))
-    return found
+    if not _is_cuts(known):
+        known = list(_tried_cuts(spec, config))
+        remember("cuts", key, known)
+    return tuple(cut for cut in known if cut >= _first_cut(spec))
+
+
+def _first_cut(spec: ModelSpec) -> int:
+    return 0 if spec.bottleneck is None else spec.bottleneck.after
 
 
 def _is_cuts(known: object) -> bool:
@@ -277,6 +284,7 @@ def gradients(
 
 def _trained(spec: ModelSpec, config: PretrainedConfig) -> ModelSpec:
     """Return what a trial trains: `spec` without all that no verdict depends on."""
+    narrow_at = spec.bottleneck
     return replace(
         spec,
         source=None,
@@ -288,6 +296,7 @@ def _trained(spec: ModelSpec, config: PretrainedConfig) -> ModelSpec:
         adapter=None,
         quantize=None,
         seed=0,
+        bottleneck=None if narrow_at is None else replace(narrow_at, width=_TWIN_WIDTH),
     )
 
 

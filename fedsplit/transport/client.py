@@ -22,10 +22,10 @@ from fedsplit.transport.link import (
 )
 from fedsplit.transport.tensors import (
     Stream,
-    TensorCoder,
     adapter_parts,
     check_gradients,
     pack_inputs,
+    remembering,
     take_adapters,
     unpack_inputs,
 )
@@ -73,8 +73,10 @@ class FrameLink(ABC):
             raise LinkError(f"returning: must be given, route={request.route} returns home")
         self._request, self._returning = request, returning
         self._token = bytes.fromhex(request.token)
-        self._coder = TensorCoder(request.codec, request.seed)
-        reply = self._ask(Kind.OPEN, Kind.OPENED, fields=request.agreed())
+        self._coder = request.coder()
+        fields = request.agreed() | remembering(self._coder)
+        reply = self._ask(Kind.OPEN, Kind.OPENED, fields=fields)
+        self._coder.agree(reply.fields.get("memory", 0))
         return read_spans(reply.samples)
 
     def fetch(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -178,6 +180,7 @@ class FrameLink(ABC):
     def close(self) -> LinkStats:
         """See `Link.close`."""
         self._ask(Kind.CLOSE, Kind.CLOSED, fields=self._told())
+        self._coder.keep()
         self._part()
         return self._stats
 

@@ -27,10 +27,10 @@ from fedsplit.transport.link import Gradients, Host, LinkError, Visit
 from fedsplit.transport.tensors import (
     Kept,
     Stream,
-    TensorCoder,
     adapter_parts,
     check_gradients,
     pack_inputs,
+    remembering,
     unpack_inputs,
 )
 
@@ -187,7 +187,9 @@ class Session:
         for name, mine in request.agreed().items():
             if _plain(mine) != frame.fields[name]:
                 raise FrameError(f"{name}={frame.fields[name]!r}: must be {mine!r} in this turn")
-        self._coder = TensorCoder(request.codec, request.seed)
+        self._coder = request.coder()
+        fields = remembering(self._coder)
+        self._coder.agree(frame.fields.get("memory", 0))
         if not request.route.returns_home:
             step = Kind.STEP if request.train else Kind.EVALUATE
         else:
@@ -199,7 +201,8 @@ class Session:
             if request.handed_up:
                 self._between_steps = (step, Kind.HAND_UP)
         held = () if request.held is None else request.held.samples
-        return self._reply(Kind.OPENED, frame, samples=spans(held, self._limits.samples))
+        found = spans(held, self._limits.samples)
+        return self._reply(Kind.OPENED, frame, fields=fields, samples=found)
 
     def _fetch(self, frame: Frame) -> Frame:
         if self._parts is None:
@@ -297,6 +300,7 @@ class Session:
 
     def _close(self, frame: Frame) -> Frame:
         self._entered().finish()
+        self._coder.keep()
         self._ended = True
         return self._reply(Kind.CLOSED, frame)
 

@@ -1,13 +1,15 @@
 """Tensors to the bytes of a frame and back: raw, or through the codec of their stream."""
 
 import enum
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from torch import Tensor
 
-from fedsplit.codec import Codec, make_codec
+from fedsplit.codec import Codec, Remembered, make_codec
+from fedsplit.codec.base import raw_bytes
 from fedsplit.models import Boundary
 from fedsplit.models.boundary import spread
 from fedsplit.plan import CodecPlan
@@ -19,6 +21,7 @@ Kept = tuple[Tensor | None, ...]
 """See `Boundary.kept`."""
 
 _RAW = make_codec({"name": "identity"}, 0)
+_BETWEEN = ":"  # stream and place of a tensor
 
 
 def pack_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Packed]:
@@ -119,14 +122,59 @@ class TensorCoder:
         Codec settings of either direction.
     seed : int
         Seed of the turn, the same at both ends.
+    remembered : Remembered, optional
+        What this end's codecs remember of the device's earlier turns; `keep` brings it up to date.
+    of : str
+        What this turn's rows are of; what is remembered of something else is left alone.
     """
 
-    def __init__(self, plan: CodecPlan, seed: int) -> None:
+    def __init__(
+        self, plan: CodecPlan, seed: int, remembered: Remembered | None = None, of: str = ""
+    ) -> None:
         self._plan = plan
         self._seed = seed
         self._codecs: dict[tuple[Stream, int], Codec] = {}
         ways = plan.uplink, plan.downlink
         self._remembers = any(make_codec(settings, seed).remembers for settings in ways)
+        self._remembered, self._of = remembered, of
+        if remembered is not None and remembered.of == of:
+            for name, entries in remembered.streams.items():
+                stream, _, index = name.partition(_BETWEEN)
+                memory = self._codec(Stream[stream], int(index)).lasting
+                if memory is not None:
+                    memory.restore(entries)
+        self.memory = self._digest()
+        """What the memories are that both ends share, as a number below 2^63; 0 for nothing."""
+
+    def agree(self, theirs: object) -> None:
+        """Forget what both ends share unless the other end's `memory` is the same.
+
+        So they hold the same rows whatever became of earlier turns: a lost answer, a node or a
+        server that started afresh, a peer that lies. It costs that device's turn some bytes.
+        """
+        if theirs != self.memory:
+            self._codecs = {at: codec for at, codec in self._codecs.items() if not codec.mirrored}
+
+    def keep(self) -> None:
+        """Put what the codecs remember beyond this turn, which is done, in place of what was."""
+        if self._remembered is not None:
+            self._remembered.of = self._of
+            self._remembered.streams = {
+                f"{stream.name}{_BETWEEN}{index}": codec.lasting.entries
+                for (stream, index), codec in self._codecs.items()
+                if codec.lasting
+            }
+
+    def _digest(self) -> int:
+        found = hashlib.sha256()
+        shared = [at for at, codec in self._codecs.items() if codec.mirrored and codec.lasting]
+        for stream, index in sorted(shared, key=lambda at: (at[0].value, at[1])):
+            memory = self._codecs[stream, index].lasting
+            for sample, entry in memory.entries if memory is not None else ():
+                about = stream.value, index, sample, entry.age, tuple(entry.row.shape)
+                found.update(repr(about).encode())
+                found.update(raw_bytes(entry.row))
+        return int.from_bytes(found.digest()[:8], "big") >> 1 if shared else 0
 
     def kept(self, boundary: Boundary) -> Kept:
         """Return where tokens of a boundary, and of its gradient, travel; empty: all of them.
@@ -252,6 +300,11 @@ class TensorCoder:
             raise FrameError(
                 f"tensors[{index}] coded={item.coded}: must be {coded} ({stream.value})"
             )
+
+
+def remembering(coder: TensorCoder) -> dict[str, int]:
+    """Return what an end says of its memories as the turn opens: nothing where there are none."""
+    return {"memory": coder.memory} if coder.memory else {}
 
 
 def _marked(items: Sequence[T], kept: Kept) -> Iterator[tuple[T, Tensor | None]]:
