@@ -1,27 +1,33 @@
 """Train every causal language model that transformers knows, split and unsplit, and compare.
 
-    python -m benchmarks.conformance [--only gpt2 ...] [--jobs 2] [--lora '{"use_dora":true}']
-        [--checkpointing]
+    python -m benchmarks.conformance [--only gpt2 ...] [--jobs 2] [--options plain dora ...]
 
 For each architecture of transformers' causal-LM mapping a tiny model is built, once as plain
 transformers + PEFT and once per route by fedsplit, with equal weights. Both make one step in
-training mode on a padded batch, dropout off, fp32. Routes: two tiers cut after 1, n/2 and n-1
+training mode on a padded batch in fp32. Routes: two tiers cut after 1, n/2 and n-1
 blocks, three tiers, and a U shape. An architecture is *exact* if on every route the gradients of
 all adapters differ by 0, and *built* if plain PEFT can train it at all.
 
 Adapters sit where PEFT puts them by default, else on every linear layer; where that cannot be
 trained or cut, on the plain linear layers that one block has to itself. Architectures that are
 exact only with the token ids shared, or only with adapters in fewer places, say so in their line.
+
+Each of the `OPTIONS` asked for is tried so (`plain` alone by default) and is a column of the table
+at the end: exact; the largest difference beside the largest gradient, where that is rounding;
+whole, for a model that depends on padding, which is sent to it; mixes, for one that does not keep
+texts of a row apart. Clipping and schedules see gradients alone, so they are no columns: what they
+make of equal ones is equal but for the order of a sum (docs/training.md).
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import resource
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -29,28 +35,34 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from peft import get_peft_model, get_peft_model_state_dict
-from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from benchmarks._ways import (
+    OPTIONS,
+    Option,
+    batches_of,
+    plain_gradients,
+    split_gradients,
+    with_dropout,
+)
 from fedsplit.errors import FedsplitError
 from fedsplit.models import ModelSpec
-from fedsplit.models.adapters import peft_key
 from fedsplit.models.anatomy import anatomy, build_twin
-from fedsplit.models.loading import assemble
-from fedsplit.models.lora import DEFAULT_TARGETS, lora_config
-from fedsplit.models.routes import compare, gradients
-from fedsplit.models.spec import model_class, usable_config
+from fedsplit.models.lora import DEFAULT_TARGETS
+from fedsplit.models.routes import compare, distance, ignores_padding_of
+from fedsplit.models.spec import usable_config
 from fedsplit.models.tiny import example_inputs, tiny_config
-from fedsplit.models.weights import stir, weights_dtype
 from fedsplit.plan import Route
 
 BLOCKS = 4
 FLOOR = 155
 TIME_LIMIT_S, MEMORY_LIMIT = 240.0, 8 << 30
+
+
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -67,12 +79,15 @@ class Verdict:
         Where the adapters sit.
     shares_ids : bool
         Whether later tiers were given the token ids.
+    how : str
+        How equal it is where there is no problem.
     """
 
     built: bool
     problem: str | None = None
     targets: str = ""
     shares_ids: bool = False
+    how: str = "exact"
 
 
 def routes(n_blocks: int) -> list[Route]:
@@ -82,41 +97,6 @@ def routes(n_blocks: int) -> list[Route]:
         Route.three_tier(n_blocks, 1, n_blocks - 1),
         Route.u_shaped(n_blocks, 1, n_blocks - 1),
     ]
-
-
-def plain_gradients(
-    spec: ModelSpec, config: PretrainedConfig, inputs: Mapping[str, Tensor]
-) -> dict[str, Tensor | None]:
-    """Return the gradients of one step of transformers + PEFT, with the weights that `spec` gives.
-
-    The model is built, adapted and run without fedsplit; only the values of its weights are
-    copied from a whole fedsplit model, and their names must match to the last one.
-    """
-    ours = assemble(spec, config, None, torch.device("cpu")).model
-    stir(ours, spec.seed)
-    dtype = weights_dtype(spec, config)
-    plain = model_class(config, spec.task)._from_config(config, dtype=dtype)
-    if spec.train == "full":
-        plain.load_state_dict(ours.state_dict())
-        trained = {name: value for name, value in plain.named_parameters() if value.requires_grad}
-        plain.train()(**inputs).loss.backward()
-        return {name: value.grad for name, value in trained.items()}
-    adapted = get_peft_model(plain, lora_config(spec, plain))
-    adapted.load_state_dict(
-        {f"base_model.model.{name}": value for name, value in ours.state_dict().items()}
-    )
-    adapted.train()(**inputs).loss.backward()
-    found = {
-        peft_key(name).removeprefix("base_model.model."): value.grad
-        for name, value in adapted.named_parameters()
-        if value.requires_grad
-    }
-    aliases = set(get_peft_model_state_dict(adapted)) - set(found)
-    # Beside an adapter on the embeddings PEFT saves those too, frozen as they are.
-    frozen = {name for name in aliases if ".base_layer." in name}
-    tied = {name for name in aliases - frozen if name in dict(adapted.named_parameters())}
-    assert not tied, f"PEFT saves adapters that are not trained: {sorted(tied)[:3]}"
-    return found
 
 
 def own_linears(config: PretrainedConfig) -> tuple[str, ...]:
@@ -134,10 +114,12 @@ def own_linears(config: PretrainedConfig) -> tuple[str, ...]:
     )
 
 
-def examine(model_type: str, lora: Mapping[str, Any], checkpointing: bool = False) -> Verdict:
+def examine(model_type: str, option: Option = OPTIONS["plain"]) -> Verdict:
     """Try one architecture, with ever fewer adapters and then with shared token ids."""
     try:
         config = usable_config(tiny_config(model_type, BLOCKS), "causal-lm")
+        if option.dropout:
+            with_dropout(config, option.dropout)
         build_twin(config, "causal-lm")(**example_inputs(config, "causal-lm"))
     except Exception as error:  # whatever stops transformers from building it is the answer
         return Verdict(False, _said(error))
@@ -155,10 +137,11 @@ def examine(model_type: str, lora: Mapping[str, Any], checkpointing: bool = Fals
                 model_type=config.model_type,
                 target_modules=targets or own_linears(config),
                 share_token_ids=shares,
-                lora=lora,
+                lora=option.lora,
+                dropout=option.dropout,
             )
             place = "own linear layers" if targets is None else str(targets)
-            found = replace(_compare_routes(spec, config, checkpointing), targets=place)
+            found = replace(_compare_routes(spec, config, option), targets=place)
             if found.built and (found.problem is None or not verdict.built):
                 verdict = found
             elif not verdict.built:
@@ -168,40 +151,47 @@ def examine(model_type: str, lora: Mapping[str, Any], checkpointing: bool = Fals
     return verdict
 
 
-def _compare_routes(spec: ModelSpec, config: PretrainedConfig, checkpointing: bool) -> Verdict:
+def _compare_routes(spec: ModelSpec, config: PretrainedConfig, option: Option) -> Verdict:
     verdict = Verdict(False, None, "", spec.share_token_ids)
-    inputs = example_inputs(config, spec.task)
+    split, unsplit = batches_of(config, option)
     try:
-        expected = plain_gradients(spec, config, inputs)
+        expected = plain_gradients(spec, config, *unsplit)
     except Exception as error:
         return replace(verdict, problem=_said(error))
+    # Padding that something depends on is sent, and texts that a model mixes are refused.
+    sends = option.leaves_out and not ignores_padding_of(spec, config, 1, left=False)
+    option = replace(option, leaves_out=option.leaves_out and not sends)
+    worst, how = 0.0, "whole" if sends else "exact"
     for route in routes(BLOCKS):
         try:
-            found = gradients(spec, config, route, inputs, checkpointing=checkpointing)
+            found = split_gradients(spec, config, route, split, option)
             problem = compare(expected, found)
+            off = distance(found, expected) if problem is not None else 0.0
         except Exception as error:
-            problem = _said(error)
-        if problem is not None:
-            return replace(verdict, built=True, problem=f"{route}: {problem}")
-    return replace(verdict, built=True)
+            problem, off = _said(error), math.inf
+        worst = max(worst, off)
+        rounds = (option.packing or option.shorter) and off < _ROUNDING
+        if option.packing and not rounds and problem is not None:
+            return replace(verdict, built=True, how="mixes")
+        if problem is not None and not rounds:
+            return replace(verdict, built=True, problem=f"{route}: {problem}", how=f"{off:.0e}")
+    return replace(verdict, built=True, how=f"{worst:.0e}" if worst else how)
 
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _work(
-    model_type: str, lora: Mapping[str, Any], checkpointing: bool, answer: Connection
-) -> None:
+def _work(model_type: str, option: Option, answer: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    answer.send(examine(model_type, lora, checkpointing))
+    answer.send(examine(model_type, option))
 
 
-def guarded(model_type: str, lora: Mapping[str, Any], checkpointing: bool) -> Verdict:
+def guarded(model_type: str, option: Option) -> Verdict:
     """Try one architecture in a process of its own, with limits on time and memory."""
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(model_type, lora, checkpointing, sending))
+    process = context.Process(target=_work, args=(model_type, option, sending))
     process.start()
     sending.close()
     try:
@@ -216,14 +206,24 @@ def guarded(model_type: str, lora: Mapping[str, Any], checkpointing: bool) -> Ve
         process.join()
 
 
-def _all(
-    model_types: Iterable[str], jobs: int, lora: Mapping[str, Any], checkpointing: bool
-) -> Iterator[tuple[str, Verdict]]:
+def _all(model_types: Iterable[str], jobs: int, option: Option) -> Iterator[tuple[str, Verdict]]:
     names = list(model_types)
     with ThreadPoolExecutor(jobs) as pool:
-        yield from zip(
-            names, pool.map(guarded, names, repeat(lora), repeat(checkpointing)), strict=True
-        )
+        yield from zip(names, pool.map(guarded, names, repeat(option)), strict=True)
+
+
+def table(found: Mapping[str, Mapping[str, Verdict]]) -> list[str]:
+    """Return the lines of a table in Markdown: architectures by options."""
+    names = sorted({name for verdicts in found.values() for name in verdicts})
+    lines = [f"| architecture | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    for name in names:
+        cells = [verdicts[name] for verdicts in found.values()]
+        said = [
+            "not built" if not one.built else one.how if one.problem is None else f"**{one.how}**"
+            for one in cells
+        ]
+        lines.append(f"| {name} | {' | '.join(said)} |")
+    return lines
 
 
 def main() -> int:
@@ -231,23 +231,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=None, help="architectures to try")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
-    parser.add_argument("--lora", type=json.loads, default={}, help="fields of LoraConfig, JSON")
-    parser.add_argument("--checkpointing", action="store_true", help="compute blocks again")
+    parser.add_argument(
+        "--options", nargs="+", default=["plain"], choices=[*OPTIONS, "all"], help="ways to train"
+    )
     options = parser.parse_args()
+    ways = list(OPTIONS) if "all" in options.options else options.options
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    names = options.only or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    tables, least = {}, len(names)
+    for way in ways:
+        tables[way] = _one(way, names, options.jobs)
+        least = min(least, sum(one.built and one.problem is None for one in tables[way].values()))
+    print("\n".join(table(tables)))
+    return int(options.only is None and least < FLOOR)
+
+
+def _one(way: str, names: Sequence[str], jobs: int) -> dict[str, Verdict]:
+    """Try one of the `OPTIONS`, print a line each and a summary, and return the verdicts."""
     start = time.monotonic()
     verdicts = {}
-    for name, verdict in _all(
-        options.only or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-        options.jobs,
-        options.lora,
-        options.checkpointing,
-    ):
+    for name, verdict in _all(names, jobs, OPTIONS[way]):
         verdicts[name] = verdict
-        state = "not built" if not verdict.built else "INEXACT" if verdict.problem else "exact"
+        state = "not built" if not verdict.built else "INEXACT" if verdict.problem else verdict.how
         notes = [verdict.targets, "token ids shared" if verdict.shares_ids else ""]
         print(
             f"{name:28} {state:10} {verdict.problem or ', '.join(filter(None, notes))}", flush=True
@@ -255,6 +263,7 @@ def main() -> int:
     built = {name: verdict for name, verdict in verdicts.items() if verdict.built}
     exact = {name: verdict for name, verdict in built.items() if verdict.problem is None}
     summary = {
+        "option": way,
         "architectures": len(verdicts),
         "built": len(built),
         "exact": len(exact),
@@ -268,7 +277,7 @@ def main() -> int:
     }
     print(f"\n{len(exact)} exact of {len(built)} built of {len(verdicts)}", flush=True)
     print(json.dumps(summary))
-    return int(options.only is None and len(exact) < FLOOR)
+    return verdicts
 
 
 if __name__ == "__main__":

@@ -126,13 +126,14 @@ def ignores_padding(spec: ModelSpec, cut: int, left: bool) -> bool:
         known = recall("padding", key)
         if not isinstance(known, bool):
             twin = usable_config(narrow(config), spec.task)
-            known = _ignores_padding(_trained(spec, config), twin, cut, left)
+            known = ignores_padding_of(_trained(spec, config), twin, cut, left)
             remember("padding", key, known)
         _PADDING[key] = known
     return _PADDING[key]
 
 
-def _ignores_padding(spec: ModelSpec, config: PretrainedConfig, cut: int, left: bool) -> bool:
+def ignores_padding_of(spec: ModelSpec, config: PretrainedConfig, cut: int, left: bool) -> bool:
+    """Return what `ignores_padding` does, of a model of `config` itself."""
     inputs = example_inputs(config, spec.task)
     if left:
         inputs = {

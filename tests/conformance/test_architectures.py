@@ -7,7 +7,8 @@ all of them.
 import pytest
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from benchmarks.conformance import plain_gradients
+from benchmarks._ways import OPTIONS, plain_gradients
+from benchmarks.conformance import examine, table
 from fedsplit.errors import FedsplitError
 from fedsplit.models import ModelSpec
 from fedsplit.models.routes import compare, gradients
@@ -136,3 +137,50 @@ def test_blocks_that_share_their_weights() -> None:
     config = usable_config(tiny_config("zamba", 4), "causal-lm")
     spec = ModelSpec(model_type="zamba", target_modules=("q_proj", "v_proj"), share_token_ids=True)
     assert_equal_to_plain(spec, config, (Route.two_tier(4, 2), Route.three_tier(4, 1, 3)))
+
+
+# What else may be said of an architecture that is not trained otherwise.
+ROUNDED = {"longest", "packing"}
+
+
+def how(model_type: str, option: str) -> str:
+    """Return how equal split training is to plain PEFT's with one of the options."""
+    verdict = examine(model_type, OPTIONS[option])
+    assert verdict.built
+    assert verdict.problem is None, verdict.problem
+    if option in ROUNDED and verdict.how not in ("exact", "mixes"):
+        assert float(verdict.how) < 1e-5
+        return "rounded"
+    return verdict.how
+
+
+@pytest.mark.parametrize(
+    ("model_type", "option", "expected"),
+    [
+        ("gpt2", "dropout", "exact"),
+        ("gpt2", "accumulate", "exact"),
+        ("mixtral", "no padding", "whole"),
+        ("opt", "packing", "mixes"),
+    ],
+)
+def test_options_are_exact_or_it_is_known_how_not(
+    model_type: str, option: str, expected: str
+) -> None:
+    assert how(model_type, option) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_option_is_exact_or_it_is_known_how_not(model_type: str, option: str) -> None:
+    allowed = {"packing": {"exact", "rounded", "mixes"}, "longest": {"exact", "rounded"}}
+    assert how(model_type, option) in allowed.get(option, {"exact", "whole"})
+
+
+def test_the_table_has_a_column_for_each_option() -> None:
+    found = {name: {"gpt2": examine("gpt2", OPTIONS[name])} for name in ("plain", "dora")}
+    assert table(found) == [
+        "| architecture | plain | dora |",
+        "|---|---|---|",
+        "| gpt2 | exact | exact |",
+    ]

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from benchmarks.conformance import plain_gradients
+from benchmarks._ways import plain_gradients
 from fedsplit.errors import FedsplitError
 from fedsplit.models import ModelSpec, load
 from fedsplit.models.lora import lora_config

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from benchmarks.conformance import plain_gradients
+from benchmarks._ways import plain_gradients
 from fedsplit.errors import FedsplitError, SettingsError
 from fedsplit.models import ModelSpec, adapter_settings, check_route, load
 from fedsplit.models.check import check_adapters
