@@ -247,7 +247,9 @@ def main() -> None:
             print(f"{name}: absent, not measured")
             continue
         codecs = {key: codec_contestant(value, other.shape) for key, value in SETTINGS.items()}
-        show(f"{name} {list(other.shape)}", measure(codecs, other, rounds // 4), other, None)
+        show(
+            f"{name} {list(other.shape)}", measure(codecs, other, max(rounds // 4, 1)), other, None
+        )
 
     ours = results["range"]
     figures = {
