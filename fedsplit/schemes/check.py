@@ -135,8 +135,8 @@ class _Check:
                 self._once(turn, repr(settings), partial(self._scene.codec_ratio, settings))
 
     def _numbers(self, turn: Turn) -> None:
-        devices = self._scene.devices
         if turn.device not in self._scene.samples:
+            devices = self._scene.devices
             listed = ", ".join(map(str, devices[:20])) + (", ..." if len(devices) > 20 else "")
             self.refuse("device", turn.device, f"one that takes part ({listed})", turn)
         for field, least in (("steps", 1), ("repeat", 0)):

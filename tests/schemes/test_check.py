@@ -131,3 +131,13 @@ def test_what_passes_can_be_costed(edges: int) -> None:
     for make in shapes:
         plan = check(make(), scene)
         assert scene.timeline(plan).cost.delay_s > 0
+
+
+def test_a_plan_that_can_be_carried_out_takes_one_look_at_each_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A look at all devices for every turn took 3 s of a round of 10,000."""
+    scene = make_scene(50)
+    plan = Changed(0).plan_round(scene)
+    monkeypatch.setattr(Scene, "devices", property(lambda _: pytest.fail("all devices listed")))
+    assert check(plan, scene) == plan
