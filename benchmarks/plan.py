@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsplit.fleet import FleetSpec, build_fleet, timeline, write_chrome_trace
-from fedsplit.schemes import LocalWork, Scene, find_scheme, scheme_names
 from fedsplit.models import ModelSpec
 from fedsplit.models.profile import profile_model
 from fedsplit.plan import RoundPlan, Route, Turn
 from fedsplit.profiles import ModelProfile
+from fedsplit.schemes import LocalWork, Scene, find_scheme, scheme_names
 from fedsplit.wireless import Channel, ChannelSpec
 
 SIZES = (10, 1_000, 10_000)
