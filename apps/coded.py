@@ -41,11 +41,12 @@ def train_coded(
     optimizer: OptimizerSpec,
     rate: Callable[[int], float],
     defence: Defence | None = None,
+    frozen: bool = False,
 ) -> int:
     """Train with boundaries through `up` and their gradients through `down`.
 
-    Boundaries pass the device's `defence` first, if it has one. At step `i` the optimizer's
-    learning rate is multiplied by ``rate(i)``.
+    Boundaries pass the device's `defence` first, if it has one. A `frozen` device only infers. At
+    step `i` the optimizer's learning rate is multiplied by ``rate(i)``.
 
     Returns
     -------
@@ -54,7 +55,7 @@ def train_coded(
     """
     parameters = {
         name: parameter
-        for segment in route.segments
+        for segment in route.segments[frozen:]
         for name, parameter in model.trainable(segment).items()
     }
     model.install(parameters)
@@ -63,7 +64,10 @@ def train_coded(
     itemsize = 0
     model.train()
     for batch in batches:
-        boundary = first_part(model, route, batch.inputs)
+        with torch.set_grad_enabled(not frozen):
+            model.train(not frozen)
+            boundary = first_part(model, route, batch.inputs)
+            model.train()
         if defence is not None:
             boundary = defence.boundary(boundary, batch.inputs)
         crossed = tuple(
