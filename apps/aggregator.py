@@ -3,12 +3,13 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
 from fedsplit.errors import FedsplitError, SettingsError, require
+from fedsplit.flower.instructions import parts_of
 from fedsplit.mapping import call
 from fedsplit.plan import RoundPlan
 
@@ -105,7 +106,7 @@ def require_enough_devices(strategy: Strategy, n_devices: int) -> None:
     FedsplitError
         Naming the setting.
     """
-    for part in _with_wrapped(strategy):
+    for part in parts_of(strategy):
         for name in ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes"):
             least = getattr(part, name, 0)
             allowed = f"at most fleet.devices={n_devices}, or the run would wait for ever"
@@ -123,16 +124,9 @@ def require_enough_updates(strategy: Strategy, plan: RoundPlan) -> None:
         Naming the setting.
     """
     count = len(plan.branches)
-    for part in _with_wrapped(strategy):
+    for part in parts_of(strategy):
         assumed = getattr(part, "num_sampled_clients", 0)
         allowed = (
             f"at most {count}, the updates of a round of this scheme; the noise is divided by it"
         )
         require(assumed <= count, "aggregator.num_sampled_clients", assumed, allowed)
-
-
-def _with_wrapped(strategy: Strategy) -> Iterator[Strategy]:
-    yield strategy
-    for value in vars(strategy).values():
-        if isinstance(value, Strategy):
-            yield from _with_wrapped(value)

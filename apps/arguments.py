@@ -83,8 +83,13 @@ def _parser() -> argparse.ArgumentParser:
         "heat map two keys and a metric, a table any number.",
     )
     plot.add_argument("study", type=_path, metavar="STUDY")
-    plot.add_argument("names", nargs="+", metavar="METRIC")
-    plot.add_argument("--kind", default="line", help="line, cdf, bar, heat, pareto or table")
+    plot.add_argument("names", nargs="*", metavar="METRIC")
+    plot.add_argument(
+        "--kind",
+        default="line",
+        help="line, cdf, bar, heat, pareto or table; without metrics: labels (who holds which) or "
+        "map (who stands where, with which gain) of the first run",
+    )
     plot.add_argument("--by", type=_list, default=[], metavar="KEY,...", help="what makes a line")
     plot.add_argument("--where", action="append", default=[], metavar="KEY=VALUE")
     plot.add_argument("--ci", action="store_true", help="95 %% confidence intervals over seeds")

@@ -34,7 +34,7 @@ from fedsplit.privacy import (
 )
 from fedsplit.seeds import derive_seed, generator
 
-from .audit_report import Attack, Audit, write_audits
+from .audit_report import Attack, Audit, defence_name, write_audits
 from .check import require_budget, require_codecs, require_data, require_folder, require_model
 from .config import data_spec, job, load_config, require_plain
 from .observe import Sender
@@ -183,8 +183,9 @@ def attack(
     `named` are the audit's ``name`` and ``model``.
     """
     labels, guessed_labels = _labels(sender, texts.private, work)
+    defence = defence_name(work.privacy, work.model.bottleneck)
     if "input_ids" not in texts.private[0].inputs:
-        return Audit.of(turn, work.privacy, labels=labels, **named)
+        return Audit.of(turn, defence, labels=labels, **named)
     private, told = sender.observe(texts.private, derive_seed(work.seed, "audit"))
     told = torch.where(told >= 0, told, guessed_labels)
     model = sender.model
@@ -201,7 +202,7 @@ def attack(
                 attacks.append(_attack(kind, domain, count, reader, private, told))
     return Audit.of(
         turn,
-        work.privacy,
+        defence,
         **named,
         labels=labels,
         told=float((told == private.tokens).double().mean()),

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedsplit.figures import PAGE_IN, figure, legend, styles
+from fedsplit.models import Bottleneck
 from fedsplit.plan import Turn
 from fedsplit.privacy import PrivacySpec
 from fedsplit.report import plain_text
@@ -22,11 +24,14 @@ def codec_name(settings: Mapping[str, object]) -> str:
     return str(settings["name"]) + (f"({options})" if options else "")
 
 
-def defence_name(privacy: PrivacySpec) -> str:
+def defence_name(privacy: PrivacySpec, bottleneck: Bottleneck | None) -> str:
     """Return what a device does to what it sends, in a few words."""
     parts = []
-    if privacy.correlation_weight:
-        parts.append(f"correlation {privacy.correlation_weight:g}")
+    if bottleneck is not None:
+        parts.append(f"{bottleneck.width} wide after {bottleneck.after}")
+    for name in ("correlation", "reader"):
+        if weight := getattr(privacy, f"{name}_weight"):
+            parts.append(f"{name} {weight:g}")
     if privacy.clip is not None:
         noise = privacy.noise_multiplier
         parts.append(f"clip {privacy.clip:g}, noise {noise:g} per {privacy.unit}")
@@ -101,13 +106,13 @@ class Audit:
     attacks: tuple[Attack, ...] = ()
 
     @classmethod
-    def of(cls, turn: Turn, privacy: PrivacySpec, **found: Any) -> "Audit":
-        """Return the audit of a turn."""
+    def of(cls, turn: Turn, defence: str, **found: Any) -> "Audit":
+        """Return the audit of a turn whose device has this `defence`."""
         return cls(
             route=str(turn.route),
             cut=turn.route.segments[0].stop,
             codec=codec_name(turn.codec.uplink),
-            defence=defence_name(privacy),
+            defence=defence,
             **found,
         )
 
@@ -186,17 +191,10 @@ def audit_table(audits: Sequence[Audit]) -> Table:
 
 def plot_audits(audits: Sequence[Audit], paths: Sequence[Path]) -> None:
     """Draw the best attack's success over the cut, a line for each codec, defence and domain."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(
-        xlabel="blocks on the device", ylabel="tokens read by the best attack", ylim=(0, 1.02)
-    )
     kinds = dict.fromkeys((item.codec, item.defence) for item in audits if item.attacks)
-    for number, (codec, defence) in enumerate(kinds):
-        for domain, style in (("same", "o-"), ("other", "s--")):
+    lines = {}
+    for codec, defence in kinds:
+        for domain in ("same", "other"):
             points = sorted(
                 (item.cut, share)
                 for item in audits
@@ -204,11 +202,13 @@ def plot_audits(audits: Sequence[Audit], paths: Sequence[Path]) -> None:
                 and (share := item.most(domain)) is not None
             )
             if points:
-                label = f"{codec}, {defence}, {_DOMAINS[domain]}"
-                axes.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label)
-    if axes.lines:
-        axes.axhline(max(item.guessing for item in audits), color="grey", lw=0.8, label="guessing")
-        axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
-    for path in paths:
-        figure.savefig(path, dpi=150)
+                lines[f"{codec}, {defence}, {_DOMAINS[domain]}"] = points
+    with figure(paths, width_in=PAGE_IN, height_in=3 + 0.07 * len(lines)) as (_, axes):
+        for (name, points), style in zip(lines.items(), styles(len(lines)), strict=True):
+            axes.plot(*zip(*points, strict=True), label=name, **style)
+        if lines:
+            guessing = max(item.guessing for item in audits)
+            axes.axhline(guessing, color="0.5", lw=0.8, label="guessing")
+        axes.set(xlabel="blocks on the device", ylabel="tokens read by the best attack")
+        axes.set_ylim(0, 1.02)
+        legend(axes, columns=2)

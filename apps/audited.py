@@ -13,6 +13,7 @@ from fedsplit.mapping import from_mapping
 from fedsplit.plan import Route
 
 from .audit_report import codec_name, defence_name
+from .config import model_spec
 from .spending import BOUND, privacy_spec
 from .values import plain
 
@@ -69,8 +70,8 @@ def within_audit(system: System, config: DictConfig) -> System:
     path, most = bound.audit, bound.max_read
     if path is None or most is None:
         return system
-    codec = codec_name(system.codec.uplink)
-    about = (system.profile.name, codec, defence_name(privacy_spec(config)))
+    codec, narrow = codec_name(system.codec.uplink), model_spec(config).bottleneck
+    about = (system.profile.name, codec, defence_name(privacy_spec(config), narrow))
     read = _read(Path(path), about)
     possible = tuple(cut for cut in system.possible_cuts() if cut in read and read[cut] <= most)
     least = min(read.values())

@@ -26,18 +26,20 @@ from fedsplit.data.partition import LOCAL
 from fedsplit.data.spec import LABEL, LONGEST
 from fedsplit.errors import FedsplitError, SettingsError, require, require_known
 from fedsplit.flower import Job, LinkSettings
-from fedsplit.flower.instructions import require_takes_one
+from fedsplit.flower.instructions import require_takes_late, require_takes_one
 from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import ModelSpec, read_tokenizer
 from fedsplit.models.names import IMAGES, SEQUENCES
+from fedsplit.models.routes import keeps_apart
 from fedsplit.privacy import PrivacySpec, epsilon
 from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
 
 from .aggregator import build_aggregator, require_enough_devices, require_enough_updates
-from .config import codec_plan, data_spec, job, run_settings
-from .link_config import link_settings
-from .outputs import evaluate_settings, stop_settings
+from .config import codec_plan, data_spec, job, n_devices
+from .link_config import link_settings, server_limits
+from .outputs import KeepSettings, evaluate_settings, keep_settings, stop_settings
+from .run_settings import run_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
 from .values import plain
@@ -69,10 +71,14 @@ def check(config: DictConfig, folder: Path) -> str | None:
     require(link.login is None, "link.login", link.login, "null, simulated nodes log in nowhere")
     require_codecs(config)
     require_frozen(config)
+    keep = keep_settings(config)
+    plain_model = work.model.bottleneck is None
+    require(plain_model or keep == KeepSettings(), "keep", str(keep), "off with a bottleneck")
     require_folder(folder)
     aggregator = build_aggregator(plain(config.aggregator))
     require_enough_devices(aggregator, devices)
     require_takes_one(aggregator, aggregation(config))
+    require_takes_late(aggregator, settings.waiting, aggregation(config))
     data = data_spec(config)
     require_budget(work.privacy)
     require_model(work.model, data)
@@ -84,7 +90,7 @@ def check(config: DictConfig, folder: Path) -> str | None:
     forgetful = settings.edge_nodes and work.optimizer.keep_state
     require(not forgetful, "train.keep_state", True, "false with run.edge_nodes, which forget")
     require_enough_updates(
-        aggregator, check_first_round(build_scheme(config), system, settings.quorum_devices)
+        aggregator, check_first_round(build_scheme(config), system, settings.waiting)
     )
     require_own_tests(config, work, data)
     if config.resume is not None:
@@ -130,16 +136,28 @@ def require_link_files(link: LinkSettings) -> None:
 
 
 def require_codecs(config: DictConfig) -> None:
-    """Refuse unknown codecs and settings."""
+    """Refuse unknown codecs and settings, and memories that have no place."""
     plan, padding = codec_plan(config), config.data.get("padding")
+    held, devices = server_limits(config).held_bytes, n_devices(config)
+    # A route that comes home has two streams each way.
+    room = held // (devices * (2 if config.strategy.get("tail") else 1))
     for way, settings in (("uplink", plan.uplink), ("downlink", plan.downlink)):
         try:
-            remembers = make_codec(settings, 0).remembers
+            codec = make_codec(settings, 0)
         except FedsplitError as error:
             raise FedsplitError(str(error).replace("codec.", f"codec.{way}.", 1)) from error
         # Padded to the longest of its mini-batch, a sample has another length every time.
-        fits = not remembers or padding != LONGEST
+        fits = not codec.remembers or padding != LONGEST
         require(fits, "data.padding", padding, f"fixed with codec.{way}.name={settings['name']}")
+        if codec.lasting is None:
+            continue
+        nodes = config.run.edge_nodes
+        require(
+            not nodes, f"codec.{way}.over_turns", True, "false with run.edge_nodes, which forget"
+        )
+        room -= codec.lasting.limit_bytes
+        least = f"less, both ways and all devices within link.held_bytes={held}"
+        require(room >= 0, f"codec.{way}.memory_mb", codec.lasting.limit_bytes / 1e6, least)
 
 
 def require_frozen(config: DictConfig) -> None:
@@ -152,8 +170,9 @@ def require_frozen(config: DictConfig) -> None:
     remembers = make_codec(uplink, 0).remembers
     require(not remembers, "codec.uplink.name", uplink["name"], f"one without memory {where}")
     require(not config.run.edge_nodes, "run.edge_nodes", True, f"false {where}")
-    weight = plain(config.privacy).get("correlation_weight", 0)
-    require(weight == 0, "privacy.correlation_weight", weight, f"0 {where}")
+    for name in ("correlation_weight", "reader_weight"):
+        weight = plain(config.privacy).get(name, 0)
+        require(weight == 0, f"privacy.{name}", weight, f"0 {where}")
 
 
 def require_folder(folder: Path, field: str = "output") -> None:
@@ -178,6 +197,9 @@ def require_model(spec: ModelSpec, data: DataSpec) -> None:
     fits = labelled == (spec.task == SEQUENCES)
     wanted = f"{LABEL} for model.task={SEQUENCES}, and only then"
     require(fits, "data.loss_on", data.loss_on, f"{wanted}; it is {spec.task}")
+    apart = not data.packing or keeps_apart(spec)
+    allowed = f"false, {config.model_type!r} does not keep texts of a row apart"
+    require(apart, "data.packing", True, allowed)
     pixels = getattr(config, "image_size", None)
     if images and isinstance(pixels, int):
         size = data.image_size

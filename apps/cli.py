@@ -102,14 +102,19 @@ def _plot(options: argparse.Namespace, console: Console) -> int:
     from fedsplit.report.studies.frame import Study
 
     study = Study.open(options.study)
-    made = chart(
-        study,
-        options.names,
-        kind=options.kind,
-        by=options.by,
-        where=options.where,
-        ci=options.ci,
-    )
+    if not options.names and options.kind in ("labels", "map"):
+        from .worlds import world
+
+        made = world(study, options.kind, options.where)
+    else:
+        made = chart(
+            study,
+            options.names,
+            kind=options.kind,
+            by=options.by,
+            where=options.where,
+            ci=options.ci,
+        )
     named = "_".join((options.kind, *options.names))
     stem = options.output or study.folder / "figures" / named
     for path in write(made, stem, options.format, options.width):

@@ -1,6 +1,6 @@
-"""A model with one cut in a single process, what crosses the cut through a codec's real bytes."""
+"""A model in a single process, what crosses its cuts through a codec's real bytes."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -36,22 +36,21 @@ def train_coded(
     route: Route,
     batches: Iterable[Batch],
     *,
-    up: Loopback,
-    down: Loopback,
+    ways: Sequence[tuple[Loopback, Loopback]],
     optimizer: OptimizerSpec,
     rate: Callable[[int], float],
     defence: Defence | None = None,
     frozen: bool = False,
 ) -> int:
-    """Train with boundaries through `up` and their gradients through `down`.
+    """Train with the boundary and its gradient at every cut of `route` through one of `ways` each.
 
-    Boundaries pass the device's `defence` first, if it has one. A `frozen` device only infers. At
-    step `i` the optimizer's learning rate is multiplied by ``rate(i)``.
+    The first boundary passes the device's `defence` before, if it has one. A `frozen` device only
+    infers. At step `i` the optimizer's learning rate is multiplied by ``rate(i)``.
 
     Returns
     -------
     int
-        Bytes of an element of the boundary; 0 without a batch.
+        Bytes of an element of the first boundary; 0 without a batch.
     """
     parameters = {
         name: parameter
@@ -70,12 +69,15 @@ def train_coded(
             model.train()
         if defence is not None:
             boundary = defence.boundary(boundary, batch.inputs)
-        crossed = tuple(
-            straight_through(tensor, up, down, batch.samples) for tensor in boundary.tensors
-        )
         itemsize = boundary.tensors[0].element_size()
+        later = {"labels": batch.inputs["labels"], **model.travelling(batch.inputs, route)}
         stepper.zero_grad()
-        output = second_part(model, route, batch.inputs, Boundary(crossed, boundary.layout))
+        for segment, way in zip(route.segments[1:], ways, strict=True):
+            crossed = tuple(straight_through(x, *way, batch.samples) for x in boundary.tensors)
+            output = model.run(segment, later, Boundary(crossed, boundary.layout))
+            if isinstance(output, Boundary):
+                boundary = output
+        assert isinstance(output, Output)
         output.loss.backward()  # type: ignore[no-untyped-call]
         stepper.step()
         schedule.step()

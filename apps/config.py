@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.fleet import FleetSpec
 from fedsplit.fleet.boards import read_boards
-from fedsplit.mapping import from_mapping
+from fedsplit.mapping import convert, from_mapping
 
 from .known import require_known
-from .link_config import RUN_LIMITS, link_settings, patience, server_limits
+from .link_config import link_settings, patience, server_limits
 from .outputs import evaluate_settings, keep_settings, stop_settings, tracker
 from .overrides import (
     OPEN,
@@ -38,6 +37,7 @@ from .overrides import (
     groups,
     parse,
 )
+from .run_settings import run_settings
 from .values import plain, without
 from .work import ADAPTERS, FFA, RANKS, WORK, local_work
 
@@ -50,58 +50,6 @@ if TYPE_CHECKING:
 
 _PACKAGED = "package:default"
 _MAX_SEED = 2**63 - 1
-_MAX_THREADS = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """How a run is carried out on this machine, and how long it goes on.
-
-    Parameters
-    ----------
-    rounds, evaluate_every : int
-        Rounds in all, and between evaluations.
-    concurrency : int
-        Devices that run at once in a simulation.
-    threads, server_threads : int
-        Torch threads of a device and of the server.
-    edge_nodes : bool
-        Whether edge servers are Flower nodes of their own, not hosted by the server's process.
-    accelerator : str
-        ``auto``, ``cpu`` or a torch device.
-    quorum, quorum_devices : int, int or None
-        Branches of a round that must survive, or the run stops; devices that end it (None: all).
-    start_ahead : bool or None
-        Whether the next device of a branch gets ready while the present one trains; None: between
-        machines only, as it takes a place in a simulation.
-    max_update_norm : float
-        A turn whose adapters move farther than this, in the norm over all of them, is lost.
-    engine : str
-        What simulates the devices: ``embedded``, or Flower's own simulation on Ray, ``flower``.
-    """
-
-    rounds: int
-    evaluate_every: int
-    concurrency: int
-    threads: int
-    server_threads: int
-    edge_nodes: bool
-    accelerator: str
-    quorum: int = 1
-    quorum_devices: int | None = None
-    start_ahead: bool | None = None
-    max_update_norm: float = 1e8
-    engine: str = "embedded"
-
-    def __post_init__(self) -> None:
-        counts = ("rounds", "evaluate_every", "concurrency", "threads", "server_threads", "quorum")
-        for name in counts:
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        enough = self.quorum_devices
-        require(enough is None or enough >= 1, "quorum_devices", enough, "null or at least 1")
-        require(self.max_update_norm > 0, "max_update_norm", self.max_update_norm, "above 0")
-        for name, value in (("threads", self.threads), ("server_threads", self.server_threads)):
-            require(value <= _MAX_THREADS, name, value, f"at most {_MAX_THREADS}")
 
 
 def load_config(overrides: Sequence[str]) -> DictConfig:
@@ -211,7 +159,9 @@ def output_folder(config: DictConfig, default: str = "") -> Path:
 def model_spec(config: DictConfig) -> "ModelSpec":
     """Return the ``model`` group as a `ModelSpec`, with the folder of the shipped checkpoint."""
     from fedsplit.assets import default_checkpoint
-    from fedsplit.models import ModelSpec
+    from fedsplit.models import Bottleneck, ModelSpec
+
+    from .spending import BOTTLENECK
 
     values = plain(config.model)
     if values.get("source") == _PACKAGED:
@@ -221,6 +171,9 @@ def model_spec(config: DictConfig) -> "ModelSpec":
         values["config"].setdefault("num_labels", _n_labels(json.dumps(plain(config.data))))
     if values.get("adapter") is not None:
         values |= _started_from(values)
+    narrow = plain(config.privacy).get(BOTTLENECK)
+    if narrow is not None:
+        values[BOTTLENECK] = convert(Bottleneck, narrow, f"privacy.{BOTTLENECK}")
     values.pop(RANKS, None)
     values["freeze_a"] = config.aggregator.get(ADAPTERS) == FFA
     low_rank = values.get("train") == "lora" or not values["freeze_a"]
@@ -379,18 +332,6 @@ def n_devices(config: DictConfig) -> int:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     require(whole, "fleet.devices", value, "a whole number, at least 1")
     return int(value)
-
-
-def run_settings(config: DictConfig) -> RunSettings:
-    """Return how the run is carried out."""
-    values = {"rounds": config.rounds, "evaluate_every": config.evaluate.every, **plain(config.run)}
-    places = {"run.rounds": "rounds", "run.evaluate_every": "evaluate.every"}
-    try:
-        return from_mapping(RunSettings, without(values, RUN_LIMITS), "run")
-    except SettingsError as error:
-        raise SettingsError(
-            places.get(error.field, error.field), error.value, error.allowed
-        ) from error
 
 
 def codec_plan(config: DictConfig) -> "CodecPlan":

@@ -12,7 +12,8 @@ from fedsplit.models.profile import profile_model
 from fedsplit.models.profile_measured import measure_machine
 from fedsplit.report import plain_text
 
-from .config import data_spec, load_config, model_spec, run_settings
+from .config import data_spec, load_config, model_spec
+from .run_settings import run_settings
 from .work import local_work
 
 

@@ -48,10 +48,11 @@ class ModelledRun:
         return replace(self.system.scene(server_round, samples), spent_j=self._spent_j)
 
     def know(self, roster: Roster) -> None:
-        """Take machines as they were measured, where their nodes say so."""
+        """Take machines as they were measured, and texts as long as they are, as nodes say."""
         system = self.system
         fleet = measured_fleet(system.fleet, system.profile, roster.profiles)
-        self.system = replace(system, fleet=fleet)
+        counts = {node.index: node.counts.train for node in roster.nodes if node.counts}
+        self.system = replace(system, fleet=fleet).with_lengths(counts)
 
     def costs(self, outcome: RoundOutcome) -> dict[str, float]:
         """Count a round, with the bytes really sent, and return what it costs."""
@@ -59,6 +60,8 @@ class ModelledRun:
         self.line = line = system.timeline(plan, outcome.server_round, sent_bytes(outcome))
         self._spent_j = self._spent_j + line.cost.device_energy_j
         row = asdict(round_row(outcome.server_round, plan, line.cost, system.fleet))
+        if outcome.turnout is not None:
+            row["delay_s"] = outcome.turnout.delay_s(line)
         del row["round"]
         energy_j = row["device_energy_j"] + row["server_energy_j"]
         return {"delay_s": row.pop("delay_s"), "energy_j": energy_j, **row}

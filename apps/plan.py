@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,14 @@ from fedsplit.fleet import Timeline, write_chrome_trace, write_gantt, write_json
 from fedsplit.flower import System
 from fedsplit.plan import RoundPlan
 from fedsplit.report import plain_text
-from fedsplit.schemes import Scheme, costed
+from fedsplit.schemes import Scheme
+from fedsplit.schemes.turnout import OutOfEnergy, Turnout, UnderWay, Waiting, turn_out
 
 from .check import blaming_the_configuration, require_codecs, require_fields, require_folder
 from .config import load_config, model_spec, output_folder, require_plain
 from .outputs import make_folder
 from .plan_report import RoundRow, comparison_table, round_row, write_results
+from .run_settings import run_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
 from .sweep import members
@@ -40,33 +42,50 @@ class Scenario:
         The model, the machines, the radio.
     scheme : Scheme
         What plans the rounds.
+    waiting : Waiting
+        Whom they wait for.
     """
 
     system: System
     scheme: Scheme
+    waiting: Waiting = field(default_factory=Waiting)
 
-    def costed(self, server_round: int, spent_j: Array | None = None) -> tuple[RoundPlan, Timeline]:
-        """Return a round's plan and timeline, counted from 1, after so much energy was spent."""
-        samples = dict(enumerate(self.system.fleet.samples.tolist()))
-        scene = self.system.scene(server_round, samples)
-        return costed(self.scheme, replace(scene, spent_j=spent_j))
+    def turn_out(
+        self,
+        server_round: int,
+        spent_j: Array | None = None,
+        under_way: Sequence[UnderWay] = (),
+        exhausted: Sequence[int] = (),
+    ) -> Turnout:
+        """Return a round, counted from 1, after so much energy was spent, and who is in time."""
+        absent = {*exhausted, *(device for one in under_way for device in one.devices)}
+        everyone = enumerate(self.system.fleet.samples.tolist())
+        scene = self.system.scene(server_round, {i: n for i, n in everyone if i not in absent})
+        scene = replace(scene, spent_j=spent_j)
+        return turn_out(self.scheme, scene, self.waiting, under_way)
 
     def plan_round(self, server_round: int) -> RoundPlan:
         """Return the scheme's plan for a round."""
-        return self.costed(server_round)[0]
+        return self.turn_out(server_round).plan
 
     def timeline(self, server_round: int) -> Timeline:
         """Return the timeline of a round."""
-        return self.costed(server_round)[1]
+        return self.turn_out(server_round).line
 
     def rows(self, rounds: int) -> list[RoundRow]:
-        """Return what each of so many rounds costs."""
-        rows, spent_j = [], np.zeros(self.system.fleet.n_devices)
+        """Return what each of so many rounds costs; fewer where all energy is spent before."""
+        rows, spent_j = list[RoundRow](), np.zeros(self.system.fleet.n_devices)
+        under_way, exhausted = tuple[UnderWay, ...](), tuple[int, ...]()
         for server_round in range(1, rounds + 1):
-            plan, line = self.costed(server_round, spent_j)
-            cost = line.cost
+            try:
+                turnout = self.turn_out(server_round, spent_j, under_way, exhausted)
+            except OutOfEnergy:
+                break
+            under_way, exhausted = turnout.under_way, (*exhausted, *turnout.exhausted)
+            cost = turnout.line.cost
             spent_j = spent_j + cost.device_energy_j
-            rows.append(round_row(server_round, plan, cost, self.system.fleet))
+            row = round_row(server_round, turnout.plan, cost, self.system.fleet)
+            rows.append(replace(row, delay_s=turnout.delay_s(turnout.line)))
         return rows
 
 
@@ -79,7 +98,8 @@ def build_scenario(config: DictConfig) -> Scenario:
         If a part of the configuration is wrong; names the group, the field and what is allowed.
     """
     require_codecs(config)
-    return Scenario(build_system(config), build_scheme(config))
+    waiting = run_settings(config).waiting
+    return Scenario(build_system(config), build_scheme(config), waiting)
 
 
 def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
@@ -119,7 +139,7 @@ def plan(overrides: Sequence[str], multirun: bool, console: Console) -> int:
             require_fields(spec)
             with blaming_the_configuration(spec):
                 scenario = build_scenario(config)
-            check_first_round(scenario.scheme, scenario.system)
+            check_first_round(scenario.scheme, scenario.system, scenario.waiting)
             results[name] = scenario.rows(config.rounds)
         except FedsplitError as error:
             if not multirun:

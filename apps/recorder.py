@@ -19,6 +19,7 @@ from fedsplit.flower import Job, RoundOutcome, RunEnds, RunListener
 from fedsplit.flower.server.checkpoint import Checkpoint, save_checkpoint, strategy_state
 from fedsplit.flower.server.outcome import evaluated_nowhere
 from fedsplit.flower.server.roster import Roster
+from fedsplit.flower.server.standing import Standing
 from fedsplit.models import SplitModel
 from fedsplit.plan import Failure, RoundPlan
 from fedsplit.report import RoundRecord, RunReport
@@ -149,7 +150,8 @@ class Recorder(RunListener):
         elif number > 0:
             self._keeper.keep(self._report.records, adapters)
             state = strategy_state(self._aggregator)
-            checkpoint = Checkpoint(number, adapters, state, self._modelled.spent_j)
+            spent_j, standing = self._modelled.spent_j, outcome.standing or Standing()
+            checkpoint = Checkpoint(number, adapters, state, spent_j, standing)
             save_checkpoint(self._folder, checkpoint)
             self._keeper.clear(self._report.records)
         stop, by = self._stop, self._evaluation.best_by
@@ -162,9 +164,10 @@ class Recorder(RunListener):
         self._modelled.write_trace(self._folder)
         name = "adapter" if self._work.model.train == "lora" else "model"
         trained = dict(arrays.to_torch_state_dict())
-        with needed(self._folder):
-            save_trained(self._folder / name, trained, self._model, self._initial)
-            write_card(self._folder / name, self._config, self._report.records)
+        if self._work.model.bottleneck is None:  # else no other program could load it
+            with needed(self._folder):
+                save_trained(self._folder / name, trained, self._model, self._initial)
+                write_card(self._folder / name, self._config, self._report.records)
         (self._folder / PROGRESS).unlink(missing_ok=True)
         if self._tracker is not None:
             self._tracker.close()

@@ -10,6 +10,7 @@ from fedsplit.flower import RoundOutcome, TurnOutcome
 from fedsplit.flower.server.outcome import accuracy, macro_f1, mean_loss
 from fedsplit.plan import DEVICE, Route
 from fedsplit.report import RoundRecord, TurnRow
+from fedsplit.report.records import Arrival
 
 from .outputs import METRICS
 
@@ -19,6 +20,7 @@ _TIERS = {"": "device", "backhaul-": "edge"}
 
 def record_of(outcome: RoundOutcome, task: str, metrics: Sequence[str] = METRICS) -> RoundRecord:
     """Return the record of a round; bytes are those of training and evaluation together."""
+    there = outcome.turnout
     eval_loss = mean_loss(outcome.evaluation)
     turns = [*outcome.turns, *outcome.evaluation]
     found = scores(eval_loss, accuracy(outcome.evaluation), task, metrics)
@@ -38,7 +40,14 @@ def record_of(outcome: RoundOutcome, task: str, metrics: Sequence[str] = METRICS
         participants=tuple(dict.fromkeys(turn.turn.device for turn in outcome.turns)),
         failures=outcome.failures,
         aggregation_error=outcome.aggregation_error,
-        late=outcome.late,
+        late=there.late if there else (),
+        arrived=tuple(
+            Arrival(device, one.since, weight)
+            for one, weight in (zip(there.arriving, there.weights, strict=True) if there else ())
+            for device in one.devices
+        ),
+        left=there.left if there else (),
+        exhausted=there.exhausted if there else (),
     )
 
 

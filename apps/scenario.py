@@ -6,7 +6,7 @@ from functools import cache
 
 from omegaconf import DictConfig
 
-from fedsplit.errors import within
+from fedsplit.errors import require, within
 from fedsplit.flower.system import System, make_system
 from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models import ModelSpec, check_model
@@ -14,8 +14,8 @@ from fedsplit.models.names import IMAGES
 from fedsplit.models.profile import profile_model
 from fedsplit.plan import RoundPlan
 from fedsplit.profiles import ModelProfile
-from fedsplit.schemes import Scheme, planned, planned_evaluation
-from fedsplit.schemes.quorum import in_time
+from fedsplit.schemes import Scheme, planned_evaluation
+from fedsplit.schemes.turnout import CARRY, DROP, Waiting, turn_out
 from fedsplit.wireless import ChannelSpec
 
 from .audited import within_audit
@@ -48,22 +48,27 @@ def build_system(config: DictConfig) -> System:
     return within_audit(system, config)
 
 
-def check_first_round(scheme: Scheme, system: System, quorum: int | None = None) -> RoundPlan:
-    """Return a scheme's plan for the first round; refuse one that cannot be carried out.
-
-    With a `quorum` that ends a round, only what is in time.
+def check_first_round(scheme: Scheme, system: System, waiting: Waiting | None = None) -> RoundPlan:
+    """Return what of a scheme's first round is in time; refuse one that cannot be carried out.
 
     Raises
     ------
     PlanError
         Naming the device and what is wrong.
+    SettingsError
+        If late devices are to be carried where all train one after the other.
     """
     everyone = dict(enumerate(system.fleet.samples.tolist()))
     scene = system.scene(1, everyone)
     with within("strategy"):
-        plan = planned(scheme, scene)
+        turnout = turn_out(scheme, scene, waiting)
         planned_evaluation(scheme, scene)
-    return in_time(plan, scene, quorum or len(plan.devices))
+    branches = turnout.plan.branches
+    if waiting is not None and waiting.late == CARRY:
+        side_by_side = len(branches) > 1 or len(everyone) == 1
+        allowed = f"{DROP} where all devices train in one branch, which is never late"
+        require(side_by_side, "run.late", CARRY, allowed)
+    return RoundPlan(tuple(branches[place] for place in turnout.in_time))
 
 
 @cache

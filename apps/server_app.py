@@ -22,10 +22,11 @@ from fedsplit.report.lock import locked
 from fedsplit.schemes import Scheme, find_scheme
 
 from .aggregator import build_aggregator
-from .config import job, load_config, output_folder, run_settings
+from .config import job, load_config, output_folder
 from .link_config import link_settings
 from .modelled import ModelledRun
 from .recorder import Recorder
+from .run_settings import run_settings
 from .scenario import build_system, check_first_round
 from .values import plain
 from .work import aggregation
@@ -103,7 +104,7 @@ def _run(grid: Grid, config: DictConfig, folder: Path) -> None:
                 first_round=done + 1,
                 evaluate_every=settings.evaluate_every,
                 quorum=settings.quorum,
-                quorum_devices=settings.quorum_devices,
+                waiting=settings.waiting,
                 max_update_norm=settings.max_update_norm,
                 aggregation=aggregation(config),
                 link=link,
@@ -114,6 +115,7 @@ def _run(grid: Grid, config: DictConfig, folder: Path) -> None:
         if checkpoint is not None:
             adapters = checkpoint.adapters
             restore_strategy(aggregator, checkpoint.strategy)
+            strategy.standing = checkpoint.standing
         result = strategy.start(
             grid, to_record(adapters), num_rounds=settings.rounds, evaluate_fn=recorder.central
         )

@@ -15,7 +15,9 @@ from fedsplit.privacy import SYSTEM, PrivacySpec, Spent, most_uses
 from .values import plain, without
 
 BOUND = ("audit", "max_read")
-"""Settings of the group that bound what is planned (`.audited`); the rest is the devices'."""
+"""Settings of the group that bound what is planned (`.audited`)."""
+BOTTLENECK = "bottleneck"
+"""The one that is the model's; the rest is the devices'."""
 
 
 def privacy_spec(config: DictConfig) -> PrivacySpec:
@@ -26,7 +28,7 @@ def privacy_spec(config: DictConfig) -> PrivacySpec:
     FedsplitError
         If it is wrong, or noise between machines came from a seed that the server knows.
     """
-    own = without(plain(config.privacy), BOUND)
+    own = without(plain(config.privacy), (*BOUND, BOTTLENECK))
     spec = from_mapping(PrivacySpec, own, "privacy")
     noisy = spec.noise_multiplier > 0 or spec.gradient_noise_multiplier > 0
     open_to_the_server = noisy and config.link.bind is not None and spec.randomness != SYSTEM

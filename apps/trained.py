@@ -45,6 +45,8 @@ def export(folder: Path, which: str, output: Path | None, *, merge: bool, consol
     """
     target = output if output is not None else folder / "exported"
     model, weights, reached = _trained(folder, which)
+    narrow = model.spec.bottleneck
+    require(narrow is None, "privacy.bottleneck", str(narrow), "null: no other program has one")
     require(not target.exists(), "--output", str(target), "a folder that is not there yet")
     require_folder(target, "--output")
     if merge:

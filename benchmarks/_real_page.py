@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ COLUMNS: Mapping[str, tuple[str, float, str]] = {
     "modelled_s": ("s (modelled)", 1.0, ".1f"),
     "modelled_j": ("J (modelled)", 1.0, ".0f"),
 }
-_OTHER = ("loss", "wall_s", *COLUMNS)
+_OTHER = ("loss", "wall_s", "seeds", *COLUMNS)
 
 
 def members(task: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -40,12 +40,13 @@ def tables(results: Mapping[str, Any]) -> str:
         parts.append(
             f"**{name}**: {said['devices']} devices, {size['rounds']} rounds of {size['steps']} "
             f"steps of {said['batch']}, LoRA of rank {said['r']}, lr {said['lr']:g}, "
-            f"seed {said['seed']}; judged on {size['n_test']} test items "
+            f"{_seeds(said['seeds'])}; judged on {size['n_test']} test items "
             f"({size['n_written']} texts).\n"
         )
         parts += [_row(heads), _row(["---", *["---:"] * (len(heads) - 1)])]
         for label, member in rows.items():
-            cells = [label, f"{member['loss']:.4f}", *(f"{member[m]:.1f}" for m in metrics)]
+            cells = [label, _figure(member, "loss", ".4f")]
+            cells += [_figure(member, metric, ".1f") for metric in metrics]
             for key, (_, unit, form) in COLUMNS.items():
                 cells.append(format(member[key] / unit, form) if key in member else "")
             parts.append(_row(cells))
@@ -55,13 +56,18 @@ def tables(results: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def write_page(results: Mapping[str, Any], docs: Path, name: str) -> None:
-    """Write `results` beside the page, and their tables between the page's marks for them."""
+def write_page(
+    results: Mapping[str, Any],
+    docs: Path,
+    name: str,
+    shown: Callable[[Mapping[str, Any]], str] = tables,
+) -> None:
+    """Write `results` beside the page, and what is `shown` of them between its marks for them."""
     (docs / "results").mkdir(exist_ok=True)
     write_atomically(docs / "results" / f"{name}.json", json_text(results))
     page = docs / "results.md"
     begin, end = marks(name)
-    block = f"{begin}\n{tables(results)}{end}"
+    block = f"{begin}\n{shown(results)}{end}"
     text, count = re.subn(
         f"{re.escape(begin)}.*?{re.escape(end)}",
         lambda _: block,
@@ -80,6 +86,21 @@ def read_results(file: Path) -> dict[str, Any]:
     """Return what `write_page` wrote."""
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
+
+
+def _figure(member: Mapping[str, Any], key: str, form: str) -> str:
+    """Return a mean and, of several seeds, the least and the most."""
+    mean = format(member[key], form)
+    if "seeds" not in member:
+        return mean
+    each = [one[key] for one in member["seeds"]]
+    return f"{mean} ({min(each):{form}} to {max(each):{form}})"
+
+
+def _seeds(seeds: list[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return f"{len(seeds)} seeds (mean, least and most)"
 
 
 def _row(cells: list[str]) -> str:

@@ -255,6 +255,7 @@ def _sums(
             ids[row, : len(tokens)] = torch.tensor(tokens)
             labels[row, n_asked : len(tokens)] = ids[row, n_asked : len(tokens)]
             mask[row, : len(tokens)] = 1
+        ids, labels, mask = (tensor.to(model.device) for tensor in (ids, labels, mask))
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
         each = torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), labels[:, 1:], reduction="none"
@@ -283,8 +284,8 @@ def _write(
             ids[row, width - len(tokens) :] = torch.tensor(tokens)
             mask[row, width - len(tokens) :] = 1
         written = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
             max_new_tokens=task.new_tokens,
             do_sample=False,
             pad_token_id=end,

@@ -4,5 +4,5 @@
 #     sh benchmarks/gpu.sh
 set -eu
 cd "$(dirname "$0")/.."
-export PYTHONPATH="$PWD" PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_OFFLINE=1
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_OFFLINE=1
 exec timeout 480 python -m benchmarks.gpu --output "${OUT:-.}/gpu.json" "$@"

@@ -1,11 +1,13 @@
 """Devices of ranks 2 to 16: what each way of aggregating their adapters leaves of the loss.
 
-    python -m benchmarks.ranks [--rounds N] [--steps N] [--model FOLDER --data FOLDER]
+    python -m benchmarks.ranks [--rounds N] [--steps N] [--seeds 0 1] [--jobs N]
+    python -m benchmarks.ranks --model FOLDER --data FOLDER
 
 Eight devices, two of each rank 2, 4, 8 and 16, train the default job over the same mini-batches;
 with ``--model`` another model, on the E2E texts in ``--data``/e2e. ``everyone 16`` is what equal
-ranks would give. Of each: the loss of the whole adapter on all devices' test data, the aggregation
-error of the last round, and the bytes of adapters that all devices are sent in a round.
+ranks would give. Of each: the loss of the whole adapter on all devices' test data (mean, least and
+most over seeds), the aggregation error of the last round, and the bytes of adapters that all
+devices are sent in a round. ``--jobs`` runs go on at once.
 
 Then FFA-LoRA and FedEx-LoRA on random adapters of the model's shapes, beside the mean of the dense
 matrices that they stand for. Prints a table and, last, one JSON object. Exit code 1 if padding
@@ -14,10 +16,13 @@ leaves a lower loss than raFLoRA, or one of the two exact ones is off by more th
 
 import argparse
 import json
+import multiprocessing
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from statistics import mean
 
 import torch
 from fedsplit.apps.config import load_config, model_spec
@@ -47,6 +52,8 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--model", help="folder of a causal model")
     parser.add_argument("--data", type=Path, help="folder with e2e, as published")
     options = parser.parse_args()
@@ -62,24 +69,34 @@ def main() -> int:
         ]  # fmt: skip
     console = make_console()
     table = Table(title=f"{len(RANKS)} devices of ranks {RANKS}, {options.rounds} rounds")
-    for heading in ("", "loss", "aggregation error", "adapter MB to devices, a round"):
+    for heading in ("", "loss", "of seeds", "aggregation error", "adapter MB to devices, a round"):
         table.add_column(heading, justify="right")
     model = load(model_spec(load_config(words)))
     forms = model.forms(Segment(DEVICE, 0, CUT))
-    found: dict[str, dict[str, float | None]] = {}
-    with tempfile.TemporaryDirectory() as folder, Engine() as engine:
+    found: dict[str, dict[str, float | list[float]]] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool,
+    ):
+        ends = {
+            (name, seed): pool.submit(
+                outcome, [*words, *own, f"seed={seed}", f"output={folder}/{name}_{seed}"]
+            )
+            for name, own in MEMBERS.items()
+            for seed in options.seeds
+        }
         for name, own in MEMBERS.items():
-            output, failed = train([*words, *own, f"output={folder}/{name}"], engine, console)
-            records = read_records(output)
-            lost = sum(len(record.failures) for record in records)
-            if failed is not None or lost:
-                raise SystemExit(f"{name}: {failed or f'{lost} turns failed, nothing to compare'}")
-            last = records[-1]
+            losses, errors = zip(
+                *(ends[name, seed].result() for seed in options.seeds), strict=True
+            )
             ranks = RANKS if MIXED in own else [WHOLE] * len(RANKS)
             sent = sum(_n_bytes(at_rank(forms, rank)) for rank in ranks)
-            error = last.aggregation_error
-            found[name] = {"loss": last.eval_loss, "error": error, "adapter_bytes": sent}
-            table.add_row(name, f"{last.eval_loss:.4f}", f"{error:.2g}", f"{sent / 1e6:.3f}")
+            loss, error = mean(losses), mean(errors)
+            found[name] = {
+                "loss": loss, "losses": list(losses), "error": error, "adapter_bytes": sent
+            }  # fmt: skip
+            spread = f"{min(losses):.4f} to {max(losses):.4f}"
+            table.add_row(name, f"{loss:.4f}", spread, f"{error:.2g}", f"{sent / 1e6:.3f}")
     exact = deviations(model.forms(Segment(DEVICE, 0, model.n_blocks)))
     console.print(table)
     for name, off in exact.items():
@@ -87,8 +104,22 @@ def main() -> int:
             f"{name}: off the mean of the dense matrices by {off:.1e} of its norm at most"
         )
     print(json.dumps({"members": found, "off_dense": exact}))
-    worse = (found[RAFLORA]["loss"] or 0.0) > (found[PADDED]["loss"] or 0.0)
+    worse = found[RAFLORA]["loss"] > found[PADDED]["loss"]  # type: ignore[operator]
     return int(worse or max(exact.values()) > EXACT)
+
+
+def outcome(overrides: Sequence[str]) -> tuple[float, float]:
+    """Run a job; return the loss and the aggregation error of its last round."""
+    with Engine() as engine:
+        output, failed = train(overrides, engine, make_console())
+    records = read_records(output)
+    lost = sum(len(record.failures) for record in records)
+    if failed is not None or lost:
+        raise SystemExit(f"{output}: {failed or f'{lost} turns failed, nothing to compare'}")
+    last = records[-1]
+    assert last.eval_loss is not None
+    assert last.aggregation_error is not None
+    return last.eval_loss, last.aggregation_error
 
 
 def deviations(forms: Mapping[str, Tensor]) -> dict[str, float]:

@@ -3,8 +3,8 @@
 Real turns in this process (GPT-2 of four narrow blocks, LoRA, batch 8 x 64), on routes of every
 shape, in both widths and with three codecs, against the timeline of the same plan. Before every
 turn the machine is measured anew, as its pace changes with what else it does: times of blocks, and
-what codecs make of boundaries in training and how long that takes; each time on other mini-batches,
-as what a codec makes of four of them differs by a percent from what it makes of four others.
+what codecs make of boundaries in training and how long that takes, in the unsplit model on the
+turn's own mini-batches: what ``topk`` makes of a dozen others is 1 % longer or shorter.
 Devices and servers share the process, so that a turn's times add up; the radio is left out, as the
 link here has none. All times are of the processor. Memory is the kernel's high-water mark above
 what was held before the turn; the model's counterpart is activations, the workspace of whoever
@@ -19,7 +19,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count, islice, pairwise
@@ -38,13 +38,15 @@ from fedsplit.arrays import Array
 from fedsplit.codec import Loopback
 from fedsplit.data import Batch
 from fedsplit.execution import compute, train_turn
-from fedsplit.fleet import FleetSpec, build_fleet, timeline
+from fedsplit.fleet import FleetSpec, RoundCost, build_fleet, timeline
 from fedsplit.models import ModelSpec, load
 from fedsplit.models.profile import profile_model
 from fedsplit.models.profile_measured import measure_machine
-from fedsplit.plan import RoundPlan, Route, Segment, Turn
+from fedsplit.plan import CodecPlan, RoundPlan, Route, Segment, Turn
 from fedsplit.profiles import MeasuredProfile, ModelProfile
+from fedsplit.seeds import derive_seed
 from fedsplit.transport import LinkStats, with_messages
+from fedsplit.transport.tensors import Stream
 from fedsplit.wireless import Channel, ChannelSpec
 from tests.tiny_split import OPTIMIZER, Cluster
 
@@ -58,6 +60,7 @@ ROUTES = {
     "two edge rounds": (Route.three_tier(BLOCKS, 1, 3), 2),
 }
 CODECS = ("identity", "sft", "topk")
+_FIRST = 10  # seed of the mini-batches of the first turn
 _M_MMAP_THRESHOLD = -3
 FLOORS = {"bytes_error_max": 0.005, "memory_error_max": 0.10, "time_error_max": 0.15}
 
@@ -105,8 +108,11 @@ def batches(n: int, seed: int) -> tuple[Batch, ...]:
 class Timed(Loopback):
     """Knows how long each message took it, in s of the processor."""
 
-    def __init__(self, settings: Mapping[str, object]) -> None:
-        super().__init__(settings, 0)
+    def __init__(self, codec: CodecPlan, stream: Stream) -> None:
+        # As at the ends of a link in a turn of seed 0, so that what is rounded at random is equal.
+        settings = codec.uplink if stream.upward else codec.downlink
+        super().__init__(settings, derive_seed(0, "codec", stream.value, 0))
+        self.stream = stream
         self.seconds: list[float] = []
 
     def send(self, tensor: Tensor, samples: Sequence[int] | None = None) -> Tensor:
@@ -117,27 +123,45 @@ class Timed(Loopback):
         return came
 
 
-def crossing(dtype: str, shape: str, name: str, seed: int) -> tuple[Timed, Timed]:
-    """Return what a codec's way up and its way down made of what crosses a route's cuts.
+@dataclass(frozen=True)
+class Hop:
+    """What codecs made of all that went over a link."""
 
-    In training, on other mini-batches than those of the turns: a server that sees a tensor with
-    most of it cut away has another gradient, and trained adapters have others than fresh ones;
-    each codes to another length. Behind the last cut of a U the boundary goes down.
+    ways: list[Timed]
+
+    def ratio(self, upward: bool) -> float:
+        """Return the bytes sent in a direction over those that the tensors took."""
+        ways = [way for way in self.ways if way.stream.upward == upward]
+        return sum(way.n_bytes for way in ways) / sum(way.n_raw_bytes for way in ways)
+
+
+def crossing(dtype: str, shape: str, name: str, seeds: Iterable[int]) -> list[Hop]:
+    """Return the radio's hop and, if a route has one, the backhaul's.
+
+    In training, as a server that sees a tensor with most of it cut away has another gradient, and
+    trained adapters have others than fresh ones; each codes to another length. Behind the last cut
+    of a U the boundary goes down.
     """
     codec, (route, _) = codec_plan(load_config([f"codec={name}"])), ROUTES[shape]
-    up, down = Timed(codec.uplink), Timed(codec.downlink)
-    for before, after in pairwise(route.segments):
-        ways = (down, up) if after.tier == "device" else (up, down)
+    hops = [Hop([]) for _ in range(2 if route.on("edge") else 1)]
+    for seed in seeds:
+        ways: list[tuple[Loopback, Loopback]] = []
+        for before, after in pairwise(route.segments):
+            streams = Stream.BOUNDARY_UP, Stream.GRADIENT_DOWN
+            if after.tier == "device":
+                streams = Stream.BOUNDARY_DOWN, Stream.GRADIENT_UP
+            there, back = (Timed(codec, stream) for stream in streams)
+            hops[0 if "device" in (before.tier, after.tier) else 1].ways.extend((there, back))
+            ways.append((there, back))
         train_coded(
             load(spec(dtype)),
-            Route.two_tier(BLOCKS, before.stop),
+            route,
             batches(STEPS, seed),
-            up=ways[0],
-            down=ways[1],
+            ways=ways,
             optimizer=OPTIMIZER,
             rate=lambda _: 1.0,
         )
-    return up, down
+    return hops
 
 
 def resident(field: str) -> int:
@@ -174,7 +198,7 @@ def really(dtype: str, shape: str, name: str) -> Iterator[Outcome]:
             return np.array([radio.up_bytes, radio.down_bytes, wire.up_bytes + wire.down_bytes])
 
         turn(1, 9)
-        for first in count(10, rounds):
+        for first in count(_FIRST, rounds):
             gc.collect()
             ctypes.CDLL("libc.so.6").malloc_trim(0)
             before = resident("VmRSS")
@@ -208,23 +232,27 @@ def modelled(dtype: str, shape: str, name: str) -> Iterator[Outcome]:
     total = whole.total()
     trained = 2 * total.adapter_bytes + total.optimizer_bytes
     memory = BATCH * (total.activation_bytes + total.workspace_bytes) + trained
-    for seed in count(1000):
-        up, down = crossing(dtype, shape, name, seed)
-
-        def ratio(settings: Mapping[str, object], up: Timed = up, down: Timed = down) -> float:
-            way = up if settings == codec.uplink else down
-            return way.n_bytes / way.n_raw_bytes
-
+    for first in count(_FIRST, rounds):
+        hops = crossing(dtype, shape, name, range(first, first + rounds))
         times = dict.fromkeys({segment.tier for segment in route.segments}, machine(dtype))
-        busy = timeline(plan, whole, fleet, channel, BATCH, codec_ratio=ratio, measured=times).cost
+
+        def cost(hop: Hop, times: Mapping[str, MeasuredProfile] = times) -> RoundCost:
+            def ratio(settings: Mapping[str, object]) -> float:
+                return hop.ratio(upward=settings == codec.uplink)
+
+            return timeline(
+                plan, whole, fleet, channel, BATCH, codec_ratio=ratio, measured=times
+            ).cost
+
+        busy, backhaul = cost(hops[0]), cost(hops[-1]).backhaul_bytes
         moved = (
             float(busy.uplink_bytes[0]) - adapters["device"],
             float(busy.downlink_bytes[0]) - adapters["device"],
-            float(busy.backhaul_bytes.sum()) - 2 * sum(adapters.values()) * has_edge,
+            float(backhaul.sum()) - 2 * sum(adapters.values()) * has_edge,
         )
         seconds = float(busy.device_compute_s.sum() + busy.server_compute_s.sum())
-        coding = median(up.seconds) + median(down.seconds)
-        seconds += STEPS * (len(route.segments) - 1) * coding
+        coded = [way for hop in hops for way in hop.ways]
+        seconds += STEPS * sum(median(way.seconds) for way in coded) / rounds
         yield Outcome(rounds * np.array(moved), memory, rounds * seconds)
 
 

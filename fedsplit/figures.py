@@ -65,6 +65,9 @@ _NAMES: Mapping[str, tuple[str, str]] = {
     "perplexity": ("perplexity", ""),
     "accuracy": ("accuracy", ""),
     "round": ("round", ""),
+    "gain_db": ("path gain", "dB"),
+    "examples": ("training examples", ""),
+    "samples": ("training samples", ""),
 }
 _ENDINGS = {"_s": "s", "_j": "J", "_hz": "Hz", "_dbm": "dBm", "_m": "m", "_bytes": "MB"}
 
@@ -139,17 +142,16 @@ def figure(
             made.savefig(file, dpi=300, metadata=_UNDATED.get(file.suffix))
 
 
-def legend(axes: "Axes") -> None:
+def legend(axes: "Axes", columns: int = 4) -> None:
     """Name what is drawn, above the axes, where it hides nothing."""
     handles, names = axes.get_legend_handles_labels()
     if handles:
-        columns = min(len(handles), 4)
         axes.legend(
             handles,
             names,
             loc="lower left",
             bbox_to_anchor=(0, 1.0),
-            ncols=columns,
+            ncols=min(len(handles), columns),
             columnspacing=1.0,
             handlelength=2.4,
             borderaxespad=0.2,

@@ -185,6 +185,11 @@ class CodecPlan:
     uplink: dict[str, object] = field(default_factory=lambda: {"name": "identity"})
     downlink: dict[str, object] = field(default_factory=lambda: {"name": "identity"})
 
+    @property
+    def over_turns(self) -> bool:
+        """Whether a codec goes on in a device's next turn with what it remembers."""
+        return any(bool(way.get("over_turns")) for way in (self.uplink, self.downlink))
+
 
 @dataclass(frozen=True)
 class Failure:

@@ -249,6 +249,14 @@ class ModelProfile:
         )
         return replace(self, blocks=blocks, recomputed=True)
 
+    def shortened(self, part: float) -> "ModelProfile":
+        """Return the same model where `part` of a sample's tokens cross a cut: no padding."""
+        embed, *blocks = (
+            replace(unit, boundary_bytes=part * unit.boundary_bytes)
+            for unit in (self.embed, *self.blocks)
+        )
+        return replace(self, embed=embed, blocks=tuple(blocks))
+
     @property
     def n_blocks(self) -> int:
         """Number of blocks."""

@@ -1,5 +1,9 @@
-"""Tiny split training for tests: mini-batches, plain PEFT as the oracle, a cluster of stages."""
+"""Tiny split training for tests: mini-batches, plain PEFT as the oracle, a cluster of stages.
 
+All of it computes on the CPU, or where `FEDSPLIT_TEST_DEVICE` says, such as ``cuda``.
+"""
+
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +30,7 @@ from fedsplit.transport import (
 )
 
 BLOCKS, VOCABULARY, TOKENS = 4, 64, 8
+WHERE = os.environ.get("FEDSPLIT_TEST_DEVICE", "cpu")
 OPTIMIZER = OptimizerSpec(lr=1e-2, weight_decay=0.1)
 
 
@@ -74,7 +79,12 @@ def plain_peft(spec: ModelSpec, adapters: Mapping[str, Tensor]) -> Any:
     )
     model = get_peft_model(base, config)
     set_peft_model_state_dict(model, dict(adapters))
-    return model
+    return model.to(WHERE)
+
+
+def there(batch: Batch) -> dict[str, Tensor]:
+    """Return a mini-batch's inputs where `plain_peft` computes."""
+    return {name: value.to(WHERE) for name, value in batch.inputs.items()}
 
 
 def train_plainly(
@@ -92,12 +102,12 @@ def train_plainly(
     )
     losses = []
     for batch in data:
-        loss = model(**batch.inputs).loss
+        loss = model(**there(batch)).loss
         loss.backward()
         steps.step()
         steps.zero_grad()
         losses.append(loss.item())
-    return losses, get_peft_model_state_dict(model)
+    return losses, {n: value.cpu() for n, value in get_peft_model_state_dict(model).items()}
 
 
 class Cluster:
@@ -124,7 +134,7 @@ class Cluster:
     def stage(self, tier: str) -> Stage:
         """Return the stage of `tier`, which holds the whole model and so serves any cut."""
         if tier not in self._stages:
-            self._stages[tier] = Stage(compute(lambda: load(self.spec)), self._limits)
+            self._stages[tier] = Stage(compute(lambda: load(self.spec, device=WHERE)), self._limits)
         return self._stages[tier]
 
     def link(self, tier: str) -> Link:
@@ -199,7 +209,7 @@ class Cluster:
         bounds = TurnBounds(steps=len(data))
         tokens = self.open(route, adapters, optimizer, seed, codec, bounds=bounds)
         result = train_turn(
-            compute(lambda: load(self.spec, route.on(DEVICE))),
+            compute(lambda: load(self.spec, route.on(DEVICE), WHERE)),
             route,
             data,
             adapters=adapters,
@@ -221,7 +231,7 @@ class Cluster:
         """Evaluate on `data`."""
         tokens = self.open(route, adapters, optimizer=None)
         return evaluate_turn(
-            compute(lambda: load(self.spec, route.on(DEVICE))),
+            compute(lambda: load(self.spec, route.on(DEVICE), WHERE)),
             route,
             data,
             adapters=adapters,

@@ -16,8 +16,9 @@ from fedsplit.flower import LinkSettings
 from fedsplit.flower.link_settings import NODE
 from fedsplit.mapping import from_mapping
 
-from ..config import load_config, run_settings
+from ..config import load_config
 from ..link_config import link_settings
+from ..run_settings import run_settings
 from .flower_tools import end, is_up, newest_run, spawn, tool, write_app
 from .guard import Guard
 from .surroundings import environment

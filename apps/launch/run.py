@@ -27,10 +27,11 @@ from fedsplit.report.lock import locked
 from fedsplit.report.run import RESULTS
 
 from ..check import check
-from ..config import absolute, load_config, output_folder, run_settings
+from ..config import absolute, load_config, output_folder
 from ..outputs import make_folder
 from ..recorder import PROGRESS
 from ..resume import cut_short
+from ..run_settings import run_settings
 from ..server_app import ERROR_FILE
 from .engine import Engine, check_engine
 from .surroundings import collect_as_usual

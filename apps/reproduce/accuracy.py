@@ -94,8 +94,7 @@ def _train(
         model,
         ROUTE,
         training_batches(data.train(0), BATCH, generator(seed, "order"), steps),
-        up=up,
-        down=Loopback(IDENTITY, seed),
+        ways=[(up, Loopback(IDENTITY, seed))],
         optimizer=OptimizerSpec(name="adamw", lr=rate),
         rate=lambda step: min(1, (step + 1) / WARM_UP) * (1 - step / steps),
     )

@@ -160,13 +160,7 @@ class Spread:
         return float(np.mean(self.values)), min(self.values), max(self.values)
 
     def __str__(self) -> str:
-        # With one decimal, or as 1e-13 where that would be zero.
-        small = [0 < abs(value) < 0.01 for value in self.range]
-        mean, low, high = (
-            f"{value:.0e}" if tiny else f"{value:.1f}"
-            for value, tiny in zip(self.range, small, strict=True)
-        )
-        return mean if low == high else f"{mean} ({low} to {high})"
+        return spread_text(*self.range)
 
 
 @dataclass(frozen=True)
@@ -213,6 +207,14 @@ class Findings:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     provenance: str
+
+
+def spread_text(*values: float) -> str:
+    """Return mean, least and largest with one decimal, or as 1e-13 where that would be zero."""
+    mean, low, high = (
+        f"{value:.0e}" if 0 < abs(value) < 0.01 else f"{value:.1f}" for value in values
+    )
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def read(paper: str) -> PaperStudy:

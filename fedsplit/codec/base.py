@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
+from fedsplit.codec.memory import SampleMemory
 from fedsplit.errors import FedsplitError
 
 Payload = bytes | bytearray | memoryview
@@ -27,6 +28,10 @@ class Codec(ABC):
 
     remembers: ClassVar[bool] = False
     """Whether it remembers samples; such a codec cannot be part of another."""
+    mirrored: ClassVar[bool] = False
+    """Whether both ends remember the same, and must."""
+    lasting: SampleMemory | None = None
+    """What it remembers beyond a turn: to be restored before the first tensor of the next."""
 
     @property
     def working_bytes(self) -> float:

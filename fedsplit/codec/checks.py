@@ -16,6 +16,18 @@ def number(field: str, value: object, low: float, high: float) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
+def flag(field: str, value: object) -> bool:
+    """Return `value`.
+
+    Raises
+    ------
+    FedsplitError
+        If it is neither true nor false.
+    """
+    require(isinstance(value, bool), f"codec.{field}", value, "true or false")
+    return bool(value)
+
+
 def integer(field: str, value: object, low: int, high: int) -> int:
     """Return `value` as an integer in [low, high].
 

@@ -22,14 +22,17 @@ class ErrorFeedback(Codec):
         What the corrected tensor is sent with.
     memory_mb : float
         Memory for remembered errors, in 10^6 bytes (two bytes an element).
+    over_turns : bool
+        Whether a device's next turn goes on with the errors of its last one.
     """
 
     remembers = True
 
-    def __init__(self, *, inner: Codec, memory_mb: float = 256.0) -> None:
+    def __init__(self, *, inner: Codec, memory_mb: float = 256.0, over_turns: bool = False) -> None:
         self._inner = inner
         limit = checks.number("memory_mb", memory_mb, 0.0, 1e6) * 1e6
         self._errors = SampleMemory(int(limit))
+        self.lasting = self._errors if checks.flag("over_turns", over_turns) else None
 
     @property
     def working_bytes(self) -> float:

@@ -1,8 +1,8 @@
 """What a codec remembers of each sample, in bounded memory."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -15,6 +15,21 @@ class Entry:
     age: int
 
 
+Entries = tuple[tuple[int, Entry], ...]
+"""Samples and what is remembered of each, the longest unused first."""
+
+
+@dataclass
+class Remembered:
+    """What one end of a device's link remembers from turn to turn, by stream.
+
+    `of` says what the rows are of (route and codecs): those of something else are of no use.
+    """
+
+    of: str = ""
+    streams: dict[str, Entries] = field(default_factory=dict)
+
+
 class SampleMemory:
     """Rows by sample, kept as bfloat16; the longest unused go when `limit_bytes` are full.
 
@@ -22,7 +37,7 @@ class SampleMemory:
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
+        self.limit_bytes = limit_bytes
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._size = 0
 
@@ -44,8 +59,18 @@ class SampleMemory:
         narrow = row.to(torch.bfloat16, copy=True)
         self._entries[sample] = Entry(narrow, age)
         self._size += narrow.nbytes
-        while self._size > self._limit:
+        while self._size > self.limit_bytes:
             self._drop(next(iter(self._entries)))
+
+    @property
+    def entries(self) -> Entries:
+        """Everything that is remembered."""
+        return tuple(self._entries.items())
+
+    def restore(self, entries: Iterable[tuple[int, Entry]]) -> None:
+        """Remember what another memory had as its `entries`."""
+        for sample, entry in entries:
+            self.put(sample, entry.row, entry.age)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -20,7 +20,7 @@ def gaussian_ratio(
     """Return the compression that codecs reach on Gaussian boundaries of the model.
 
     An estimate for plans: the bytes of a run depend on its data. Codecs that learn from earlier
-    batches are estimated at their first one.
+    batches, or from earlier turns, are estimated at their first one: later ones take less.
 
     Parameters
     ----------

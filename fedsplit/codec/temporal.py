@@ -35,6 +35,8 @@ class Temporal(Codec):
         Memory for remembered rows at each end, in 10^6 bytes (two bytes an element).
     key_every : int
         Visits after which a sample is sent whole again.
+    over_turns : bool
+        Whether a device's next turn goes on with what both ends remember of its last one.
 
     Notes
     -----
@@ -43,6 +45,7 @@ class Temporal(Codec):
     """
 
     remembers = True
+    mirrored = True
 
     def __init__(
         self,
@@ -52,12 +55,14 @@ class Temporal(Codec):
         threshold: float = 0.0,
         memory_mb: float = 256.0,
         key_every: int = 16,
+        over_turns: bool = False,
     ) -> None:
         self._key, self._residual = key, residual
         self._threshold = checks.number("threshold", threshold, 0.0, 1.0)
         self._key_every = checks.integer("key_every", key_every, 1, 1_000_000)
         limit = checks.number("memory_mb", memory_mb, 0.0, 1e6) * 1e6
         self._memory = SampleMemory(int(limit))
+        self.lasting = self._memory if checks.flag("over_turns", over_turns) else None
 
     @property
     def working_bytes(self) -> float:

@@ -81,6 +81,13 @@ class FederatedData:
         """Training examples (paragraphs, pairs, images) of each device, before packing."""
         return tuple(len(indices) for indices in self.train_indices)
 
+    def groups(self, n_groups: int) -> tuple[Indices, ...]:
+        """Return how many training examples of each class or origin, from 0, each device holds."""
+        groups = np.array([example.group for example in self._train])
+        return tuple(
+            np.bincount(groups[indices], minlength=n_groups) for indices in self.train_indices
+        )
+
     def train(self, device: int) -> Samples:
         """Return the training samples of `device`."""
         return self._samples(self._train, self.train_indices, device, "train")

@@ -62,6 +62,9 @@ class DataSpec:
     padding : str
         What samples that are shorter are padded to: "fixed" (`seq_len`), or "longest" (the longest
         of the batch, in steps of 8).
+    packing : bool
+        Whether pairs and conversations share rows of `seq_len` tokens, as many whole ones as fit;
+        they do not see each other.
     loss_on : str
         For pairs, "target" (the prompt is not learnt) or "all"; "label" learns to classify texts.
     image_size : int
@@ -106,6 +109,7 @@ class DataSpec:
     test_path: str | None = None
     seq_len: int = 128
     padding: str = "fixed"
+    packing: bool = False
     loss_on: str = "target"
     image_size: int = 32
     partition: str | dict[str, Any] = "natural"
@@ -184,6 +188,11 @@ class DataSpec:
             fits = len(set(self.labels)) == len(self.labels) >= 2
             require(fits, "data.labels", self.labels, "null, or at least two different names")
         local = self.partition == LOCAL
+        pairs = self.source in ("chat", "e2e") or self.prompt_column is not None
+        packs = not self.packing or (pairs and not learnt)
+        require(
+            packs, "data.packing", True, "false but for pairs and chat (texts are joined anyhow)"
+        )
         known = self.labels is not None or not (learnt and local)
         require(known, "data.labels", None, "given with data.partition=local")
         shared = self.test_path is None or (self.source == "text" and not local)

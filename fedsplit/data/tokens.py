@@ -1,5 +1,6 @@
 """Texts, pairs and conversations to token samples."""
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -80,7 +81,8 @@ def pad(
 ) -> TokenSamples:
     """Put each pair or conversation in one sample, cut or padded on the right to `spec.seq_len`.
 
-    One of which nothing is learnt, since its prompt alone fills the sample, is left out.
+    One of which nothing is learnt, since its prompt alone fills the sample, is left out. With
+    `spec.packing` a sample holds as many as fit, each with positions of its own (`position_ids`).
     """
     encode = encoder(examples[0], tokenizer, spec)
     seq_len = spec.seq_len
@@ -102,10 +104,45 @@ def pad(
         seq_len,
         f"{least}, longer than the shortest prompt of the {len(examples)} that {whose}",
     )
-    lengths = [len(tokens) for tokens, _ in rows]
-    counts = _counts(len(examples), lengths, cut)
-    to_longest = spec.padding == "longest"
-    return TokenSamples(_stack(rows, seq_len, tokenizer), counts, to_longest=to_longest)
+    together = share_rows(rows, seq_len) if spec.packing else [[row] for row in rows]
+    joined = [_joined(group) for group in together] if spec.packing else rows
+    tensors = _stack(joined, seq_len, tokenizer)
+    if spec.packing:
+        tensors["position_ids"] = torch.stack([_places(group, seq_len) for group in together])
+    counts = _counts(len(examples), [len(tokens) for tokens, _ in joined], cut)
+    counts = replace(counts, dropped=len(examples) - len(rows))
+    return TokenSamples(tensors, counts, to_longest=spec.padding == "longest")
+
+
+def share_rows(rows: Sequence[Encoded], seq_len: int) -> list[list[Encoded]]:
+    """Return `rows` in groups of at most `seq_len` tokens in all, the longest first.
+
+    Each goes where the least room is left that it fits in (best fit decreasing).
+    """
+    groups: list[list[Encoded]] = []
+    room: list[tuple[int, int]] = []  # left in a group, and which; ascending
+    for row in sorted(rows, key=lambda row: -len(row[0])):
+        place = bisect_left(room, (len(row[0]), 0))
+        if place == len(room):
+            left, group = seq_len, len(groups)
+            groups.append([])
+        else:
+            left, group = room.pop(place)
+        groups[group].append(row)
+        insort(room, (left - len(row[0]), group))
+    return groups
+
+
+def _joined(group: Sequence[Encoded]) -> Encoded:
+    """Return examples one behind the other; nothing predicts the first token of one."""
+    tokens = [token for own, _ in group for token in own]
+    return tokens, [own and place > 0 for _, learnt in group for place, own in enumerate(learnt)]
+
+
+def _places(group: Sequence[Encoded], seq_len: int) -> torch.Tensor:
+    """Return each example's positions, and those of the padding, which count from 0 as well."""
+    lengths = [len(tokens) for tokens, _ in group]
+    return torch.cat([torch.arange(n) for n in (*lengths, seq_len - sum(lengths))])
 
 
 def classify(

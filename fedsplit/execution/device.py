@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
+from fedsplit.codec import Remembered
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import compute
 from fedsplit.execution.optim import OptimizerSpec, State
@@ -115,6 +116,7 @@ def train_turn(
     privacy: PrivacySpec | None = None,
     rank: int | None = None,
     frozen: bool = False,
+    remembered: Remembered | None = None,
 ) -> TurnResult:
     """Train the device's segments of `route` on `batches`, the rest over `link`.
 
@@ -149,6 +151,8 @@ def train_turn(
         Components of the adapters that are fetched; None for all that the model has.
     frozen : bool
         Whether the device's blocks only infer (open routes), and only what is not held elsewhere.
+    remembered : Remembered or None
+        What the device's codecs remember of its earlier turns; brought up to date.
 
     Raises
     ------
@@ -158,7 +162,7 @@ def train_turn(
         If arguments do not fit the route, or a loss or gradient is not finite.
     """
     turn = _DeviceTurn(model, route, optimizer, seed, link, privacy, steps, kept, rank, frozen)
-    turn.run(adapters, batches, token, codec or CodecPlan())
+    turn.run(adapters, batches, token, codec or CodecPlan(), remembered)
     return turn.result()
 
 
@@ -221,6 +225,7 @@ class _DeviceTurn:
         batches: "Iterable[Batch]",
         token: str | None,
         codec: CodecPlan,
+        remembered: Remembered | None = None,
     ) -> None:
         """Open the link, go through `batches`, close the link; hang up on any error."""
         started = time.perf_counter()
@@ -237,6 +242,7 @@ class _DeviceTurn:
                     seed=self._seed,
                     train=self._train,
                     adapters_on_link=adapters is None,
+                    remembered=remembered,
                 )
                 returning = None
                 if self._route.returns_home:
@@ -245,14 +251,9 @@ class _DeviceTurn:
                     returning = compute(lambda: self._model.crossing(cut, pixels))
                 self._held |= self._wait(lambda: link.open(request, returning))
             start = self._fetch() if adapters is None else adapters
+            optimizer = None if self._frozen else self._optimizer
             self._tier = Tier(
-                self._model,
-                self._segments,
-                start,
-                None if self._frozen else self._optimizer,
-                self._seed,
-                self._steps,
-                self._kept,
+                self._model, self._segments, start, optimizer, self._seed, self._steps, self._kept
             )
             together = 1 if self._optimizer is None else self._optimizer.accumulate
             rest = iter(batches)
@@ -272,9 +273,8 @@ class _DeviceTurn:
         link = self._link
         if link is None:
             raise FedsplitError("adapters: must be given on a route that never leaves the device")
-        expected: dict[str, Tensor] = {}
-        for segment in self._segments:
-            expected |= self._model.forms(segment)
+        forms = [self._model.forms(segment) for segment in self._segments]
+        expected = {name: form for found in forms for name, form in found.items()}
         return self._wait(lambda: link.fetch(at_rank(expected, self._rank)))
 
     def result(self) -> TurnResult:

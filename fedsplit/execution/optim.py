@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Adafactor, get_scheduler
 
 from fedsplit.errors import SettingsError, require, require_choice, require_known
@@ -194,9 +194,14 @@ State = dict[str, Any]
 
 
 def state_of(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, State]:
-    """Return copies of what `optimizer` keeps of each parameter, whose `names` are in its order."""
-    kept = deepcopy(optimizer.state_dict()["state"])
-    return {names[index]: state for index, state in kept.items()}
+    """Return copies of what `optimizer` keeps of each parameter, whose `names` are in its order.
+
+    Tensors are on the host, wherever the parameters are.
+    """
+    return {
+        names[index]: {key: _on_host(value) for key, value in state.items()}
+        for index, state in optimizer.state_dict()["state"].items()
+    }
 
 
 def put_state(
@@ -206,6 +211,10 @@ def put_state(
     states = {index: deepcopy(kept[name]) for index, name in enumerate(names) if name in kept}
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def _on_host(value: object) -> object:
+    return value.to("cpu", copy=True) if isinstance(value, Tensor) else deepcopy(value)
 
 
 def _part(part: tuple[int, int], index: int, count: int) -> tuple[int, int]:

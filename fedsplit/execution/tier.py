@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fedsplit.errors import FedsplitError
 from fedsplit.execution.lane import compute
 from fedsplit.execution.optim import OptimizerSpec, State, put_state, state_of
+from fedsplit.execution.padding import kept_of
 from fedsplit.models import Boundary, Output, SplitModel
 from fedsplit.models.names import SEQUENCES
 from fedsplit.plan import Segment
@@ -123,25 +125,34 @@ class Tier:
         self._step += 1
 
     def adapters(self) -> dict[str, Tensor]:
-        """Return copies of the present values, by name."""
+        """Return copies of the present values, by name, on the host wherever they are trained."""
         return compute(
-            lambda: {name: item.detach().clone() for name, item in self._parameters.items()}
+            lambda: {
+                name: item.detach().to("cpu", copy=True) for name, item in self._parameters.items()
+            }
         )
 
     def state(self) -> dict[str, State]:
-        """Return copies of what the optimizer keeps of each parameter, by name."""
+        """Return copies of what the optimizer keeps of each parameter, by name, on the host."""
         optimizer = self._optimizer
         return {} if optimizer is None else compute(lambda: state_of(optimizer, self._names))
 
     def forward(
         self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None = None
     ) -> Boundary:
-        """Run a `segment` that another follows, dropout drawn from (seed, step, segment)."""
+        """Run a `segment` that another follows, dropout drawn from (seed, step, segment).
+
+        What nothing depends on is not among what is kept of it (`Boundary.kept`): padding, unless
+        it was sent this far.
+        """
 
         def run() -> Boundary:
             produced = self._forward(segment, inputs, received)
             assert isinstance(produced, Boundary)
-            return produced
+            where = kept_of(self._model, segment, inputs) if received is None else received.where
+            if where is None:
+                return produced
+            return replace(produced, kept=self._model.crossing(segment.stop).kept(where))
 
         return compute(run)
 
@@ -276,7 +287,7 @@ class Tier:
         inputs = {name: value.to(device) for name, value in inputs.items()}
         if received is not None:
             moved = tuple(tensor.to(device) for tensor in received.tensors)
-            received = Boundary(moved, received.layout)
+            received = replace(received, tensors=moved)
         self._enter()
         gpus = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus), torch.set_grad_enabled(self._train):

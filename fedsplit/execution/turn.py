@@ -320,7 +320,7 @@ class StageTurn:
         if self.request.train:
             self._pending = (boundary, produced)
         leaves = (item.detach().requires_grad_(item.requires_grad) for item in produced.tensors)
-        return Boundary(tuple(leaves), produced.layout)
+        return replace(produced, tensors=tuple(leaves))
 
     def _backward(self, gradients: Gradients) -> Gradients:
         if self._pending is None:

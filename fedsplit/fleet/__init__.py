@@ -8,6 +8,7 @@ from fedsplit.fleet.cost import (
     training_memory_bytes,
     transmit_energy_j,
 )
+from fedsplit.fleet.dropout import DropoutSpec
 from fedsplit.fleet.export import cost_record, write_chrome_trace, write_gantt, write_json
 from fedsplit.fleet.fleet import (
     DISCIPLINES,
@@ -29,6 +30,7 @@ __all__ = [
     "Activity",
     "CodecRatio",
     "DeviceSpec",
+    "DropoutSpec",
     "Fleet",
     "FleetSpec",
     "Nodes",

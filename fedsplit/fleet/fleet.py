@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fedsplit.arrays import Array
 from fedsplit.errors import require, require_choice
 from fedsplit.fleet.catalogue import DEVICES, SERVERS, Processor
+from fedsplit.fleet.dropout import DropoutSpec
 from fedsplit.seeds import generator
 
 IntArray = NDArray[np.int64]
@@ -103,6 +104,13 @@ class Fleet:
         Rate between an edge and the cloud, each way.
     serving : ServingSpec
         How the servers divide themselves.
+    length : ndarray, optional
+        How long each device's texts are beside the profile's, which is what of their boundaries
+        travels, shape ``[N]``; all alike by default.
+    dropout : DropoutSpec
+        Who leaves rounds.
+    budget_j : ndarray or None
+        What each device may spend in all on the modelled system, shape ``[N]``; None: anything.
     """
 
     devices: Nodes
@@ -111,6 +119,9 @@ class Fleet:
     samples: IntArray
     backhaul_bps: float
     serving: ServingSpec = ServingSpec()
+    length: Array | None = None
+    dropout: DropoutSpec = field(default_factory=DropoutSpec)
+    budget_j: Array | None = None
 
     @property
     def n_devices(self) -> int:
@@ -146,12 +157,15 @@ class DeviceSpec:
         Its highest clock; None means the type's.
     samples : int
         Its training samples.
+    budget_j : float or None
+        Energy that it may spend in all, on the modelled system; None: any.
     """
 
     type: str
     position_m: tuple[float, float]
     clock_hz: float | None = None
     samples: int = 100
+    budget_j: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +203,11 @@ class FleetSpec:
         Rate between an edge and the cloud, each way.
     serving : ServingSpec
         How the servers divide themselves.
+    dropout : DropoutSpec
+        Who leaves rounds.
+    budget_j : tuple of float or None
+        Range of the energy that a device may spend in all on the modelled system, drawn uniformly;
+        None: any. A device that a turn would bring above it takes no further part.
     processors : dict of str to Processor
         Types of your own, beside the catalogue's.
     """
@@ -208,6 +227,8 @@ class FleetSpec:
     edge_ring_m: float = 500.0
     backhaul_bps: float = 1e9
     serving: ServingSpec = field(default_factory=ServingSpec)
+    dropout: DropoutSpec = field(default_factory=DropoutSpec)
+    budget_j: tuple[float, float] | None = None
     processors: dict[str, Processor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -222,6 +243,8 @@ class FleetSpec:
         require_choice("fleet.edge", self.edge, known)
         _require_range("fleet.clock", self.clock, 0.0, 1.0)
         _require_range("fleet.samples", self.samples, 0, 10**12)
+        if self.budget_j is not None:
+            _require_range("fleet.budget_j", self.budget_j, 0, 10**12)
         for name in ("radius_m", "backhaul_bps"):
             value = getattr(self, name)
             positive = math.isfinite(value) and value > 0
@@ -241,6 +264,9 @@ class FleetSpec:
             finite = all(math.isfinite(x) for x in member.position_m)
             require(finite, f"{place}.position_m", member.position_m, "finite")
             require(member.samples >= 0, f"{place}.samples", member.samples, "at least 0")
+            budget = member.budget_j
+            allowed = "null, or at least 0"
+            require(budget is None or budget >= 0, f"{place}.budget_j", budget, allowed)
             type_, clock = known[member.type], member.clock_hz
             require(
                 clock is None or type_.min_hz <= clock <= type_.max_hz,
@@ -296,6 +322,12 @@ def build_fleet(spec: FleetSpec, seed: int = 0) -> Fleet:
         positions = stations + np.sqrt(area)[:, None] * np.stack(
             [np.cos(angle), np.sin(angle)], axis=1
         )
+    budget_j = None
+    if any(member.budget_j is not None for member in spec.members):
+        given = [member.budget_j for member in spec.members]
+        budget_j = np.array([math.inf if value is None else value for value in given])
+    elif spec.budget_j is not None:
+        budget_j = generator(seed, "fleet", "budget").uniform(*spec.budget_j, n_devices)
     devices = _nodes(names, known, clock, positions, spec.utilisation)
     return Fleet(
         devices=devices,
@@ -304,6 +336,8 @@ def build_fleet(spec: FleetSpec, seed: int = 0) -> Fleet:
         samples=samples.astype(np.int64),
         backhaul_bps=spec.backhaul_bps,
         serving=spec.serving,
+        dropout=spec.dropout,
+        budget_j=budget_j,
     )
 
 

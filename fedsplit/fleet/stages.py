@@ -186,8 +186,7 @@ class StageBuilder:
         self._batch, self._ratio, self._sent = batch_size, codec_ratio, sent
         self._known: dict[str, float] = {}
         self.turns = read_turns(plan, fleet, states[0])
-        self.costs = CostTable(profile)
-        turns = self.turns
+        self.costs, turns = CostTable(profile), self.turns
         if fleet.n_edges:
             # A device keeps its station for the whole round.
             station = fleet.home.copy()
@@ -334,6 +333,8 @@ class StageBuilder:
         """Return the bytes of each hop and mini-batch, forward and backward, ``[M, hops]``."""
         # No gradient goes back where nothing before is trained; only what is fresh leaves home.
         raw = self._batch * self.costs.boundary_bytes[stops[:, :-1]]
+        if self._fleet.length is not None:  # padding does not travel
+            raw *= self._fleet.length[self.turns.device[members]][:, None]
         trained_before = np.cumsum(trained, axis=1)[:, :-1] > 0
         forward, backward = raw.copy(), np.where(trained_before, raw, 0.0)
         forward[:, :1] *= fresh[:, None]
@@ -348,12 +349,11 @@ class StageBuilder:
         self._add_messages(forward, backward, tiers, steps, trained_before, fresh)
         if self._sent is not None:
             branch, place = self.turns.branch[members], self.turns.place[members]
-            for row in range(len(members)):
-                for hop in range(raw.shape[1]):
-                    found = self._sent.get((int(branch[row]), int(place[row]), hop))
-                    if found is not None:
-                        forward[row, hop] = found[0] / steps[row]
-                        backward[row, hop] = found[1] / steps[row]
+            for row, hop in np.ndindex(raw.shape):
+                found = self._sent.get((int(branch[row]), int(place[row]), hop))
+                if found is not None:
+                    forward[row, hop] = found[0] / steps[row]
+                    backward[row, hop] = found[1] / steps[row]
         return forward, backward
 
     def _expected(self, settings: Mapping[str, object]) -> float:

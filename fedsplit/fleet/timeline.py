@@ -95,6 +95,8 @@ class Timeline:
         Totals.
     turn_start_s, turn_end_s : ndarray
         When each turn starts and ends, branch by branch, shape ``[turns]``.
+    branch_end_s : ndarray
+        When each branch has its adapters, shape ``[branches]``.
     aggregation_s, aggregation_j : float
         Seconds and joules of the averaging that ends the round.
     """
@@ -102,6 +104,7 @@ class Timeline:
     cost: RoundCost
     turn_start_s: Array
     turn_end_s: Array
+    branch_end_s: Array
     aggregation_s: float
     aggregation_j: float
     _turns: Turns
@@ -240,8 +243,10 @@ def timeline(
             totals["backhaul_bytes"][chore.node - 1] += chore.sent_bytes
     totals["server_compute_s"][0] += aggregation_s
     totals["server_compute_j"][0] += aggregation_j
+    branch_end_s = np.zeros(len(plan.branches))
+    np.maximum.at(branch_end_s, waves.branch, times.done_s + waves.after_s)
     cost = RoundCost(
-        delay_s=float((times.done_s + waves.after_s).max()) + aggregation_s,
+        delay_s=float(branch_end_s.max()) + aggregation_s,
         waiting_s=times.waiting_s,
         device_memory_bytes=device_memory_bytes(
             groups, turns, builder.costs, batch_size, fleet.n_devices
@@ -255,6 +260,7 @@ def timeline(
         cost=cost,
         turn_start_s=times.start_s,
         turn_end_s=times.end_s,
+        branch_end_s=branch_end_s,
         aggregation_s=aggregation_s,
         aggregation_j=aggregation_j,
         _turns=turns,

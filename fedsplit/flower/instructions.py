@@ -5,27 +5,33 @@ strategy, so what nobody obeys is refused.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.serverapp.strategy import (
+    Bulyan,
     DifferentialPrivacyClientSideAdaptiveClipping,
     FedAdagrad,
     FedAdam,
     FedAvg,
     FedAvgM,
+    FedMedian,
+    FedTrimmedAvg,
     FedYogi,
+    MultiKrum,
     Strategy,
 )
 
 from fedsplit.errors import SettingsError, require
-from fedsplit.execution.aggregate import FFA, MEAN, PADDED
+from fedsplit.execution.aggregate import FFA, FLEXLORA, MEAN, PADDED, RAFLORA
+from fedsplit.schemes.turnout import CARRY, DROP, Waiting
 
 ROUND, PROXIMAL, CLIPPING = "server-round", "proximal-mu", "clipping_norm"
 OBEYED = (ROUND, PROXIMAL, CLIPPING)
+_UNWEIGHTED = (FedMedian, FedTrimmedAvg, MultiKrum, Bulyan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +93,45 @@ def require_takes_one(strategy: Strategy, adapters: str) -> None:
     takes = type(strategy).aggregate_train in rules
     allowed = f"{MEAN} with {name}, which wants the adapters of each branch or remembers them"
     require(takes, "aggregator.adapters", adapters, allowed)
+
+
+def require_takes_late(strategy: Strategy, waiting: Waiting, adapters: str) -> None:
+    """Refuse a strategy that would not count late updates less, or would wait for their devices.
+
+    Nor do changes of earlier adapters fit ones whose components are found anew each round.
+
+    Raises
+    ------
+    SettingsError
+        Naming it.
+    """
+    if waiting.late != CARRY:
+        return
+    kinds = {type(part).aggregate_train: type(part).__name__ for part in parts_of(strategy)}
+    flat = [kinds[rule] for kind in _UNWEIGHTED if (rule := kind.aggregate_train) in kinds]
+    allowed = f"{DROP} with %s, which %s"
+    for names, why in (
+        (flat, "does not weigh what it is sent"),
+        ([adapters] if adapters in (RAFLORA, FLEXLORA) else [], "finds components anew each round"),
+    ):
+        require(not names, "run.late", CARRY, allowed % (", ".join(names), why))
+    enough, needed = waiting.quorum_devices or 0, devices_needed(strategy)
+    allowed = f"at most run.quorum_devices={enough} with run.late={CARRY}: others may be under way"
+    require(needed <= enough, "aggregator.min_available_nodes", needed, allowed)
+
+
+def parts_of(strategy: Strategy) -> Iterator[Strategy]:
+    """Yield a strategy and those that it wraps."""
+    yield strategy
+    for value in vars(strategy).values():
+        if isinstance(value, Strategy):
+            yield from parts_of(value)
+
+
+def devices_needed(strategy: Strategy) -> int:
+    """Return for how many devices Flower's sampling waits before it begins a round."""
+    names = ("min_available_nodes", "min_train_nodes")
+    return max(getattr(part, name, 0) for part in parts_of(strategy) for name in names)
 
 
 def clipped(message: Message, reply: Message, inner: Strategy) -> Message:

@@ -1,6 +1,6 @@
 """How a run is carried out, and who is told of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, MetricRecord
 
@@ -10,6 +10,7 @@ from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.server.listener import Listener
 from fedsplit.flower.server.outcome import ABSURD_NORM, RoundOutcome
 from fedsplit.plan import RoundPlan
+from fedsplit.schemes.turnout import Waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,8 @@ class SplitOptions:
         Evaluate on the devices after every so many rounds, and always after the last.
     quorum : int
         The run stops if fewer branches of a round survive.
-    quorum_devices : int or None
-        A round ends with so many devices, those that are the first on the modelled system; the
-        others' turns are dropped (`fedsplit.schemes.quorum`). None: all.
+    waiting : Waiting
+        Whom a round waits for on the modelled system, and what becomes of the others.
     max_update_norm : float
         A turn is lost if its adapters move farther than this, in the norm over all of them.
     aggregation : str
@@ -54,7 +54,7 @@ class SplitOptions:
     first_round: int = 1
     evaluate_every: int = 1
     quorum: int = 1
-    quorum_devices: int | None = None
+    waiting: Waiting = field(default_factory=Waiting)
     max_update_norm: float = ABSURD_NORM
     aggregation: str = MEAN
     link: LinkSettings | None = None
@@ -65,8 +65,6 @@ class SplitOptions:
         ):  # fmt: skip
             require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
         require_choice("aggregator.adapters", self.aggregation, AGGREGATIONS)
-        enough = self.quorum_devices
-        require(enough is None or enough >= 1, "quorum_devices", enough, "null or at least 1")
         norm = self.max_update_norm
         require(norm > 0, "max_update_norm", norm, "above 0")
 

@@ -7,16 +7,23 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedsplit.errors import FedsplitError
 from fedsplit.flower.server.outcome import TurnOutcome, accuracy, macro_f1, mean_loss
+from fedsplit.flower.server.standing import WEIGHT
 from fedsplit.seeds import derive_seed
 
 
-def metrics_reply(turns: tuple[TurnOutcome, ...], weight: int, message: Message) -> Message:
-    """Return the reply to `message` that says what `turns` did, and counts so much."""
-    metrics = MetricRecord({"num-examples": weight, "loss": mean_loss(turns) or 0.0})
+def metrics_of(turns: tuple[TurnOutcome, ...], weight: int) -> dict[str, float]:
+    """Return what `turns` did, as a reply that counts so much says it."""
+    metrics: dict[str, float] = {WEIGHT: weight, "loss": mean_loss(turns) or 0.0}
     if (right := accuracy(turns)) is not None:
         metrics["accuracy"] = right
     if (f1 := macro_f1(turns)) is not None:
         metrics["macro-f1"] = f1
+    return metrics
+
+
+def metrics_reply(turns: tuple[TurnOutcome, ...], weight: int, message: Message) -> Message:
+    """Return the reply to `message` that says what `turns` did, and counts so much."""
+    metrics = MetricRecord({**metrics_of(turns, weight)})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 

@@ -13,28 +13,30 @@ from flwr.supercore import log
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import OptimizerSpec
-from fedsplit.execution.aggregate import FFA, MEAN, Part, aggregate, aggregation_error
+from fedsplit.execution.aggregate import FFA, MEAN, aggregation_error
 from fedsplit.fleet import FleetSpec, measured_fleet
-from fedsplit.flower.instructions import clipped, read_instructions, require_takes_one
+from fedsplit.flower.instructions import (
+    clipped,
+    devices_needed,
+    read_instructions,
+    require_takes_late,
+    require_takes_one,
+)
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import to_record
 from fedsplit.flower.options import RunEnds, RunListener, SplitOptions
-from fedsplit.flower.replies import metrics_reply, refuse_non_finite, seed_globals
+from fedsplit.flower.replies import metrics_of, metrics_reply, refuse_non_finite, seed_globals
 from fedsplit.flower.server.coordinator import Coordinator
 from fedsplit.flower.server.host import StageHost
-from fedsplit.flower.server.outcome import (
-    BranchOutcome,
-    RoundOutcome,
-    mean_loss,
-)
-from fedsplit.flower.server.roster import DeviceGrid, discover
-from fedsplit.flower.server.spool import Spooled
+from fedsplit.flower.server.outcome import BranchOutcome, RoundOutcome, mean_loss
+from fedsplit.flower.server.roster import DeviceGrid, Roster, discover
+from fedsplit.flower.server.standing import Contribution, Standing, merged
 from fedsplit.flower.source import source_hash
 from fedsplit.flower.system import make_system
 from fedsplit.flower.tasks import Job
 from fedsplit.plan import RoundPlan
-from fedsplit.schemes import LocalWork, Scene, Scheme, planned, planned_evaluation
-from fedsplit.schemes.quorum import in_time
+from fedsplit.schemes import LocalWork, Scene, Scheme, planned_evaluation
+from fedsplit.schemes.turnout import OutOfEnergy, turn_out
 
 _NO_SURVIVOR = 1
 
@@ -91,11 +93,13 @@ class SplitStrategy(Strategy):
         self._host = host
         self._options = options or SplitOptions()
         require_takes_one(self.inner, self._options.aggregation)
+        require_takes_late(self.inner, self._options.waiting, self._options.aggregation)
         frozen, ffa = job.model.freeze_a, self._options.aggregation == FFA
         require(frozen or not ffa, "aggregator.adapters", FFA, "with model.freeze_a=true")
         self._listener = listener or RunListener()
         self._coordinator: Coordinator | None = None
         self.ended: str | None = None  # why, where a run ended before its last round
+        self.standing = Standing()  # to be set where a run goes on
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -233,43 +237,48 @@ class SplitStrategy(Strategy):
     ) -> tuple[RoundOutcome, ArrayRecord, MetricRecord | None]:
         coordinator, started = self._running(), time.monotonic()
         coordinator.welcome_back()
-        devices = DeviceGrid(grid, coordinator.roster)
+        self._require_enough(coordinator.roster)
+        devices = DeviceGrid(grid, coordinator.roster, self.standing.absent)
         messages = list(self.configure_train(server_round, arrays, config, devices))
         told = read_instructions(messages)
         if told.proximal_mu:
             optimizer = replace(optimizer, proximal_mu=told.proximal_mu)
-        scene = self._situation(server_round, messages)
-        whole = planned(self.scheme, scene)
-        quorum = self._options.quorum_devices or len(whole.devices)
-        plan = in_time(whole, scene, quorum)
+        scene, standing = self._situation(server_round, messages), self.standing
+        try:
+            turnout = turn_out(self.scheme, scene, self._options.waiting, standing.under_way)
+        except OutOfEnergy as error:
+            raise RunEnds(str(error)) from error
+        plan, base = turnout.plan, dict(arrays.to_torch_state_dict())
         self._listener.on_plan(server_round, plan)
-        branches, failures = coordinator.train(
-            server_round,
-            plan.branches,
-            dict(arrays.to_torch_state_dict()),
-            optimizer,
-        )
-        by_node = {message.metadata.dst_node_id: message for message in messages}
-        survivors = sum(outcome.survived for outcome in branches)
-        if survivors < min(self._options.quorum, len(branches)):
+        branches, failures = coordinator.train(server_round, plan.branches, base, optimizer)
+        trained = {one.index: self._contribution(one) for one in branches if one.survived}
+        arrived = standing.arrived(turnout, base)
+        brought = [trained[place] for place in turnout.in_time if place in trained] + arrived
+        due = len(turnout.in_time) + len(arrived)
+        if len(brought) < min(self._options.quorum, due):
             reasons = "; ".join(f"{failure.who}: {failure.reason}" for failure in failures)
-            count = f"{survivors} of {len(branches)} branches" if survivors else "no device"
+            count = f"{len(brought)} of {due} branches" if brought else "no device"
             raise FedsplitError(f"round {server_round}: {count} finished ({reasons})")
-        parts = [self._part(outcome) for outcome in branches if outcome.survived]
+        by_node = {message.metadata.dst_node_id: message for message in messages}
         if self._options.aggregation == MEAN:
-            replies = [self._reply(outcome, by_node, clips=told.clips) for outcome in branches]
+            lost = [branches[place] for place in turnout.in_time if place not in trained]
+            replies = [self._error(outcome, by_node) for outcome in lost]
+            replies += [self._reply(one, by_node, clips=told.clips) for one in brought]
         else:
-            replies = [self._merged(branches, parts, by_node)]
+            whole = merged(self._options.aggregation, brought)
+            replies = [self._reply(whole, by_node, clips=False)]
         aggregated, metrics = self.aggregate_train(server_round, replies)
         if aggregated is None:
             log(WARNING, "round %s: nothing aggregated, adapters stay", server_round)
             aggregated = arrays
         # The mean of what is the same everywhere is off in its last digit.
         for name in coordinator.untrained(plan.branches):
-            aggregated[name] = arrays[name]
+            if all(base[name].equal(one.adapters[name]) for one in arrived):
+                aggregated[name] = arrays[name]
         refuse_non_finite(aggregated, server_round)
+        self.standing = standing.after(turnout, list(trained.values()), base)
         wall_s = time.monotonic() - started
-        errors = list(coordinator.errors)
+        errors, parts = list(coordinator.errors), [one.part for one in brought]
         if len(parts) > 1 and aggregated.keys() >= parts[0].adapters.keys():
             errors.append(aggregation_error(parts, dict(aggregated.to_torch_state_dict())) or 0.0)
         outcome = RoundOutcome(
@@ -279,7 +288,8 @@ class SplitStrategy(Strategy):
             wall_s,
             failures=failures,
             aggregation_error=max(errors, default=None),
-            late=tuple(device for device in whole.devices if device not in plan.devices),
+            turnout=turnout,
+            standing=self.standing,
         )
         log(INFO, "\t└──> train loss %s", mean_loss(outcome.turns))
         return outcome, aggregated, metrics
@@ -319,20 +329,12 @@ class SplitStrategy(Strategy):
         if evaluate_fn is not None and (measured := evaluate_fn(server_round, arrays)) is not None:
             result.evaluate_metrics_serverapp[server_round] = measured
         trained = outcome or RoundOutcome(0, RoundPlan.parallel(turns), (), wall_s=0.0)
-        self._listener.on_round(
-            RoundOutcome(
-                server_round,
-                trained.plan,
-                trained.branches,
-                trained.wall_s + time.monotonic() - started,
-                done,
-                trained.failures + failures,
-                trained.aggregation_error,
-                trained.late,
-            ),
-            arrays,
-            metrics,
+        wall_s = trained.wall_s + time.monotonic() - started
+        failed = trained.failures + failures
+        outcome = replace(
+            trained, server_round=server_round, wall_s=wall_s, evaluation=done, failures=failed
         )
+        self._listener.on_round(outcome, arrays, metrics)
 
     def _situation(self, server_round: int, messages: list[Message]) -> Scene:
         """Return what to plan for: the devices that the wrapped strategy chose, by index.
@@ -353,43 +355,43 @@ class SplitStrategy(Strategy):
     def _node(self, device: int) -> int:
         return self._running().roster.by_index(device).node_id
 
+    def _contribution(self, outcome: BranchOutcome) -> Contribution:
+        roster, turns = self._running().roster, outcome.turns
+        devices = dict.fromkeys(turn.turn.device for turn in turns)
+        samples = [roster.by_index(device).n_train for device in devices]
+        return Contribution(
+            devices=outcome.branch.devices,
+            adapters=outcome.adapters,
+            metrics=metrics_of(turns, self.scheme.branch_weight(samples)),
+            rank=outcome.branch.rank,
+        )
+
     def _reply(
-        self, outcome: BranchOutcome, messages: dict[int, Message], *, clips: bool
+        self, brought: Contribution, messages: dict[int, Message], *, clips: bool
     ) -> Message:
         """Return the complete reply of a branch, as its first device would have sent it."""
-        message = messages[self._node(outcome.branch.turns[0].device)]
-        if not outcome.survived:
-            reason = "; ".join(failure.reason for failure in outcome.failures)
-            return Message(Error(_NO_SURVIVOR, reason), reply_to=message)
-        reply = metrics_reply(outcome.turns, self._weight(outcome), message)
-        adapters = outcome.adapters
-        reply.content["arrays"] = (
-            adapters.record() if isinstance(adapters, Spooled) else to_record(adapters)
-        )
+        message = self._message(brought.devices[0], messages)
+        reply = brought.reply(message)
         return clipped(message, reply, self.inner) if clips else reply
 
-    def _merged(
-        self,
-        branches: tuple[BranchOutcome, ...],
-        parts: list[Part],
-        messages: dict[int, Message],
-    ) -> Message:
-        """Return one reply with the aggregate of all branches."""
-        turns = tuple(turn for outcome in branches for turn in outcome.turns)
-        weight = sum(int(part.weight) for part in parts)
-        reply = metrics_reply(turns, weight, messages[self._node(turns[0].turn.device)])
-        reply.content["arrays"] = to_record(aggregate(self._options.aggregation, parts))
-        return reply
+    def _error(self, outcome: BranchOutcome, messages: dict[int, Message]) -> Message:
+        reason = "; ".join(failure.reason for failure in outcome.failures)
+        message = self._message(outcome.branch.devices[0], messages)
+        return Message(Error(_NO_SURVIVOR, reason), reply_to=message)
 
-    def _part(self, outcome: BranchOutcome) -> Part:
-        return Part(
-            adapters=outcome.adapters, weight=self._weight(outcome), rank=outcome.branch.rank
-        )
+    def _message(self, device: int, messages: dict[int, Message]) -> Message:
+        """Return what `device` was told in this round, or, if nothing, what the others were."""
+        node = self._node(device)
+        other = next(iter(messages.values()))
+        kind = other.metadata.message_type
+        return messages.get(node) or Message(other.content, dst_node_id=node, message_type=kind)
 
-    def _weight(self, outcome: BranchOutcome) -> int:
-        roster = self._running().roster
-        devices = dict.fromkeys(turn.turn.device for turn in outcome.turns)
-        return self.scheme.branch_weight([roster.by_index(device).n_train for device in devices])
+    def _require_enough(self, roster: Roster) -> None:
+        """End the run if so few devices are left that the wrapped strategy would wait for ever."""
+        needed, absent = max(devices_needed(self.inner), 1), self.standing.absent
+        free = sum(node.index not in absent for node in roster.nodes)
+        if absent and free < needed:
+            raise RunEnds(f"{free} devices can begin a turn, the aggregator needs {needed}")
 
     def _running(self) -> Coordinator:
         if self._coordinator is None:

@@ -4,11 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
-from fedsplit.codec import gaussian_ratio
+import numpy as np
+
+from fedsplit.codec import gaussian_ratio, make_codec
+from fedsplit.data import Counts
 from fedsplit.execution import OptimizerSpec
 from fedsplit.fleet import CodecRatio, Fleet, FleetSpec, SentBytes, Timeline, build_fleet
 from fedsplit.models import ModelSpec, check_route, possible_cuts
 from fedsplit.models.profile import profile_model
+from fedsplit.models.routes import ignores_padding
 from fedsplit.pace import Pace
 from fedsplit.plan import CodecPlan, RoundPlan, Route
 from fedsplit.profiles import ModelProfile
@@ -35,6 +39,8 @@ class System:
         ``possible_cuts()``: the cuts of two-tier routes that the model allows.
     try_route : callable
         ``try_route(route)`` raises unless the model can be trained on the route.
+    sends_padding : callable
+        ``sends_padding()``: whether something in the model depends on it, so that it is sent.
     """
 
     profile: ModelProfile
@@ -46,6 +52,33 @@ class System:
     seed: int
     possible_cuts: Callable[[], Sequence[int]]
     try_route: Callable[[Route], None]
+    sends_padding: Callable[[], bool]
+
+    def with_lengths(self, lengths: Mapping[int, Counts]) -> "System":
+        """Return the same system where devices, by index, have samples of these lengths.
+
+        What crosses a cut is as long as they are, unless padding goes along. Planners see all
+        devices' mean, the timeline each one's own.
+        """
+        most = self.profile.seq_len
+        parts = {
+            device: min(each.tokens / (each.samples * most), 1.0)
+            for device, each in lengths.items()
+            if each.tokens > 0 and each.samples > 0 and device < self.fleet.n_devices
+        }
+        ways = self.codec.uplink, self.codec.downlink
+        remembers = any(make_codec(settings, 0).remembers for settings in ways)
+        if not parts or min(parts.values()) == 1 or remembers or self.sends_padding():
+            return self
+        samples = {device: lengths[device].samples for device in parts}
+        mean = sum(samples[n] * part for n, part in parts.items()) / sum(samples.values())
+        beside = np.ones(self.fleet.n_devices)
+        beside[list(parts)] = np.array(list(parts.values())) / mean
+        return replace(
+            self,
+            profile=self.profile.shortened(mean),
+            fleet=replace(self.fleet, length=beside),
+        )
 
     def scene(self, server_round: int, samples: Mapping[int, int]) -> Scene:
         """Return the situation of a round for the devices in `samples`."""
@@ -131,4 +164,5 @@ def make_system(
         seed=seed,
         possible_cuts=cache(partial(possible_cuts, model)),
         try_route=cache(partial(check_route, model)),
+        sends_padding=cache(lambda: not ignores_padding(model, 1, left=False)),
     )

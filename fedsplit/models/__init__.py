@@ -1,5 +1,6 @@
 """Models that are cut into segments: load, run and exchange their adapters."""
 
+from fedsplit.models.bottleneck import Bottleneck
 from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.check import check_model, read_tokenizer
 from fedsplit.models.crossing import Arrival, Crossing
@@ -11,6 +12,7 @@ from fedsplit.models.split import SplitModel
 
 __all__ = [
     "Arrival",
+    "Bottleneck",
     "Boundary",
     "Crossing",
     "ModelSpec",

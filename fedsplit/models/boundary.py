@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,10 +32,14 @@ class Boundary:
         travel, ``["list", ...]``, ``["tuple", ...]``, an object for a dict, or ``["numbered",
         [key, ...], ...]`` for one with whole numbers as keys. It names no types and no code: a
         received one is data, however it was made.
+    kept : tuple of Tensor or None
+        Of each tensor, boolean ``[batch, tokens]`` on the CPU: where it holds something; nothing
+        depends on its values elsewhere, which do not travel. None, or no tuple: all of it.
     """
 
     tensors: tuple[Tensor, ...]
     layout: str
+    kept: tuple[Tensor | None, ...] = ()
 
     @classmethod
     def pack(cls, values: Any) -> "Boundary":
@@ -75,19 +79,21 @@ class Boundary:
             ) from None
         return found
 
+    @property
+    def where(self) -> Tensor | None:
+        """The tokens that hold something, ``[batch, tokens]``; None if all do."""
+        return next((one for one in self.kept if one is not None), None)
+
     def leaf(self) -> "Boundary":
         """Return the same values cut off from any graph; floating tensors collect gradients."""
-        return Boundary(
-            tuple(
-                tensor.detach().requires_grad_(tensor.is_floating_point())
-                for tensor in self.tensors
-            ),
-            self.layout,
+        leaves = (
+            tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in self.tensors
         )
+        return replace(self, tensors=tuple(leaves))
 
     def detach(self) -> "Boundary":
         """Return the same values cut off from any graph, without gradients."""
-        return Boundary(tuple(tensor.detach() for tensor in self.tensors), self.layout)
+        return replace(self, tensors=tuple(tensor.detach() for tensor in self.tensors))
 
     def gradients(self) -> tuple[Tensor | None, ...]:
         """Return the gradient that each tensor of a `leaf` boundary has collected."""
@@ -173,6 +179,13 @@ class _Builder:
         if len(set(keys)) != len(keys) or len(keys) != len(items):
             raise ValueError("keys must be one for each item")
         return {key: self.build(item, depth + 1) for key, item in zip(keys, items, strict=True)}
+
+
+def spread(rows: Tensor, where: Tensor) -> Tensor:
+    """Return ``[*where.shape, ...]`` with `rows` where that is true, and zeros elsewhere."""
+    whole = rows.new_zeros((*where.shape, *rows.shape[1:]))
+    whole[where] = rows
+    return whole
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,11 @@ class TensorForm:
         """Return the shape for a mini-batch of so many samples of so many tokens."""
         return tuple(axis.of(samples, tokens) for axis in self.axes)
 
+    @property
+    def by_token(self) -> bool:
+        """Whether it is ``[samples, tokens, ...]``."""
+        return self.axes[:2] == (Axis(1, 0, True), Axis(0, 1, False))
+
 
 @dataclass(frozen=True)
 class Crossing:
@@ -85,6 +90,12 @@ class Crossing:
         return sum(
             math.prod(form.shape(samples, tokens)) * form.dtype.itemsize for form in self.forms
         )
+
+    def kept(self, where: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return `Boundary.kept` if tokens hold something where `where` is true (None: all do)."""
+        if where is None:
+            return ()
+        return tuple(where if form.by_token else None for form in self.forms)
 
     @classmethod
     def through(cls, boundaries: Sequence[Boundary]) -> "Crossing":

@@ -2,22 +2,27 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.models.adapters import add_adapters
 from fedsplit.models.anatomy import EMBED, Anatomy, anatomy
+from fedsplit.models.bottleneck import DOWN, Bottleneck, principal
 from fedsplit.models.lora import read_adapter, spared
+from fedsplit.models.names import IMAGES
 from fedsplit.models.quantise import quantise
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.split import SplitModel, positions_of
 from fedsplit.models.weights import build, move
 from fedsplit.plan import DEVICE, Segment
+from fedsplit.seeds import derive_seed
 
 # Building on the meta device patches torch's modules for the whole process.
 _BUILDING = threading.Lock()
+_TEXTS, _TOKENS = 32, 32
 
 
 def load(
@@ -45,7 +50,31 @@ def load(
         model.install(
             {name: nn.Parameter(v) for name, v in read_adapter(spec.adapter, held).items()}
         )
+    elif spec.bottleneck is not None and segments is None and spec.task != IMAGES:
+        model.put(_principal(model, spec.bottleneck))
     return model
+
+
+@torch.no_grad()
+def _principal(model: SplitModel, bottleneck: Bottleneck) -> dict[str, Tensor]:
+    """Return a bottleneck that keeps most of what random texts make of the blocks before it.
+
+    Nobody's texts are needed. Whoever hands out the first adapters holds the whole model.
+    """
+    draw = torch.Generator().manual_seed(derive_seed(model.spec.seed, "principal"))
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    ids = torch.randint(vocabulary, (_TEXTS, _TOKENS), generator=draw).to(model.model.device)
+    seen: list[Tensor] = []
+    down = next(m for name, m in model.model.named_modules() if name.endswith(f".{DOWN}"))
+    handle = down.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    device = Segment(DEVICE, 0, bottleneck.after)
+    try:
+        model.run(device, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    finally:
+        handle.remove()
+    found = principal(seen[0].flatten(0, 1).cpu(), bottleneck.width)
+    names = model.adapter_names(Segment(DEVICE, 0, model.n_blocks))
+    return {name: v for name in names for end, v in found.items() if name.endswith(end)}
 
 
 def assemble(
@@ -55,12 +84,21 @@ def assemble(
     device: torch.device,
 ) -> SplitModel:
     """Build a model of `config` as `load` does; `spec` gives the weights and what is trained."""
-    parts = anatomy(config, spec.task)
+    parts = parts_of(spec, config)
     if segments is None:
         segments = [Segment(DEVICE, 0, parts.n_blocks)]
     owned, read = owned_and_read(spec, segments, parts.n_blocks)
     model = assemble_model(spec, config, parts, read, device)
     return SplitModel(spec, config, model, parts, owned)
+
+
+def parts_of(spec: ModelSpec, config: PretrainedConfig) -> Anatomy:
+    """Return the anatomy of the model of `spec`, with what `spec` puts into it."""
+    parts = anatomy(config, spec.task)
+    if spec.bottleneck is None or spec.bottleneck.after >= parts.n_blocks:
+        return parts
+    added = spec.bottleneck.positions(parts.blocks)
+    return replace(parts, positions={**parts.positions, **added})
 
 
 def owned_and_read(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedsplit.errors import FedsplitError, SettingsError, require
+from fedsplit.models.bottleneck import DOWN, UP
 from fedsplit.models.files import few, one_line
 from fedsplit.models.lora_fields import ELSEWHERE, changes_base, check_lora
 from fedsplit.models.names import CAUSAL, CLASSIFIERS, SEQUENCES
@@ -50,6 +51,7 @@ def lora_config(spec: ModelSpec, model: PreTrainedModel | None = None) -> LoraCo
     whole = list(fields.pop("modules_to_save", None) or ())
     if spec.task in CLASSIFIERS and model is not None:
         whole += [name for name in head_modules(model) if name not in whole]
+    whole += [DOWN, UP] if spec.bottleneck is not None else []
     try:
         with warnings.catch_warnings():
             # That PiSSA takes more than one line to load: what is exported is plain LoRA.

@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,37 +11,29 @@ from transformers import PretrainedConfig
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.models.anatomy import anatomy
-from fedsplit.models.boundary import Boundary, Output
+from fedsplit.models.boundary import Boundary, Output, spread
+from fedsplit.models.crossing import IGNORED_LABEL
 from fedsplit.models.known import recall, remember
 from fedsplit.models.loading import assemble
 from fedsplit.models.lora_fields import changes_base
+from fedsplit.models.names import CAUSAL
 from fedsplit.models.spec import ModelSpec, usable_config
 from fedsplit.models.split import SplitModel
 from fedsplit.models.tiny import example_inputs, narrow
-from fedsplit.models.twins import Twin
+from fedsplit.models.twins import Chain, Twin
 from fedsplit.models.weights import stir
 from fedsplit.plan import DEVICE, Route
 
 Gradients = dict[str, Tensor | None]
 """Gradients of what is trained, by name."""
 
+_TWIN_WIDTH = 8  # of a bottleneck
+_Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
+
 _VERDICTS: dict[str, str | None] = {}
 _TOGETHER: dict[str, list[frozenset[int]]] = {}
+_PADDING: dict[str, bool] = {}
 _TWINS: dict[str, tuple[Twin, Gradients]] = {}
-
-
-@dataclass(frozen=True)
-class _Chain(Route):
-    """A route to try many cuts at once: more tiers than a plan may name, one for each segment."""
-
-    def __post_init__(self) -> None:
-        """Allow any names."""
-
-    @classmethod
-    def at(cls, n_blocks: int, cuts: Sequence[int]) -> Route:
-        if len(cuts) == 1:
-            return Route.two_tier(n_blocks, cuts[0])
-        return cls.through(n_blocks, cuts, [DEVICE, *(f"tier{index}" for index in cuts)])
 
 
 def check_route(spec: ModelSpec, route: Route) -> None:
@@ -66,6 +58,9 @@ def check_route(spec: ModelSpec, route: Route) -> None:
         )
     if len(route.segments) == 1:
         return
+    first = _first_cut(spec)
+    allowed = f"one that leaves the device after {first} or more blocks: the bottleneck is there"
+    require(route.segments[0].stop >= first, "route", str(route), allowed)
     problem = _verdict(spec, config, route)
     if problem is not None:
         possible = possible_cuts(spec)
@@ -96,7 +91,8 @@ def possible_cuts(spec: ModelSpec) -> tuple[int, ...]:
         n_blocks = anatomy(config, spec.task).n_blocks
         known = _tried_together(spec, config, n_blocks, range(n_blocks))
         remember("cuts", key, [sorted(cuts) for cuts in known])
-    return tuple(sorted(cut for cuts in known for cut in cuts))
+    first = _first_cut(spec)
+    return tuple(sorted(cut for cuts in known for cut in cuts if cut >= first))
 
 
 def _known_cuts(key: str) -> list[frozenset[int]] | None:
@@ -109,11 +105,15 @@ def _known_cuts(key: str) -> list[frozenset[int]] | None:
     return None
 
 
+def _first_cut(spec: ModelSpec) -> int:
+    return 0 if spec.bottleneck is None else spec.bottleneck.after
+
+
 def _tried_together(
     spec: ModelSpec, config: PretrainedConfig, n_blocks: int, cuts: Sequence[int]
 ) -> list[frozenset[int]]:
     """Return the possible ones of `cuts`, in sets that may be used together."""
-    if _verdict(spec, config, _Chain.at(n_blocks, cuts)) is None:
+    if _verdict(spec, config, Chain.at(n_blocks, cuts)) is None:
         return [frozenset(cuts)]
     if len(cuts) == 1:
         return []
@@ -125,8 +125,95 @@ def _tried_together(
     ]
 
 
+def ignores_padding(spec: ModelSpec, cut: int, left: bool) -> bool:
+    """Return whether nothing depends on what crosses `cut` of padding, `left` or right of a text.
+
+    Tried on a narrow twin: with zeros in its place, forth and back, every gradient must be equal,
+    to the last bit. (Experts that other tokens share round otherwise; some models look at it.) The
+    answer is kept on disk.
+    """
+    config = spec.load_config()
+    cut = min(cut, 1)  # what is computed of padding behind it differs in all later blocks as well
+    key = json.dumps([_model_key(spec, config), cut, left])
+    if key not in _PADDING:
+        known = recall("padding", key)
+        if not isinstance(known, bool):
+            twin = usable_config(narrow(config), spec.task)
+            known = _ignores_padding(_trained(spec, config), twin, cut, left)
+            remember("padding", key, known)
+        _PADDING[key] = known
+    return _PADDING[key]
+
+
+def _ignores_padding(spec: ModelSpec, config: PretrainedConfig, cut: int, left: bool) -> bool:
+    inputs = example_inputs(config, spec.task)
+    if left:
+        inputs = {
+            name: value.flip(1) if value.dim() == 2 else value for name, value in inputs.items()
+        }
+        if spec.task == CAUSAL:  # what the padding before it predicts is not learnt
+            inputs["labels"][1, int((inputs["attention_mask"][1] == 0).sum())] = IGNORED_LABEL
+    n_blocks = anatomy(config, spec.task).n_blocks
+    route = Route.two_tier(n_blocks, cut)
+    try:
+        found = [
+            gradients(spec, config, route, inputs, kept=kept)
+            for kept in (None, inputs["attention_mask"].bool())
+        ]
+    except (FedsplitError, RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
+        del error  # whatever it is, the route's own trial says it
+        return False
+    return compare(*found) is None
+
+
+def keeps_apart(spec: ModelSpec) -> bool:
+    """Return whether texts that share a row train as if each had a row of its own.
+
+    Tried on a narrow twin, unsplit: gradients must be equal but for rounding.
+    """
+    config = usable_config(narrow(spec.load_config()), spec.task)
+    whole = _trained(spec, config)
+    together, alone = packed_and_not(example_inputs(config, spec.task)["input_ids"])
+    route = Route.device_only(anatomy(config, spec.task).n_blocks)
+    try:
+        found, expected = (gradients(whole, config, route, one) for one in (together, alone))
+    except (FedsplitError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
+        return False  # it takes no position ids, or not these
+    return not distance(found, expected) > 1e-4
+
+
+def distance(found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None]) -> float:
+    """Return the largest difference of gradients, beside the largest of those expected."""
+    zero, far, scale = torch.zeros(()), 0.0, 0.0
+    for name, one in expected.items():
+        wanted, other = zero if one is None else one, found[name]
+        scale = max(scale, float(wanted.abs().max()))
+        far = max(far, float(((zero if other is None else other) - wanted).abs().max()))
+    return far / scale
+
+
+def packed_and_not(ids: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return `ids` as rows of two texts each, and as rows of one text each, with labels."""
+    (rows, tokens), first = ids.shape, ids.shape[1] // 3
+    places = torch.cat([torch.arange(first), torch.arange(tokens - first)]).expand(rows, -1)
+    together = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": places,
+        "labels": ids.masked_fill(places == 0, IGNORED_LABEL),
+    }
+    alone, mask = (torch.zeros(2 * rows, tokens, dtype=ids.dtype) for _ in range(2))
+    for place, text in enumerate(part for row in ids for part in (row[:first], row[first:])):
+        alone[place, : len(text)], mask[place, : len(text)] = text, 1
+    labels = alone.masked_fill(mask == 0, IGNORED_LABEL)
+    return together, {"input_ids": alone, "attention_mask": mask, "labels": labels}
+
+
 def step_through(
-    tiers: Mapping[str, SplitModel], route: Route, inputs: Mapping[str, Tensor]
+    tiers: Mapping[str, SplitModel],
+    route: Route,
+    inputs: Mapping[str, Tensor],
+    kept: Tensor | None = None,
 ) -> Output:
     """Run forward and backward along `route` with all tiers in this process.
 
@@ -140,6 +227,9 @@ def step_through(
         Where each block runs.
     inputs : mapping of str to Tensor
         The batch, with labels.
+    kept : Tensor or None
+        The tokens of which something crosses a cut, boolean; zeros take the place of others. All
+        by default.
     """
     sent: list[Boundary] = []
     received: list[Boundary] = []
@@ -147,8 +237,9 @@ def step_through(
     result: Boundary | Output | None = None
     for segment in route.segments:
         if isinstance(result, Boundary):
-            sent.append(result)
-            received.append(result.leaf())
+            marks = tiers[segment.tier].crossing(segment.start).kept(kept)
+            sent.append(replace(result, kept=marks))
+            received.append(replace(result, tensors=_arrived(result.tensors, marks)).leaf())
         model = tiers[segment.tier]
         result = model.run(segment, batch, received[-1] if received else None)
         if len(sent) == 0:
@@ -158,8 +249,18 @@ def step_through(
     assert isinstance(result, Output)
     result.loss.backward()  # type: ignore[no-untyped-call]
     for outgoing, incoming in zip(reversed(sent), reversed(received), strict=True):
-        outgoing.backward(incoming.gradients())
+        outgoing.backward(_arrived(incoming.gradients(), outgoing.kept))
     return result
+
+
+def _arrived(tensors: Sequence[_Maybe], marks: Sequence[Tensor | None]) -> tuple[_Maybe, ...]:
+    """Return `tensors` with zeros where nothing of them is kept."""
+    if not marks:
+        return tuple(tensors)
+    return tuple(
+        one if one is None or where is None else spread(one[where], where)
+        for one, where in zip(tensors, marks, strict=True)
+    )
 
 
 def gradients(
@@ -169,11 +270,13 @@ def gradients(
     inputs: Mapping[str, Tensor],
     *,
     checkpointing: bool = False,
+    kept: Tensor | None = None,
 ) -> Gradients:
     """Return the gradient of everything trained after one step along `route`, by name.
 
     All weights are stirred first, so that no gradient is zero by construction (LoRA starts with
-    B = 0). With `checkpointing` blocks are computed again in the backward pass.
+    B = 0). With `checkpointing` blocks are computed again in the backward pass. For `kept` see
+    `step_through`.
     """
     names = dict.fromkeys(segment.tier for segment in route.segments)
     tiers = {
@@ -182,23 +285,27 @@ def gradients(
     for model in tiers.values():
         stir(model.model, spec.seed)
         model.checkpointing = checkpointing
-    return _gradients(tiers, route, inputs)
+    return _gradients(tiers, route, inputs, kept)
 
 
 def _gradients(
-    tiers: Mapping[str, SplitModel], route: Route, inputs: Mapping[str, Tensor]
+    tiers: Mapping[str, SplitModel],
+    route: Route,
+    inputs: Mapping[str, Tensor],
+    kept: Tensor | None = None,
 ) -> Gradients:
     installed: dict[str, nn.Parameter] = {}
     for segment in route.segments:
         parameters = tiers[segment.tier].trainable(segment)
         tiers[segment.tier].install(parameters)
         installed |= parameters
-    step_through(tiers, route, inputs)
+    step_through(tiers, route, inputs, kept)
     return {name: value.grad for name, value in installed.items()}
 
 
 def _trained(spec: ModelSpec, config: PretrainedConfig) -> ModelSpec:
     """Return what a trial trains: `spec` without all that no verdict depends on."""
+    narrow_at = spec.bottleneck
     return replace(
         spec,
         source=None,
@@ -210,6 +317,7 @@ def _trained(spec: ModelSpec, config: PretrainedConfig) -> ModelSpec:
         adapter=None,
         quantize=None,
         seed=0,
+        bottleneck=None if narrow_at is None else replace(narrow_at, width=_TWIN_WIDTH),
     )
 
 

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from fedsplit.errors import FedsplitError, require, require_choice
+from fedsplit.models.bottleneck import Bottleneck
 from fedsplit.models.files import PLAIN, is_lfs_pointer, one_line
 from fedsplit.models.lora_fields import changes_base, check_lora
 from fedsplit.models.names import CAUSAL, IMAGES, INT8, QUANTISED, SEQUENCES
@@ -74,6 +75,8 @@ class ModelSpec:
         and on its parameter's name alone.
     share_token_ids : bool
         Whether token ids may leave the device, for the few models that need them further on.
+    bottleneck : Bottleneck or None
+        Where the model is narrow; trained beside LoRA.
     """
 
     source: str | None = None
@@ -92,6 +95,7 @@ class ModelSpec:
     quantize: str | None = None
     seed: int = 0
     share_token_ids: bool = False
+    bottleneck: Bottleneck | None = None
 
     def __post_init__(self) -> None:
         one = (self.source is None) != (self.model_type is None)
@@ -112,6 +116,8 @@ class ModelSpec:
         # PEFT cannot tell the norm of such a weight before its adapter is in memory.
         dora = bool(self.lora.get("use_dora")) and self.quantize == INT8
         require(not dora, "lora.use_dora", True, "false with quantize=int8")
+        plain = self.bottleneck is None or self.train == "lora"
+        require(plain, "train", self.train, "lora with a bottleneck")
         for name in ("lora", "adapter", "quantize", "freeze_a"):
             given = getattr(self, name)
             require(not given or self.train == "lora", name, given, "absent with train=full")

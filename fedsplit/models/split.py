@@ -12,15 +12,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from fedsplit.errors import FedsplitError
 from fedsplit.models.anatomy import EMBED, Anatomy
 from fedsplit.models.boundary import Boundary, Output
-from fedsplit.models.crossing import (
-    IGNORED_LABEL,
-    NARROW,
-    Arrival,
-    Crossing,
-    input_forms,
-    probes,
-)
+from fedsplit.models.crossing import IGNORED_LABEL, NARROW, Arrival, Crossing, input_forms, probes
 from fedsplit.models.names import CAUSAL, SEQUENCES
+from fedsplit.models.packing import apart
 from fedsplit.models.phantoms import is_phantom
 from fedsplit.models.private import BatchNorm, SharedStates
 from fedsplit.models.ranks import rank_axis, require_fit, require_pairs
@@ -356,10 +350,10 @@ class SplitModel:
             found.pop("labels", None)
         elif "labels" not in found:
             raise FedsplitError(f"segment={segment}: labels are needed where the head is")
-        if boundary is None or self.spec.share_token_ids:
-            return found
-        mask = found.get("attention_mask")
-        return found | placeholder(self.config, self.spec.task, mask, len(boundary.tensors[0]))
+        if boundary is not None and not self.spec.share_token_ids:
+            mask = found.get("attention_mask")
+            found |= placeholder(self.config, self.spec.task, mask, boundary.tensors[0])
+        return apart(found)
 
     @contextmanager
     def _running(self, segment: Segment, boundary: Boundary | None) -> Iterator[None]:

@@ -233,12 +233,12 @@ def example_inputs(config: PretrainedConfig, task: str, seed: int = 0) -> dict[s
 
 
 def placeholder(
-    config: PretrainedConfig, task: str, mask: Tensor | None, batch: int
+    config: PretrainedConfig, task: str, mask: Tensor | None, received: Tensor
 ) -> dict[str, Tensor]:
-    """Return a stand-in, of the right shape, for the input that stays on the device."""
+    """Return a stand-in, of the shape and place that go with `received`, for what stays behind."""
     if task == IMAGES:
-        shape = (batch, config.num_channels, *image_size(config))
-        return {"pixel_values": torch.zeros(()).expand(shape)}
+        shape = (len(received), config.num_channels, *image_size(config))
+        return {"pixel_values": torch.zeros((), device=received.device).expand(shape)}
     if mask is None:
         raise FedsplitError("inputs: the attention mask is needed on later tiers")
     ids = torch.zeros_like(mask)

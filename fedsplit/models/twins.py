@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,13 +10,27 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from fedsplit.models.adapters import adapted_module, base_path, is_adapter
-from fedsplit.models.anatomy import anatomy
-from fedsplit.models.loading import assemble_model, owned_and_read
+from fedsplit.models.loading import assemble_model, owned_and_read, parts_of
 from fedsplit.models.phantoms import phantom
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.split import SplitModel
 from fedsplit.models.weights import stir
-from fedsplit.plan import Segment
+from fedsplit.plan import DEVICE, Route, Segment
+
+
+@dataclass(frozen=True)
+class Chain(Route):
+    """A route to try many cuts at once: more tiers than a plan may name, one for each segment."""
+
+    def __post_init__(self) -> None:
+        """Allow any names."""
+
+    @classmethod
+    def at(cls, n_blocks: int, cuts: Sequence[int]) -> Route:
+        """Return the route through `cuts`; with a single one, the two-tier route."""
+        if len(cuts) == 1:
+            return Route.two_tier(n_blocks, cuts[0])
+        return cls.through(n_blocks, cuts, [DEVICE, *(f"tier{index}" for index in cuts)])
 
 
 class Twin:
@@ -35,7 +50,7 @@ class Twin:
 
     def __init__(self, spec: ModelSpec, config: PretrainedConfig) -> None:
         self._spec, self._config = spec, config
-        self._parts = parts = anatomy(config, spec.task)
+        self._parts = parts = parts_of(spec, config)
         everywhere = frozenset(range(-1, parts.n_blocks + 1))
         self._model = assemble_model(spec, config, parts, everywhere, torch.device("cpu"))
         stir(self._model, spec.seed)

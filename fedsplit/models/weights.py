@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from fedsplit.models.blocks import find_blocks
+from fedsplit.models.bottleneck import add_bottleneck
 from fedsplit.models.checkpoint import Owns, read_weights, stored_dtype
 from fedsplit.models.phantoms import is_phantom, phantom
 from fedsplit.models.private import guarded_initialisation, initialise, meta_model
@@ -41,6 +43,8 @@ def build(spec: ModelSpec, config: PretrainedConfig, owns: Owns) -> PreTrainedMo
     _initialise(model, spec.seed)
     # Tied to whichever of them the checkpoint has, and not at all if it has both and they differ.
     model.tie_weights(absent, recompute_mapping=absent is None)
+    if spec.bottleneck is not None:
+        add_bottleneck(model, spec.bottleneck, find_blocks(model), owns, spec.seed)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(spec.train == "full" and name in trained)
     return model

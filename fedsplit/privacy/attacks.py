@@ -108,7 +108,7 @@ def fit_ridge(
     rows = (auxiliary.vectors - mean) / scale
     rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1).double()
     square, wanted = rows.T @ rows, rows.T @ embedding[auxiliary.tokens].double()
-    unit = torch.eye(len(square), dtype=square.dtype)
+    unit = torch.eye(len(square), dtype=square.dtype, device=square.device)
     solved = [torch.linalg.solve(square + weight * unit, wanted) for weight in softness]
     return tuple(RidgeMap(mean, scale, weights.float()) for weights in solved)
 

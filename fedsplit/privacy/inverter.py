@@ -85,7 +85,7 @@ class Learner:
         settings = training or Training()
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)
-            network = _Inverter(start, settings.hidden)
+            network = _Inverter(start, settings.hidden).to(self.embedding.device)
             reached = self._train(network, score, settings)
         # Within what chance makes of so few texts the map is preferred: it may learn from all.
         chance = math.sqrt(score * (1 - score) / len(self._parts[1].tokens))
@@ -110,9 +110,10 @@ class Learner:
         """
         seen = torch.unique(self.auxiliary.tokens)
         every = max(1, len(self.embedding) // (_OTHERS + len(seen)))
-        chosen = torch.unique(torch.cat([seen, torch.arange(0, len(self.embedding), every)]))
-        place = torch.full((len(self.embedding),), -1)
-        return self.embedding[chosen], place.scatter(0, chosen, torch.arange(len(chosen)))
+        others = torch.arange(0, len(self.embedding), every, device=seen.device)
+        chosen = torch.unique(torch.cat([seen, others]))
+        place = seen.new_full((len(self.embedding),), -1)
+        return self.embedding[chosen], place.scatter(0, chosen, torch.arange(len(chosen)).to(seen))
 
     @cached_property
     def _linear(self) -> tuple[RidgeMap, float, float]:

@@ -1,4 +1,4 @@
-"""What a device does to a boundary before it leaves: less correlation, clipping, Gaussian noise.
+"""What a device does to a boundary before it leaves: a second loss, clipping, Gaussian noise.
 
 The Gaussian mechanism of Dwork and Roth, "The algorithmic foundations of differential privacy",
 2014, section 3.5.1 and appendix A; what it is worth is in `fedsplit.privacy.accounting`.
@@ -7,14 +7,14 @@ The Gaussian mechanism of Dwork and Roth, "The algorithmic foundations of differ
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError, require, require_choice
 from fedsplit.models import Boundary
-from fedsplit.privacy.correlation import decorrelated
+from fedsplit.privacy.second_loss import less_telling
 from fedsplit.seeds import derive_seed
 
 SAMPLE, TOKEN = "sample", "token"
@@ -37,8 +37,10 @@ class PrivacySpec:
         The same for the gradients that the device of a U-shaped route sends up.
     correlation_weight : float
         Weight of a second loss in training: the squared distance correlation between boundary and
-        data (`fedsplit.privacy.correlation`). It changes what the device learns, nothing that
+        data (`fedsplit.privacy.second_loss`). It changes what the device learns, nothing that
         it sends at once.
+    reader_weight : float
+        The same for the share of tokens that can be read of the boundary.
     unit : str
         What is clipped by itself, and what (epsilon, delta) is said of: "sample", a whole text or
         image, or "token", the vector at one position.
@@ -61,6 +63,7 @@ class PrivacySpec:
     gradient_clip: float | None = None
     gradient_noise_multiplier: float = 0.0
     correlation_weight: float = 0.0
+    reader_weight: float = 0.0
     unit: str = SAMPLE
     delta: float = 1e-5
     budget: float | None = None
@@ -76,9 +79,10 @@ class PrivacySpec:
             require(0 <= noise < math.inf, field, noise, "at least 0 and finite")
             measured = noise == 0 or clip is not None
             require(measured, field, noise, f"0 without privacy.{prefix}clip")
-        weight = self.correlation_weight
-        finite = 0 <= weight < math.inf
-        require(finite, "privacy.correlation_weight", weight, "at least 0 and finite")
+        for name in ("correlation_weight", "reader_weight"):
+            weight = getattr(self, name)
+            finite = 0 <= weight < math.inf
+            require(finite, f"privacy.{name}", weight, "at least 0 and finite")
         require_choice("privacy.unit", self.unit, (SAMPLE, TOKEN))
         require(0 < self.delta < 1, "privacy.delta", self.delta, "between 0 and 1")
         budget = self.budget
@@ -125,13 +129,14 @@ class Defence:
             tokens ``[samples, tokens, hidden]``; or correlated with data of its shape.
         """
         spec = self._spec
-        if spec.correlation_weight:
-            tensors = decorrelated(boundary, inputs, share * spec.correlation_weight)
-            boundary = Boundary(tensors, boundary.layout)
+        correlation, reader = share * spec.correlation_weight, share * spec.reader_weight
+        if correlation or reader:
+            tensors = less_telling(boundary, inputs, correlation=correlation, reader=reader)
+            boundary = replace(boundary, tensors=tensors)
         if spec.clip is None:
             return boundary
         tensors = self._defend(boundary.tensors, spec.clip, spec.noise_multiplier)
-        return Boundary(tensors, boundary.layout)
+        return replace(boundary, tensors=tensors)
 
     def gradients(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """Return what may leave of the gradients of a boundary; None stays None."""

@@ -19,6 +19,15 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Arrival:
+    """A device whose turn began in round `since`, and whose update counts `weight` times."""
+
+    device: int
+    since: int
+    weight: float
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """The outcome of one round, measured and modelled kept apart.
 
@@ -45,7 +54,13 @@ class RoundRecord:
     participants : tuple of int
         Devices that completed their training.
     late : tuple of int
-        Devices whose turns were dropped, as the round ended before them on the modelled system.
+        Devices that the round did not wait for, on the modelled system.
+    arrived : tuple of Arrival
+        Devices that came late from a round before, and are part of this one's aggregate.
+    left : tuple of int
+        Devices that left the round in the midst of it (``fleet.dropout``).
+    exhausted : tuple of int
+        Devices that take no part from this round on, as their energy is spent (``fleet.budget_j``).
     failures : tuple of Failure
         Devices that did not, and edges that failed, in training or evaluation.
     modelled : mapping or None
@@ -88,6 +103,9 @@ class RoundRecord:
     phases: Mapping[str, Mapping[str, float]] | None = None
     aggregation_error: float | None = None
     late: tuple[int, ...] = ()
+    arrived: tuple[Arrival, ...] = ()
+    left: tuple[int, ...] = ()
+    exhausted: tuple[int, ...] = ()
     token_accuracy: float | None = None
     central: Mapping[str, Any] | None = None
     written: tuple[Written, ...] = ()
@@ -138,6 +156,9 @@ _ASKED_FOR = (
     "phases",
     "aggregation_error",
     "late",
+    "arrived",
+    "left",
+    "exhausted",
     "token_accuracy",
     "central",
     "written",

@@ -57,6 +57,12 @@ def round_line(record: RoundRecord, n_rounds: int) -> str:
         unit, delta = record.privacy.get("unit"), record.privacy.get("delta")
         parts.append(f"epsilon {spent} per {unit} (delta {delta:g})")
     parts.append(f"{record.wall_s:.1f} s")
+    for name in ("late", "left", "exhausted"):
+        if devices := getattr(record, name):
+            parts.append(f"{name}: {', '.join(map(str, devices))}")
+    if record.arrived:
+        arrived = (f"{one.device} (of round {one.since})" for one in record.arrived)
+        parts.append(f"arrived: {', '.join(arrived)}")
     if record.failures:
         failed = ", ".join(failure.who for failure in record.failures)
         parts.append(f"failed: {failed}")

@@ -15,6 +15,7 @@ from fedsplit.execution import OptimizerSpec
 from fedsplit.fleet import FleetSpec
 from fedsplit.flower import Job, RoundOutcome, RunListener, SplitOptions, SplitStrategy, client_app
 from fedsplit.flower.messages import to_record
+from fedsplit.flower.server.standing import Standing
 from fedsplit.flower.source import source_hash
 from fedsplit.flower.system import System, make_system
 from fedsplit.models import ModelSpec
@@ -77,6 +78,7 @@ class Federation:
         on_failure: Callable[[Failure], None] = lambda failure: None,
         on_plan: Callable[[int, RoundPlan], None] = lambda server_round, plan: None,
         app: ClientApp | None = None,
+        standing: Standing | None = None,
         **options: Any,
     ) -> tuple[dict[str, Tensor], list[RoundOutcome]]:
         """Return the final adapters and what came out of each round (round 0 first).
@@ -105,6 +107,8 @@ class Federation:
             Called with the plan of each round before it is trained.
         app : ClientApp, optional
             What the nodes run, in place of fedsplit's own.
+        standing : Standing, optional
+            What rounds before left, where a run goes on.
         **options
             Of `fedsplit.flower.SplitOptions`.
         """
@@ -132,6 +136,7 @@ class Federation:
             options=SplitOptions(n_edges=nodes, **options),
             listener=Keep(),
         )
+        strategy.standing = standing or strategy.standing
         grid = ThreadGrid(app or self.app, N_DEVICES, concurrency, disturb, edge_folder)
         start = None if adapters is None else to_record(adapters)
         result = strategy.start(grid, start, num_rounds=rounds)

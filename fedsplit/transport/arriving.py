@@ -7,6 +7,7 @@ from torch import Tensor
 from fedsplit.models import Arrival, Crossing
 from fedsplit.transport.frames import Frame, FrameError, Packed
 from fedsplit.transport.link import TurnBounds
+from fedsplit.transport.tensors import unpack_inputs
 
 
 def tokens_of(inputs: Mapping[str, Tensor] | Mapping[str, Packed]) -> int:
@@ -15,19 +16,26 @@ def tokens_of(inputs: Mapping[str, Tensor] | Mapping[str, Packed]) -> int:
     return 1 if mask is None or len(mask.shape) < 2 else mask.shape[1]
 
 
-def check_step(frame: Frame, arrival: Arrival, bounds: TurnBounds, frame_bytes: int) -> None:
+def check_step(
+    frame: Frame, arrival: Arrival, bounds: TurnBounds, frame_bytes: int
+) -> tuple[Tensor | None, ...]:
     """Refuse a mini-batch that is not what must arrive.
 
     Parameters
     ----------
     frame : Frame
-        Nothing of its payload is touched.
+        Of its payload only the mask is looked at, once that is known to be one.
     arrival : Arrival
         Names, types and shapes of the inputs, and the boundary.
     bounds : TurnBounds
         Samples and tokens at most.
     frame_bytes : int
         What the boundary may take once it is unpacked.
+
+    Returns
+    -------
+    tuple of Tensor or None
+        What came of the boundary's tensors (`Boundary.kept`): all of it, or what the mask keeps.
 
     Raises
     ------
@@ -48,9 +56,18 @@ def check_step(frame: Frame, arrival: Arrival, bounds: TurnBounds, frame_bytes: 
         item = frame.inputs[name]
         _check(not (item.coded or item.needs_grad), f"{name} flags", "1 or 2", "0, as it is")
         _check_form(name, item, form.shape(samples, tokens), form.dtype)
-    check_boundary(frame.tensors, frame.layout, arrival.boundary, samples, tokens)
-    unpacked = sum(item.size_bytes for item in frame.tensors if item is not None)
+    crossing = arrival.boundary
+    where = None
+    if "attention_mask" in frame.inputs and any(
+        form.by_token and item is not None and len(item.shape) < len(form.axes)
+        for item, form in zip(frame.tensors, crossing.forms, strict=False)
+    ):
+        where = unpack_inputs({"mask": frame.inputs["attention_mask"]})["mask"]
+    kept = crossing.kept(where)
+    check_boundary(frame.tensors, frame.layout, crossing, samples, tokens, kept)
+    unpacked = crossing.size_bytes(samples, tokens)
     _check(unpacked <= frame_bytes, "boundary bytes", unpacked, f"at most {frame_bytes}")
+    return kept
 
 
 def check_inputs(inputs: Mapping[str, Tensor], arrival: Arrival) -> None:
@@ -75,8 +92,9 @@ def check_boundary(
     crossing: Crossing,
     samples: int,
     tokens: int,
+    kept: Sequence[Tensor | None] = (),
 ) -> None:
-    """Refuse a boundary that is not what crosses the cut in a mini-batch of this size.
+    """Refuse a boundary that is not what is `kept` of one in a mini-batch of this size.
 
     Raises
     ------
@@ -86,10 +104,14 @@ def check_boundary(
     _check(layout == crossing.layout, "layout", layout, crossing.layout)
     count = len(crossing.forms)
     _check(len(tensors) == count, "tensors", len(tensors), f"{count}, as the boundary has")
-    for index, (item, form) in enumerate(zip(tensors, crossing.forms, strict=True)):
+    marks = kept or (None,) * count
+    for index, (item, form, where) in enumerate(zip(tensors, crossing.forms, marks, strict=True)):
         if item is None:
             raise FrameError("tensors: must all be present in a boundary")
-        _check_form(f"tensors[{index}]", item, form.shape(samples, tokens), form.dtype)
+        shape = form.shape(samples, tokens)
+        if where is not None:
+            shape = (int(where.sum()), *shape[2:])
+        _check_form(f"tensors[{index}]", item, shape, form.dtype)
 
 
 def _check_form(name: str, item: Packed, shape: tuple[int, ...], dtype: object) -> None:

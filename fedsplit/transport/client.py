@@ -22,10 +22,10 @@ from fedsplit.transport.link import (
 )
 from fedsplit.transport.tensors import (
     Stream,
-    TensorCoder,
     adapter_parts,
     check_gradients,
     pack_inputs,
+    remembering,
     take_adapters,
     unpack_inputs,
 )
@@ -45,7 +45,8 @@ class FrameLink(ABC):
         self._stats = LinkStats()
         self._number = 0
         self._request: OpenRequest | None = None
-        self._sent: Sequence[Tensor] = ()
+        # Of a U shape's mini-batch: what went up, and where tokens of what came back do.
+        self._sent, self._returned = Boundary((), ""), Boundary((), "")
         self._samples: Sequence[int] = ()
         self._norm: float | None = None  # to go with the next frame that may carry it
 
@@ -72,8 +73,10 @@ class FrameLink(ABC):
             raise LinkError(f"returning: must be given, route={request.route} returns home")
         self._request, self._returning = request, returning
         self._token = bytes.fromhex(request.token)
-        self._coder = TensorCoder(request.codec, request.seed)
-        reply = self._ask(Kind.OPEN, Kind.OPENED, fields=request.agreed())
+        self._coder = request.coder()
+        fields = request.agreed() | remembering(self._coder)
+        reply = self._ask(Kind.OPEN, Kind.OPENED, fields=fields)
+        self._coder.agree(reply.fields.get("memory", 0))
         return read_spans(reply.samples)
 
     def fetch(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,11 +117,11 @@ class FrameLink(ABC):
     ) -> Callable[[], StepReply]:
         """See `Link.begin_step`."""
         sent = Kind.STEP, Kind.STEP_REPLY, inputs, boundary, samples, share
-        answered, tensors = self._begin_boundary(*sent), boundary.tensors
+        answered = self._begin_boundary(*sent)
 
         def reply() -> StepReply:
             frame = answered()
-            gradients = self._gradients(frame, tensors, samples)
+            gradients = self._gradients(frame, boundary, samples)
             loss, norm = float(frame.fields["loss"]), frame.fields.get("norm")
             return StepReply(gradients, loss, frame.fields["targets"], norm)
 
@@ -136,20 +139,23 @@ class FrameLink(ABC):
         reply = self._begin_boundary(*kinds, inputs, boundary, samples, share)()
         assert self._returning is not None  # else the other end refuses
         shape = len(samples), tokens_of(inputs)
+        # What was left out on the way there is left out on the way back.
+        kept = self._returning.kept(boundary.where if self._coder.kept(boundary) else None)
         try:
-            check_boundary(reply.tensors, reply.layout, self._returning, *shape)
+            check_boundary(reply.tensors, reply.layout, self._returning, *shape, kept)
         except FrameError:
             self._hang_up()
             raise
-        self._sent, self._samples = boundary.tensors, samples
-        return self._coder.unpack_boundary(
-            Stream.BOUNDARY_DOWN, reply.tensors, reply.layout, samples, self._opened().train
-        )
+        self._sent, self._samples = boundary, samples
+        came, train = (reply.tensors, reply.layout, samples), self._opened().train
+        self._returned = self._coder.unpack_boundary(Stream.BOUNDARY_DOWN, *came, train, kept)
+        return self._returned
 
     def backward(self, gradients: Gradients) -> BackwardReply:
         """See `Steps.backward`."""
         self._opened()
-        tensors = self._coder.pack(Stream.GRADIENT_UP, gradients, self._samples)
+        kept = self._returned.kept
+        tensors = self._coder.pack(Stream.GRADIENT_UP, gradients, self._samples, kept)
         reply = self._ask(Kind.BACKWARD, Kind.BACKWARD_REPLY, tensors=tensors)
         returned = self._gradients(reply, self._sent, self._samples)
         return BackwardReply(returned, reply.fields.get("norm"))
@@ -174,6 +180,7 @@ class FrameLink(ABC):
     def close(self) -> LinkStats:
         """See `Link.close`."""
         self._ask(Kind.CLOSE, Kind.CLOSED, fields=self._told())
+        self._coder.keep()
         self._part()
         return self._stats
 
@@ -197,7 +204,8 @@ class FrameLink(ABC):
     ) -> Callable[[], Frame]:
         self._opened()
         fields = self._told() | ({"share": share} if share != 1 else {})
-        tensors = self._coder.pack(Stream.BOUNDARY_UP, boundary.tensors, samples)
+        kept = self._coder.kept(boundary)
+        tensors = self._coder.pack(Stream.BOUNDARY_UP, boundary.tensors, samples, kept)
         return self._begin(
             kind,
             answer,
@@ -213,9 +221,10 @@ class FrameLink(ABC):
         norm, self._norm = self._norm, None
         return {} if norm is None else {"norm": norm}
 
-    def _gradients(self, reply: Frame, sent: Sequence[Tensor], samples: Sequence[int]) -> Gradients:
-        check_gradients(reply.tensors, sent)
-        return self._coder.unpack(Stream.GRADIENT_DOWN, reply.tensors, samples)
+    def _gradients(self, reply: Frame, sent: Boundary, samples: Sequence[int]) -> Gradients:
+        kept = self._coder.kept(sent)
+        check_gradients(reply.tensors, sent.tensors, kept)
+        return self._coder.unpack(Stream.GRADIENT_DOWN, reply.tensors, samples, kept)
 
     def _ask(self, kind: Kind, answer: Kind, **contents: Any) -> Frame:
         return self._begin(kind, answer, **contents)()

@@ -95,8 +95,10 @@ _FIELDS: Mapping[Kind, Mapping[str, type | tuple[type, ...]]] = {
     Kind.TELL: {"words": dict},
     Kind.LEAVE: {"reason": str},
 }
-# What steps of several mini-batches, and clipped ones, say as well.
+# What codecs that remember earlier turns, steps of several mini-batches and clipped ones say too.
 _OPTIONAL: Mapping[Kind, Mapping[str, float]] = {
+    Kind.OPEN: {"memory": 2.0**63},
+    Kind.OPENED: {"memory": 2.0**63},
     Kind.STEP: {"share": 1.0, "norm": math.inf},
     Kind.FORWARD: {"share": 1.0, "norm": math.inf},
     Kind.CLOSE: {"norm": math.inf},

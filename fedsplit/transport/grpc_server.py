@@ -145,7 +145,7 @@ class GrpcServer:
         try:
             limit = frames.frame_bytes if session.opened else min(opening_bytes, frames.frame_bytes)
             size = announced_bytes(first, limit)
-            room = min(size + session.unpacked_bytes, self._limits.memory_per_peer_bytes)
+            room = min(size + session.unpacked_bytes(size), self._limits.memory_per_peer_bytes)
             urgent, wanted = session.mid_step, context.is_active
             held.enter_context(self._admission.memory(peer, room, urgent=urgent, wanted=wanted))
             return session.handle(join(first, rest, size))

@@ -7,11 +7,13 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fedsplit.codec import Remembered
 from fedsplit.errors import FedsplitError, require
 from fedsplit.models import Arrival, Boundary, Crossing
 from fedsplit.plan import CodecPlan, Route
 from fedsplit.transport.frames import TOKEN_BYTES
 from fedsplit.transport.held import Held
+from fedsplit.transport.tensors import TensorCoder
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -81,6 +83,8 @@ class OpenRequest:
         What the answering end allows; it does not travel, and each end may have its own.
     held : Held or None
         At the answering end, what it has of a device whose blocks only infer; it does not travel.
+    remembered : Remembered or None
+        What codecs at this end remember of the device's earlier turns; it does not travel.
     """
 
     token: str
@@ -92,6 +96,12 @@ class OpenRequest:
     adapters_on_link: bool = False
     bounds: TurnBounds = field(default_factory=TurnBounds)
     held: Held | None = None
+    remembered: Remembered | None = None
+
+    def coder(self) -> TensorCoder:
+        """Return this end's codecs for the turn."""
+        of = f"{self.route} {self.codec}"
+        return TensorCoder(self.codec, self.seed, self.remembered, of)
 
     @property
     def handed_up(self) -> bool:

@@ -25,11 +25,12 @@ from fedsplit.transport.frames import (
 from fedsplit.transport.held import spans
 from fedsplit.transport.link import Gradients, Host, LinkError, Visit
 from fedsplit.transport.tensors import (
+    Kept,
     Stream,
-    TensorCoder,
     adapter_parts,
     check_gradients,
     pack_inputs,
+    remembering,
     unpack_inputs,
 )
 
@@ -61,7 +62,8 @@ class Session:
         self._visit: Visit | None = None
         self._token: bytes | None = None
         self._ended = False
-        self._returned: tuple[Tensor, ...] = ()
+        self._returned = Boundary((), "")
+        self._kept: Kept = ()  # of the boundary that came
         self._samples: tuple[int, ...] = ()
         self._parts: list[dict[str, Tensor]] | None = None  # adapters still to be fetched
         self._due: tuple[Kind, ...] = (Kind.OPEN,)
@@ -76,25 +78,28 @@ class Session:
         """Whether a forward pass waits for its backward pass, with its activations in memory."""
         return self._due == (Kind.BACKWARD,)
 
-    @property
-    def unpacked_bytes(self) -> int:
-        """What a codec may take for the frame that is due, and make of it, beyond the frame."""
+    def unpacked_bytes(self, size: int) -> int:
+        """Return what may be made, beyond itself, of a frame of `size` bytes that is due.
+
+        By a codec, or by putting in the padding that was left out.
+        """
         if self._visit is None:
             return 0
+        limit = self._limits.frame_bytes
         if self.mid_step:
-            if not self._coder.is_coded(Stream.GRADIENT_UP):
-                return 0
-            working = self._coder.working_bytes(
-                Stream.GRADIENT_UP, [item.shape for item in self._returned]
-            )
-            return working + sum(item.nbytes for item in self._returned)
-        if not self._coder.is_coded(Stream.BOUNDARY_UP) or self._due != self._between_steps:
+            stream = Stream.GRADIENT_UP
+            shapes = [tuple(item.shape) for item in self._returned.tensors]
+            made = sum(item.nbytes for item in self._returned.tensors)
+        elif self._due == self._between_steps:
+            stream = Stream.BOUNDARY_UP
+            bounds, due = self._visit.request.bounds, self._visit.arrival.boundary
+            shapes = [form.shape(bounds.samples, bounds.tokens) for form in due.forms]
+            made = min(due.size_bytes(bounds.samples, bounds.tokens), limit)
+        else:
             return 0
-        bounds, due = self._visit.request.bounds, self._visit.arrival.boundary
-        shapes = [form.shape(bounds.samples, bounds.tokens) for form in due.forms]
-        made = due.size_bytes(bounds.samples, bounds.tokens)
-        working = self._coder.working_bytes(Stream.BOUNDARY_UP, shapes)
-        return working + min(made, self._limits.frame_bytes)
+        if self._coder.is_coded(stream):
+            return made + self._coder.working_bytes(stream, shapes)
+        return made if size < made else 0  # one that has all of it is used as it is
 
     @property
     def opened(self) -> bool:
@@ -182,7 +187,9 @@ class Session:
         for name, mine in request.agreed().items():
             if _plain(mine) != frame.fields[name]:
                 raise FrameError(f"{name}={frame.fields[name]!r}: must be {mine!r} in this turn")
-        self._coder = TensorCoder(request.codec, request.seed)
+        self._coder = request.coder()
+        fields = remembering(self._coder)
+        self._coder.agree(frame.fields.get("memory", 0))
         if not request.route.returns_home:
             step = Kind.STEP if request.train else Kind.EVALUATE
         else:
@@ -194,7 +201,8 @@ class Session:
             if request.handed_up:
                 self._between_steps = (step, Kind.HAND_UP)
         held = () if request.held is None else request.held.samples
-        return self._reply(Kind.OPENED, frame, samples=spans(held, self._limits.samples))
+        found = spans(held, self._limits.samples)
+        return self._reply(Kind.OPENED, frame, fields=fields, samples=found)
 
     def _fetch(self, frame: Frame) -> Frame:
         if self._parts is None:
@@ -231,15 +239,16 @@ class Session:
         return held.take(frame.samples)
 
     def _rows(self, frame: Frame, visit: Visit) -> tuple[dict[str, Tensor], Boundary]:
-        check_step(frame, visit.arrival, visit.request.bounds, self._limits.frame_bytes)
+        limit, train = self._limits.frame_bytes, visit.request.train
+        kept = check_step(frame, visit.arrival, visit.request.bounds, limit)
         inputs = unpack_inputs(frame.inputs)
         check_inputs(inputs, visit.arrival)
-        return inputs, self._coder.unpack_boundary(
-            Stream.BOUNDARY_UP, frame.tensors, frame.layout, frame.samples, visit.request.train
-        )
+        stream, sent = Stream.BOUNDARY_UP, (frame.tensors, frame.layout, frame.samples)
+        return inputs, self._coder.unpack_boundary(stream, *sent, train, kept)
 
     def _step(self, frame: Frame) -> Frame:
         inputs, boundary = self._arrived(frame)
+        self._kept = boundary.kept
         share = frame.fields.get("share", 1.0)
         result = self._entered().step(inputs, boundary, frame.samples, share)
         fields = {"loss": result.loss, "targets": result.n_targets}
@@ -257,21 +266,24 @@ class Session:
         share = frame.fields.get("share", 1.0)
         result = visit.forward(inputs, boundary, frame.samples, share)
         if visit.request.train:
-            self._returned, self._samples = result.tensors, frame.samples
+            self._kept, self._returned, self._samples = boundary.kept, result, frame.samples
             self._due = (Kind.BACKWARD,)
         return self._reply(
             Kind.FORWARD_REPLY,
             frame,
-            tensors=self._coder.pack(Stream.BOUNDARY_DOWN, result.tensors, frame.samples),
+            tensors=self._coder.pack(
+                Stream.BOUNDARY_DOWN, result.tensors, frame.samples, result.kept
+            ),
             layout=result.layout,
         )
 
     def _backward(self, frame: Frame) -> Frame:
-        check_gradients(frame.tensors, self._returned)
-        gradients = self._coder.unpack(Stream.GRADIENT_UP, frame.tensors, self._samples)
+        kept = self._returned.kept
+        check_gradients(frame.tensors, self._returned.tensors, kept)
+        gradients = self._coder.unpack(Stream.GRADIENT_UP, frame.tensors, self._samples, kept)
         result = self._entered().backward(gradients)
         tensors = self._pack_gradients(result.gradients, self._samples)
-        self._returned, self._samples = (), ()
+        self._returned, self._samples = Boundary((), ""), ()
         self._due = self._between_steps
         return self._reply(Kind.BACKWARD_REPLY, frame, tensors=tensors, fields=_norm(result.norm))
 
@@ -288,13 +300,14 @@ class Session:
 
     def _close(self, frame: Frame) -> Frame:
         self._entered().finish()
+        self._coder.keep()
         self._ended = True
         return self._reply(Kind.CLOSED, frame)
 
     def _pack_gradients(
         self, gradients: Gradients, samples: tuple[int, ...]
     ) -> tuple[Packed | None, ...]:
-        return self._coder.pack(Stream.GRADIENT_DOWN, gradients, samples)
+        return self._coder.pack(Stream.GRADIENT_DOWN, gradients, samples, self._kept)
 
 
 _ANSWERS: dict[Kind, Callable[[Session, Frame], Frame]] = {

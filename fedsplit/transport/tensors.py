@@ -1,18 +1,27 @@
 """Tensors to the bytes of a frame and back: raw, or through the codec of their stream."""
 
 import enum
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
-from fedsplit.codec import Codec, make_codec
+from fedsplit.codec import Codec, Remembered, make_codec
+from fedsplit.codec.base import raw_bytes
 from fedsplit.models import Boundary
+from fedsplit.models.boundary import spread
 from fedsplit.plan import CodecPlan
 from fedsplit.seeds import derive_seed
 from fedsplit.transport.frames import FrameError, Limits, Packed
 
+T = TypeVar("T")
+Kept = tuple[Tensor | None, ...]
+"""See `Boundary.kept`."""
+
 _RAW = make_codec({"name": "identity"}, 0)
+_BETWEEN = ":"  # stream and place of a tensor
 
 
 def pack_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Packed]:
@@ -113,26 +122,90 @@ class TensorCoder:
         Codec settings of either direction.
     seed : int
         Seed of the turn, the same at both ends.
+    remembered : Remembered, optional
+        What this end's codecs remember of the device's earlier turns; `keep` brings it up to date.
+    of : str
+        What this turn's rows are of; what is remembered of something else is left alone.
     """
 
-    def __init__(self, plan: CodecPlan, seed: int) -> None:
+    def __init__(
+        self, plan: CodecPlan, seed: int, remembered: Remembered | None = None, of: str = ""
+    ) -> None:
         self._plan = plan
         self._seed = seed
         self._codecs: dict[tuple[Stream, int], Codec] = {}
+        ways = plan.uplink, plan.downlink
+        self._remembers = any(make_codec(settings, seed).remembers for settings in ways)
+        self._remembered, self._of = remembered, of
+        if remembered is not None and remembered.of == of:
+            for name, entries in remembered.streams.items():
+                stream, _, index = name.partition(_BETWEEN)
+                memory = self._codec(Stream[stream], int(index)).lasting
+                if memory is not None:
+                    memory.restore(entries)
+        self.memory = self._digest()
+        """What the memories are that both ends share, as a number below 2^63; 0 for nothing."""
+
+    def agree(self, theirs: object) -> None:
+        """Forget what both ends share unless the other end's `memory` is the same.
+
+        So they hold the same rows whatever became of earlier turns: a lost answer, a node or a
+        server that started afresh, a peer that lies. It costs that device's turn some bytes.
+        """
+        if theirs != self.memory:
+            self._codecs = {at: codec for at, codec in self._codecs.items() if not codec.mirrored}
+
+    def keep(self) -> None:
+        """Put what the codecs remember beyond this turn, which is done, in place of what was."""
+        if self._remembered is not None:
+            self._remembered.of = self._of
+            self._remembered.streams = {
+                f"{stream.name}{_BETWEEN}{index}": codec.lasting.entries
+                for (stream, index), codec in self._codecs.items()
+                if codec.lasting
+            }
+
+    def _digest(self) -> int:
+        found = hashlib.sha256()
+        shared = [at for at, codec in self._codecs.items() if codec.mirrored and codec.lasting]
+        for stream, index in sorted(shared, key=lambda at: (at[0].value, at[1])):
+            memory = self._codecs[stream, index].lasting
+            for sample, entry in memory.entries if memory is not None else ():
+                about = stream.value, index, sample, entry.age, tuple(entry.row.shape)
+                found.update(repr(about).encode())
+                found.update(raw_bytes(entry.row))
+        return int.from_bytes(found.digest()[:8], "big") >> 1 if shared else 0
+
+    def kept(self, boundary: Boundary) -> Kept:
+        """Return where tokens of a boundary, and of its gradient, travel; empty: all of them.
+
+        So they do where either way's codec remembers samples, whose rows must be comparable.
+        """
+        return () if self._remembers else boundary.kept
 
     def pack(
-        self, stream: Stream, tensors: Sequence[Tensor | None], samples: Sequence[int]
+        self,
+        stream: Stream,
+        tensors: Sequence[Tensor | None],
+        samples: Sequence[int],
+        kept: Kept = (),
     ) -> tuple[Packed | None, ...]:
-        """Return `tensors` as they go on the wire; None stays None."""
+        """Return `tensors`, or what is `kept` of them, as they go on the wire; None stays None."""
         return tuple(
-            None if tensor is None else self._pack(stream, index, tensor, samples)
-            for index, tensor in enumerate(tensors)
+            None if tensor is None else self._pack(stream, index, tensor, samples, where)
+            for index, (tensor, where) in enumerate(_marked(tensors, kept))
         )
 
     def unpack(
-        self, stream: Stream, packed: Sequence[Packed | None], samples: Sequence[int]
+        self,
+        stream: Stream,
+        packed: Sequence[Packed | None],
+        samples: Sequence[int],
+        kept: Kept = (),
     ) -> tuple[Tensor | None, ...]:
         """Return the tensors that the other end packed, without gradient requirements.
+
+        They are zero where nothing is `kept` of them.
 
         Raises
         ------
@@ -145,10 +218,8 @@ class TensorCoder:
             if item is not None:
                 self._check_coded(stream, index, item)
         return tuple(
-            None
-            if item is None
-            else self._codec(stream, index).decode(item.payload, item.shape, item.dtype, samples)
-            for index, item in enumerate(packed)
+            None if item is None else self._unpack(stream, index, item, samples, where)
+            for index, (item, where) in enumerate(_marked(packed, kept))
         )
 
     def is_coded(self, stream: Stream) -> bool:
@@ -167,6 +238,7 @@ class TensorCoder:
         layout: str,
         samples: Sequence[int],
         train: bool,
+        kept: Kept = (),
     ) -> Boundary:
         """Return a boundary as leaves of a new graph that wants the gradients its sender wants.
 
@@ -178,11 +250,11 @@ class TensorCoder:
         if not packed:
             raise FrameError("tensors=0: must be at least one in a boundary")
         leaves = []
-        for item, tensor in zip(packed, self.unpack(stream, packed, samples), strict=True):
+        for item, tensor in zip(packed, self.unpack(stream, packed, samples, kept), strict=True):
             if item is None or tensor is None:
                 raise FrameError("tensors: must all be present in a boundary")
             leaves.append(tensor.detach().requires_grad_(train and item.needs_grad))
-        return Boundary(tuple(leaves), layout)
+        return Boundary(tuple(leaves), layout, kept)
 
     def _settings(self, stream: Stream) -> Mapping[str, object]:
         return self._plan.uplink if stream.upward else self._plan.downlink
@@ -194,11 +266,33 @@ class TensorCoder:
             self._codecs[key] = make_codec(self._settings(stream), seed)
         return self._codecs[key]
 
-    def _pack(self, stream: Stream, index: int, tensor: Tensor, samples: Sequence[int]) -> Packed:
-        payload = self._codec(stream, index).encode(tensor, samples)
+    def _pack(
+        self,
+        stream: Stream,
+        index: int,
+        tensor: Tensor,
+        samples: Sequence[int],
+        where: Tensor | None,
+    ) -> Packed:
+        rows = tensor.detach()
+        if where is not None:
+            rows = rows[where.to(rows.device)]
+        payload = self._codec(stream, index).encode(rows, samples)
         coded = tensor.is_floating_point() and self.is_coded(stream)
-        shape = tuple(tensor.shape)
+        shape = tuple(rows.shape)
         return Packed(tensor.dtype, shape, memoryview(payload), coded, tensor.requires_grad)
+
+    def _unpack(
+        self,
+        stream: Stream,
+        index: int,
+        item: Packed,
+        samples: Sequence[int],
+        where: Tensor | None,
+    ) -> Tensor:
+        codec = self._codec(stream, index)
+        rows = codec.decode(item.payload, item.shape, item.dtype, samples)
+        return rows if where is None else spread(rows, where)
 
     def _check_coded(self, stream: Stream, index: int, item: Packed) -> None:
         coded = item.dtype.is_floating_point and self.is_coded(stream)
@@ -208,8 +302,19 @@ class TensorCoder:
             )
 
 
-def check_gradients(gradients: Sequence[Packed | None], tensors: Sequence[Tensor]) -> None:
-    """Refuse gradients, before they are unpacked, that do not fit the `tensors` they are for.
+def remembering(coder: TensorCoder) -> dict[str, int]:
+    """Return what an end says of its memories as the turn opens: nothing where there are none."""
+    return {"memory": coder.memory} if coder.memory else {}
+
+
+def _marked(items: Sequence[T], kept: Kept) -> Iterator[tuple[T, Tensor | None]]:
+    return zip(items, kept or (None,) * len(items), strict=True)
+
+
+def check_gradients(
+    gradients: Sequence[Packed | None], tensors: Sequence[Tensor], kept: Kept = ()
+) -> None:
+    """Refuse gradients, before they are unpacked, that do not fit what is `kept` of `tensors`.
 
     Raises
     ------
@@ -218,11 +323,14 @@ def check_gradients(gradients: Sequence[Packed | None], tensors: Sequence[Tensor
     """
     if len(gradients) != len(tensors):
         raise FrameError(f"gradients={len(gradients)}: must be {len(tensors)}, one a tensor")
-    for index, (gradient, tensor) in enumerate(zip(gradients, tensors, strict=True)):
-        if gradient is not None and (
-            gradient.shape != tensor.shape or gradient.dtype != tensor.dtype
-        ):
+    for index, (gradient, (tensor, where)) in enumerate(
+        zip(gradients, _marked(tensors, kept), strict=True)
+    ):
+        shape = tuple(tensor.shape)
+        if where is not None:
+            shape = (int(where.sum()), *shape[2:])
+        if gradient is not None and (gradient.shape != shape or gradient.dtype != tensor.dtype):
             raise FrameError(
                 f"gradients[{index}]={tuple(gradient.shape)} {gradient.dtype}: must be "
-                f"{tuple(tensor.shape)} {tensor.dtype}, as its boundary tensor"
+                f"{shape} {tensor.dtype}, as its boundary tensor"
             )

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 from fedsplit.apps.config import (
-    RunSettings,
     codec_plan,
     config_dir,
     job,
@@ -16,11 +15,11 @@ from fedsplit.apps.config import (
     local_work,
     output_folder,
     patience,
-    run_settings,
 )
 from fedsplit.apps.outputs import EvaluateSettings, KeepSettings, StopSettings
 from fedsplit.apps.overrides import PATHS, PATHS_OR_NAMES, groups
 from fedsplit.apps.plan import build_scenario
+from fedsplit.apps.run_settings import RunSettings, run_settings
 from fedsplit.apps.server_app import build_scheme
 from fedsplit.apps.values import plain
 from fedsplit.strategies.vanilla import Vanilla
@@ -191,7 +190,7 @@ def test_every_setting_stands_in_the_configuration() -> None:
     recipe = settings_of(OptimizerSpec) - {"part"}  # each turn's own
     of_train = {*config.train, *config.train.optimizer} - {"optimizer"}
     assert of_train == recipe | (settings_of(LocalWork) - {"ranks"})  # model.r_by_device
-    assert set(config.privacy) == settings_of(PrivacySpec) | {"audit", "max_read"}
+    assert set(config.privacy) == settings_of(PrivacySpec) | {"audit", "bottleneck", "max_read"}
     of_run = {*settings_of(RunSettings), *settings_of(Patience)} - {"rounds", "evaluate_every"}
     assert set(config.evaluate) == {"every"} | settings_of(EvaluateSettings)
     assert set(config.keep) == settings_of(KeepSettings)
@@ -202,8 +201,8 @@ def test_every_setting_stands_in_the_configuration() -> None:
     assert set(config.channel) == settings_of(ChannelSpec)
     assert set(config.fleet) == {"csv", "data", *settings_of(FleetSpec)}
     assert set(config.codec) == settings_of(CodecPlan)
-    # How ranks differ is the devices' work; a frozen A comes with aggregator.adapters=ffa.
-    of_model = settings_of(ModelSpec) - {"freeze_a"} | {"r_by_device"}
+    # How ranks differ is the devices' work; others come with aggregator.adapters=ffa and privacy.
+    of_model = settings_of(ModelSpec) - {"freeze_a", "bottleneck"} | {"r_by_device"}
     for name in groups()["model"]:
         given = NEEDED.get(("model", name), [])
         assert set(load_config([f"model={name}", *given]).model) == of_model

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fedsplit.apps.config import load_config, run_settings
+from fedsplit.apps.config import load_config
 from fedsplit.apps.launch.deploy import (
     deploy,
     overrides,
@@ -17,6 +17,7 @@ from fedsplit.apps.launch.deploy import (
     supernode_command,
 )
 from fedsplit.apps.link_config import link_settings
+from fedsplit.apps.run_settings import run_settings
 from flwr.common.config import parse_config_args
 from rich.console import Console
 

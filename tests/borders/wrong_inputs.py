@@ -5,6 +5,32 @@
 WRONG = [
     ("run run.quorum_devices=5", "run.quorum_devices=5: must be at most fleet.devices=4"),
     ("run run.quorum_devices=0", "run.quorum_devices=0: must be null or at least 1"),
+    ("run run.late=keep", "run.late='keep': must be one of drop, carry"),
+    ("run run.late=carry", "run.late='carry': must be drop without run.quorum_devices"),
+    ("plan run.late=carry", "run.late='carry': must be drop without run.quorum_devices"),
+    ("run run.staleness=-1", "run.staleness=-1.0: must be from 0 to 10"),
+    (
+        "run run.quorum_devices=2 run.late=carry strategy=vanilla",
+        "run.late='carry': must be drop where all devices train in one branch",
+    ),
+    (
+        "run run.quorum_devices=2 run.late=carry aggregator=fedmedian",
+        "run.late='carry': must be drop with FedMedian, which does not weigh what it is sent",
+    ),
+    (
+        "run run.quorum_devices=2 run.late=carry aggregator.adapters=raflora",
+        "run.late='carry': must be drop with raflora, which finds components anew each round",
+    ),
+    (
+        "run run.quorum_devices=2 run.late=carry aggregator.min_available_nodes=3",
+        "aggregator.min_available_nodes=3: must be at most run.quorum_devices=2 with run.late=carry",
+    ),
+    ("run fleet.dropout.probability=1", "fleet.dropout.probability=1.0: must be in [0, 1)"),
+    ("run fleet.dropout.away_s=0", "fleet.dropout.away_s=0.0: must be null, or finite and above"),
+    ("run fleet.dropout=0.3", "fleet.dropout=0.3: must be a mapping of probability, away_s"),
+    ("run fleet.budget_j=[2,1]", "fleet.budget_j=(2.0, 1.0): must be two values, in order"),
+    ("run fleet.budget_j=[0,1e-9]", "has energy left for a turn (fleet.budget_j)"),
+    ("plan fleet.budget_j=[0,1e-9]", "has energy left for a turn (fleet.budget_j)"),
     (
         "run train.device_adapters=false strategy.tail=1",
         "device 0: route='device[0:2] -> server[2:",
@@ -69,6 +95,25 @@ WRONG = [
     (
         "run privacy=nopeek privacy.correlation_weight=-1",
         "privacy.correlation_weight=-1.0: must be at least 0 and finite",
+    ),
+    ("run privacy.reader_weight=-1", "privacy.reader_weight=-1.0: must be at least 0 and finite"),
+    ("run privacy.bottleneck=8", "privacy.bottleneck=8: must be a mapping of after, width"),
+    ("plan privacy=bottleneck privacy.bottleneck.width=0", "privacy.bottleneck.width=0: must be"),
+    (
+        "plan privacy=bottleneck privacy.bottleneck.after=6",
+        "privacy.bottleneck.after=6: must be at",
+    ),
+    (
+        "plan privacy=bottleneck strategy.cut=1",
+        "must be one that leaves the device after 2 or more",
+    ),
+    (
+        "run privacy=bottleneck keep.best=true",
+        "keep='KeepSettings(every=None, best=True)': must be",
+    ),
+    (
+        "plan privacy=bottleneck model.train=full",
+        "model.train='full': must be lora with a bottleneck",
     ),
     ("plan privacy.max_read=0.5", "privacy.audit=None: must be given with privacy.max_read"),
     ("plan privacy.audit=a.json privacy.max_read=1.5", "privacy.max_read=1.5: must be from 0 to 1"),
@@ -201,6 +246,19 @@ WRONG = [
     ),
     ("run train=null", "train=None: must be a mapping of batch_size, steps, ep"),
     ("run 'strategy={nam: x}'", "strategy.nam='x': must be a known setting; the nearest is st"),
+    (
+        "run codec=splitcom run.edge_nodes=true fleet=hierarchical strategy=splitllm",
+        "codec.uplink.over_turns=True: must be false with run.edge_nodes, which forget",
+    ),
+    (
+        "run codec=splitcom codec.uplink.memory_mb=500",
+        "codec.uplink.memory_mb=500.0: must be less, both ways and all devices within link.held_byt",
+    ),
+    (
+        "run codec=splitlite strategy.tail=1 fleet.devices=6",
+        "codec.downlink.memory_mb=64.0: must be less, both ways and all devices within link.held_by",
+    ),
+    ("run codec=splitcom codec.uplink.over_turns=1", "codec.uplink.over_turns=1: must be true or"),
     ("run 'codec.uplink=3'", "codec.uplink=3: must be a mapping of name"),
     (
         "run codec=topk codec.uplink.kep=0.3",
@@ -663,6 +721,10 @@ WRONG = [
     (
         "run codec=temporal data=text path=labelled.csv data.padding=longest",
         "data.padding='longest': must be fixed with codec.up",
+    ),
+    (
+        "run data=text path=labelled.csv data.packing=true",
+        "data.packing=True: must be false but for pairs and chat",
     ),
     ("run codec=nope", "codec='nope': must be one of bf16, error_feedback, fp16,"),
     (

@@ -105,6 +105,8 @@ TABLE: Mapping[str, Run | NotHere] = {
     "fedsplit run -m strategy=splitfed,sft,gsfl": Run(_FEW, r"table\.csv"),
     "fedsplit run -m study=schemes": NotHere("takes hours; tests/apps/test_sweep.py expands it"),
     "fedsplit plot outputs/study": Run("", r"\.csv", after=_STUDY),
+    "fedsplit plot outputs/study --kind labels": Run("", r"labels\.csv", after=_STUDY),
+    "fedsplit plot outputs/study --kind map": Run("", r"map\.csv", after=_STUDY),
     "fedsplit report outputs/study": Run("", r"outputs/study/report", after=_STUDY),
     "fedsplit report outputs/bands": Run(
         "",

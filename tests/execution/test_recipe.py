@@ -32,6 +32,7 @@ from tests.tiny_split import (
     gpt2,
     initial,
     plain_peft,
+    there,
 )
 
 ROUTES = [
@@ -78,10 +79,10 @@ def unsplit(
     losses = []
     model.train()
     for group in groups:
-        wanted = [batch.inputs["labels"][:, 1:].flatten() for batch in group]
+        wanted = [there(batch)["labels"][:, 1:].flatten() for batch in group]
         targets = sum(int((labels != -100).sum()) for labels in wanted)
         for batch, labels in zip(group, wanted, strict=True):
-            scores = model(**batch.inputs).logits[:, :-1].flatten(0, 1)
+            scores = model(**there(batch)).logits[:, :-1].flatten(0, 1)
             summed = cross_entropy(
                 scores, labels, reduction="sum", label_smoothing=spec.label_smoothing
             )
@@ -94,7 +95,7 @@ def unsplit(
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-    return losses, get_peft_model_state_dict(model)
+    return losses, {n: value.cpu() for n, value in get_peft_model_state_dict(model).items()}
 
 
 def furthest(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:

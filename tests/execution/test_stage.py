@@ -15,7 +15,7 @@ from fedsplit.execution.tier import Tier
 from fedsplit.models import Boundary, Crossing, SplitModel, load
 from fedsplit.plan import DEVICE, Route
 from fedsplit.transport import LinkError, OpenRequest, ServerLimits, new_token
-from tests.tiny_split import BLOCKS, OPTIMIZER, Cluster, batches, differing, gpt2, initial
+from tests.tiny_split import BLOCKS, OPTIMIZER, WHERE, Cluster, batches, differing, gpt2, initial
 
 SPEC = gpt2()
 ROUTE = Route.two_tier(BLOCKS, 2)
@@ -31,7 +31,7 @@ def cluster() -> Iterator[Cluster]:
 
 def _train(cluster: Cluster, data: Any, token: str, route: Route = ROUTE) -> Any:
     return train_turn(
-        compute(lambda: load(SPEC, route.on(DEVICE))),
+        compute(lambda: load(SPEC, route.on(DEVICE), WHERE)),
         route,
         data,
         adapters=initial(SPEC),

@@ -8,12 +8,15 @@ import torch
 from fedsplit.apps.config import codec_plan, load_config
 
 from fedsplit.codec import gaussian_ratio
-from fedsplit.data import Batch
+from fedsplit.data import Batch, Counts
 from fedsplit.execution import compute, train_turn
-from fedsplit.fleet import timeline
+from fedsplit.fleet import FleetSpec, timeline
+from fedsplit.flower.system import make_system
 from fedsplit.models import ModelSpec, load
 from fedsplit.models.profile import profile_model
 from fedsplit.plan import CodecPlan, RoundPlan, Route, Segment, Turn
+from fedsplit.planning.costs import CutCosts
+from fedsplit.schemes import LocalWork
 from fedsplit.transport import with_messages
 from tests.fleet.fleet_scenarios import random_fleet, random_state
 from tests.tiny_split import OPTIMIZER, Cluster
@@ -29,17 +32,19 @@ ROUTES = {
 }
 
 
-def batches(count):
+def batches(count, lengths=(TOKENS,) * BATCH):
     draw = torch.Generator().manual_seed(0)
     found = []
     for index in range(count):
         ids = torch.randint(0, SIZES["vocab_size"], (BATCH, TOKENS), generator=draw)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        mask = (torch.arange(TOKENS) < torch.tensor(lengths)[:, None]).long()
+        labels = ids.masked_fill(mask == 0, -100)
+        inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         found.append(Batch(inputs, tuple(range(100 + index * BATCH, 100 + (index + 1) * BATCH))))
     return found
 
 
-def real_bytes(spec, route, codec=None, optimizer=OPTIMIZER):
+def real_bytes(spec, route, codec=None, optimizer=OPTIMIZER, lengths=(TOKENS,) * BATCH):
     """Return the bytes up and down of the device's link, and of the edge's (0 without one)."""
     whole = load(spec)
     adapters = whole.adapters(Segment("device", 0, BLOCKS))
@@ -48,7 +53,7 @@ def real_bytes(spec, route, codec=None, optimizer=OPTIMIZER):
         result = train_turn(
             compute(lambda: load(spec, route.on("device"))),
             route,
-            batches(STEPS),
+            batches(STEPS, lengths),
             adapters=adapters,
             optimizer=optimizer,
             seed=0,
@@ -125,3 +130,55 @@ def test_plans_count_what_clipped_and_accumulated_steps_say(shape):
         links = 2 if direction == 2 else 1
         assert more == pytest.approx(expected, abs=16 * STEPS * links), direction
         assert (more > 0) == (expected > 0)
+
+
+LENGTHS = {0: (12, 40, 7, 30, 22, 18, 64, 9), 1: (50, 64, 61, 33, 48, 59, 64, 40), 2: None}
+
+
+@pytest.mark.parametrize("codec", ["identity", "topk"])
+@pytest.mark.parametrize("shape", ["two tiers", "U", "three tiers"])
+def test_plans_know_how_long_texts_are_once_devices_said_it(shape, codec):
+    """Devices with short and long texts, and one that said nothing, which counts as the others."""
+    spec, route = model_spec("float32"), ROUTES[shape]
+    settings = codec_plan(load_config([f"codec={codec}"]))
+    told = {
+        device: Counts(samples=BATCH, tokens=sum(lengths))
+        for device, lengths in LENGTHS.items()
+        if lengths
+    }
+    edges = 1 if route.on("edge") else 0
+    system = make_system(
+        spec,
+        fleet=FleetSpec(devices=3, edges=edges),
+        work=LocalWork(batch_size=BATCH, steps=STEPS),
+        codec=settings,
+        profile=profile_of("float32"),
+    ).with_lengths(told)
+    plan = RoundPlan.parallel([Turn(n, route, STEPS, settings) for n in LENGTHS])
+    cost = system.timeline(plan, 1).cost
+    adapters = profile_part(system.profile, route, "device")
+    for device in told:
+        up, down, _ = real_bytes(spec, route, settings, lengths=LENGTHS[device])
+        # A codec says less well of fewer tokens at a time; and gradients are not as Gaussian.
+        same, like = (5e-3, 5e-3) if codec == "identity" else (1e-2, 4e-2)
+        both = like if route.returns_home else same
+        assert cost.uplink_bytes[device] - adapters == pytest.approx(up, rel=both)
+        assert cost.downlink_bytes[device] - adapters == pytest.approx(down, rel=like)
+    mean = (cost.uplink_bytes[0] + cost.uplink_bytes[1]) / 2
+    assert cost.uplink_bytes[2] == pytest.approx(mean)
+    costs = CutCosts.from_profile(system.profile, BATCH)
+    whole = CutCosts.from_profile(profile_of("float32"), BATCH)
+    part = sum(each.tokens for each in told.values()) / (2 * BATCH * TOKENS)
+    assert costs.uplink_bits == pytest.approx(whole.uplink_bits * part)
+
+
+def test_lengths_change_nothing_where_padding_goes_along_or_nobody_can_have_them():
+    spec = model_spec("float32")
+    system = make_system(spec, seq_len=TOKENS, profile=profile_of("float32"))
+    remembering = CodecPlan({"name": "error_feedback", "inner": {"name": "topk"}})
+    short = {0: Counts(samples=4, tokens=40)}
+    assert replace(system, codec=remembering).with_lengths(short).fleet.length is None
+    assert replace(system, sends_padding=lambda: True).with_lengths(short).fleet.length is None
+    assert system.with_lengths(short).fleet.length is not None
+    lies = {0: Counts(samples=1, tokens=10**9), 7: Counts(samples=1, tokens=1), 1: Counts()}
+    assert system.with_lengths(lies).fleet.length is None

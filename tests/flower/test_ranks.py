@@ -31,6 +31,7 @@ from fedsplit.models import load
 from fedsplit.models.ranks import at_rank, put_back
 from fedsplit.plan import RoundPlan, Route
 from fedsplit.schemes import Scene, Scheme
+from fedsplit.schemes.turnout import Waiting
 from fedsplit.seeds import derive_seed, generator
 from tests.flower.conftest import N_DEVICES, Federation
 from tests.flower.test_strategy import Adapters, assert_equal, initial
@@ -192,11 +193,15 @@ def test_ffa_needs_a_frozen_a(federation: Federation) -> None:
 
 
 def test_a_round_ends_with_its_first_devices_the_same_every_time(federation: Federation) -> None:
-    runs = [federation.run(SplitFed(cut=1), rounds=1, quorum_devices=2) for _ in range(2)]
+    runs = [
+        federation.run(SplitFed(cut=1), rounds=1, waiting=Waiting(quorum_devices=2))
+        for _ in range(2)
+    ]
     (found, first), (again, second) = runs
-    assert first[1].late == second[1].late
-    assert len(first[1].late) == N_DEVICES - 2
+    late, again_late = (outcomes[1].turnout.late for outcomes in (first, second))
+    assert late == again_late
+    assert len(late) == N_DEVICES - 2
     trained = {turn.turn.device for turn in first[1].turns}
-    assert trained == set(range(N_DEVICES)) - set(first[1].late)
+    assert trained == set(range(N_DEVICES)) - set(late)
     assert not first[1].failures
     assert_equal(found, again, tolerance=0)

@@ -59,7 +59,7 @@ def plain_boundary(route: Route) -> bytes:
     with torch.no_grad():
         boundary = model.run(route.segments[0], batches(1)[0].inputs)
     assert isinstance(boundary, Boundary)
-    return boundary.tensors[0].numpy().tobytes()
+    return boundary.tensors[0][batches(1)[0].inputs["attention_mask"].bool()].numpy().tobytes()
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])

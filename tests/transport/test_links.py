@@ -113,9 +113,11 @@ ATTACKS = {
     "reordered": lambda frame: _renumber(frame, +1),
     "other token": lambda frame: frame[:32] + bytes(16) + frame[48:],
     "other type": lambda frame: frame.replace(b'"float32"', b'"float64"'),
-    "other shape": lambda frame: frame.replace(b"[2,8,32]", b"[2,8,31]"),
+    "other shape": lambda frame: frame.replace(b"[14,32]", b"[14,31]"),
     "other kind": lambda frame: frame[:6] + bytes([Kind.EVALUATE, 0]) + frame[8:],
-    "unsuitable": lambda frame: frame.replace(b"[2,8,32]", b"[2,32,8]"),
+    "unsuitable": lambda frame: frame.replace(b"[14,32]", b"[32,14]"),
+    "other mask": lambda frame: frame.replace(b"\1\1\1\1\1\1\1\0", b"\1\1\1\1\1\1\0\0"),
+    "whole for a part": lambda frame: frame.replace(b"[14,32]", b"[2,8,32]"),
     "other layout": lambda frame: frame.replace(b'"layout":"{', b'"layout":"['),
 }
 

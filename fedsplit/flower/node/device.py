@@ -34,7 +34,12 @@ from fedsplit.execution import TurnResult, evaluate_turn, train_turn
 from fedsplit.execution.peak import forget_peak, peak_bytes
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import MOST_FILES, answer, read_arrays, read_task
-from fedsplit.flower.node.kept import read_state, write_state
+from fedsplit.flower.node.kept import (
+    read_remembered,
+    read_state,
+    write_remembered,
+    write_state,
+)
 from fedsplit.flower.node.models import cached_model
 from fedsplit.flower.source import source_hash
 from fedsplit.flower.tasks import Contact, Job, TurnTask
@@ -103,6 +108,7 @@ class Device:
             again = [turn.repeat] if turn.repeat else []
             rng = generator(job.seed, "batches", task.server_round, turn.device, *again)
             link, token = _dial(task, context, presence)
+            remembered = read_remembered(context) if turn.codec.over_turns else None
             started = time.perf_counter()
             forget_peak()
             result = train_turn(
@@ -120,11 +126,14 @@ class Device:
                 privacy=job.privacy,
                 rank=turn.rank,
                 frozen=turn.frozen,
+                remembered=remembered,
             )
             wall_s = time.perf_counter() - started
             log(INFO, "device %s: %s steps, loss %.4f", turn.device, result.steps, result.loss)
             if job.optimizer.keep_state:
                 write_state(context, result.state)
+            if remembered is not None:
+                write_remembered(context, remembered)
             sent = task.way is AdapterWay.MESSAGE and not turn.frozen
             trained = result.adapters if sent else None
             return answer(message, _metrics(result, wall_s), arrays=trained)

@@ -4,7 +4,8 @@ import inspect
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
-from fedsplit.errors import FedsplitError
+from fedsplit.errors import FedsplitError, require
+from fedsplit.flower.server.standing import WEIGHT, Carried, Contribution, Standing
+from fedsplit.mapping import convert, from_mapping, to_mapping
+from fedsplit.schemes.turnout import UnderWay
 
 _ADAPTERS, _STRATEGY, _STATE = "adapters.safetensors", "strategy.safetensors", "state.json"
 _FOLDER = "checkpoint"
@@ -38,12 +42,15 @@ class Checkpoint:
         The wrapped strategy's own state (moments of FedAdam and the like).
     spent_j : tuple of float
         Modelled energy of each device so far; empty if it was not kept.
+    standing : Standing
+        What is still to come of rounds before, and who takes part no more.
     """
 
     server_round: int
     adapters: dict[str, Tensor]
     strategy: dict[str, NDArray[Any]]
     spent_j: tuple[float, ...] = ()
+    standing: Standing = field(default_factory=Standing)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -73,7 +80,19 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     folder.mkdir(parents=True)
     save_tensors({n: t.contiguous() for n, t in checkpoint.adapters.items()}, folder / _ADAPTERS)
     save_file(checkpoint.strategy, folder / _STRATEGY)
-    state = {"server_round": checkpoint.server_round, "spent_j": checkpoint.spent_j}
+    standing = checkpoint.standing
+    late = []
+    for number, one in enumerate(standing.carried):
+        changes = {name: tensor.contiguous() for name, tensor in one.brings.adapters.items()}
+        save_tensors(changes, folder / _late(number))
+        told = {"metrics": dict(one.brings.metrics), "rank": one.brings.rank}
+        late.append({"turn": to_mapping(one.turn), **told})
+    state = {
+        "server_round": checkpoint.server_round,
+        "spent_j": checkpoint.spent_j,
+        "late": late,
+        "exhausted": standing.exhausted,
+    }
     (folder / _STATE).write_text(json.dumps(state))
     for file in folder.iterdir():
         with file.open("rb") as handle:
@@ -103,12 +122,34 @@ def load_checkpoint(folder: Path) -> Checkpoint:
                     load_tensors(place / _ADAPTERS),
                     load_file(place / _STRATEGY),
                     tuple(float(joules) for joules in state.get("spent_j", ())),
+                    _standing(place, state),
                 )
             except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
                 raise FedsplitError(f"{place}: is not a checkpoint of a run ({error})") from error
     raise FedsplitError(
         f"resume={str(folder)!r}: holds no checkpoint; no round was completed there"
     )
+
+
+def _standing(folder: Path, state: Mapping[str, Any]) -> Standing:
+    """Read what was still to come; runs of before have nothing of it."""
+    carried = []
+    for number, kept in enumerate(state.get("late", ())):
+        turn = from_mapping(UnderWay, kept["turn"], "late.turn")
+        brings = Contribution(
+            devices=turn.devices,
+            adapters=load_tensors(folder / _late(number)),
+            metrics=convert(Mapping[str, float], kept["metrics"], "late.metrics"),
+            rank=convert(int | None, kept["rank"], "late.rank"),
+        )
+        require(brings.metrics[WEIGHT] > 0, "late.metrics", brings.metrics, "a weight above 0")
+        carried.append(Carried(turn=turn, brings=brings))
+    exhausted = convert(tuple[int, ...], state.get("exhausted", ()), "exhausted")
+    return Standing(carried=tuple(carried), exhausted=exhausted)
+
+
+def _late(number: int) -> str:
+    return f"late_{number}.safetensors"
 
 
 def strategy_state(strategy: Strategy) -> dict[str, NDArray[Any]]:

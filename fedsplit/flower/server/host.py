@@ -2,12 +2,14 @@
 
 import hashlib
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from torch import Tensor
 
+from fedsplit.codec import Remembered
 from fedsplit.codec.base import raw_bytes
 from fedsplit.execution import OptimizerSpec, Stage, State, compute
 from fedsplit.execution.accelerator import torch_device
@@ -69,6 +71,7 @@ class StageHost:
         self._stages: dict[str, Stage] = {}
         self._kept: dict[int, dict[str, State]] = {}
         self._held: dict[int, Held] = {}
+        self._remembered: defaultdict[int, Remembered] = defaultdict(Remembered)
         self._waiting: dict[bytes, Stage] = {}
         self._server: GrpcServer | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="fedsplit-link-")
@@ -143,6 +146,7 @@ class StageHost:
         """
         route, opened = turn.route, list[tuple[Stage, str]]()
         train_frozen = turn.frozen and optimizer is not None
+        lasts = turn.codec.over_turns and optimizer is not None
         downstream: tuple[Link, str] | None = None
         for position in range(len(route.segments) - 1, 0, -1):
             segment = route.segments[position]
@@ -160,6 +164,7 @@ class StageHost:
                 adapters_on_link=fetched,
                 bounds=self._job.bounds(steps),
                 held=self._held_of(turn) if train_frozen and position == 1 else None,
+                remembered=self._remembered[turn.device] if lasts and position == 1 else None,
             )
             stage = self._stage(segment.tier)
             kept = self._kept.get(turn.device) if optimizer is not None else None

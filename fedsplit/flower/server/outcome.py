@@ -5,13 +5,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from fedsplit.errors import NodeLost
 from fedsplit.flower.messages import read_count
 from fedsplit.plan import Branch, Failure, RoundPlan, Turn
+from fedsplit.schemes.turnout import Turnout
 from fedsplit.transport import TurnBounds
+
+if TYPE_CHECKING:
+    from fedsplit.flower.server.standing import Standing
 
 ABSURD_NORM = 1e8
 """No training brings an update as long as this; what does is broken or meant to break."""
@@ -65,7 +70,8 @@ class RoundOutcome:
 
     `failures` are those of devices and edges, in training and evaluation, as they were noticed.
     `aggregation_error` is `fedsplit.execution.aggregate.aggregation_error` of the branches; None
-    where there was one alone. `late` are the devices whose turns were dropped.
+    where there was one alone. `turnout` says whom the round waited for, and `standing` what it
+    leaves to the next.
     """
 
     server_round: int
@@ -75,7 +81,8 @@ class RoundOutcome:
     evaluation: tuple[TurnOutcome, ...] = ()
     failures: tuple[Failure, ...] = ()
     aggregation_error: float | None = None
-    late: tuple[int, ...] = ()
+    turnout: Turnout | None = None
+    standing: "Standing | None" = None
 
     @property
     def turns(self) -> tuple[TurnOutcome, ...]:

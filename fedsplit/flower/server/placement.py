@@ -108,6 +108,8 @@ class Placement:
             raise PlanError(
                 f"device {first.device}: must train all its adapters behind an edge node"
             )
+        if optimizer is not None and any(turn.codec.over_turns for turn in branch.turns):
+            raise PlanError(f"device {first.device}: over_turns must be false behind an edge node")
         assert edges is not None
         assert first.edge is not None
         address = edges.address(first.edge)

@@ -124,17 +124,17 @@ class DeviceGrid(Grid):
     """A grid that shows the devices alone, in the order of their index.
 
     A wrapped Flower strategy samples from it; node ids are random numbers, so sampling in their
-    order would differ from run to run.
+    order would differ from run to run. Devices of the index of one of those `absent` are not shown.
     """
 
-    def __init__(self, grid: Grid, roster: Roster) -> None:
+    def __init__(self, grid: Grid, roster: Roster, absent: Collection[int] = ()) -> None:
         self._grid = grid
-        self._roster = roster
+        self._nodes = [node for node in roster.nodes if node.index not in absent]
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the node ids of the devices that are connected, by device index."""
         alive = set(self._grid.get_node_ids())
-        return [node.node_id for node in self._roster.nodes if node.node_id in alive]
+        return [node.node_id for node in self._nodes if node.node_id in alive]
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """Return the connected devices, by device index."""

@@ -9,7 +9,17 @@ import numpy as np
 import pandas as pd
 
 from fedsplit.errors import SettingsError, require, require_choice
-from fedsplit.figures import COLUMN_IN, HATCHES, SEQUENTIAL, figure, label, legend, scale, styles
+from fedsplit.figures import (
+    COLOURS,
+    COLUMN_IN,
+    HATCHES,
+    SEQUENTIAL,
+    figure,
+    label,
+    legend,
+    scale,
+    styles,
+)
 from fedsplit.report.studies.frame import COSTS, Study
 from fedsplit.report.studies.groups import GROUP, finals, grouped, is_better_high
 from fedsplit.report.studies.statistics import half_width
@@ -18,7 +28,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LINE, CDF, BAR, HEAT, PARETO, TABLE = KINDS = "line", "cdf", "bar", "heat", "pareto", "table"
+MAP = "map"
+"""Of the plane; made of a run's configuration, see `apps.worlds`."""
 FORMATS = ("pdf", "svg", "png")
+_MOST_CELLS, _MOST_TICKS = 12, 16
+"""Numbers are written in a heat map, or on a map, of so many columns at most; so many ticks."""
 _COUNTS = {LINE: 2, CDF: 1, BAR: 1, HEAT: 3, PARETO: 2}
 _NEEDS = {
     LINE: "two metrics: X, such as delay_s or round, and Y",
@@ -36,7 +50,7 @@ class Chart:
     Parameters
     ----------
     kind : str
-        One of `KINDS`.
+        One of `KINDS`, or `MAP`.
     names : tuple of str
         Metrics and, of a heat map, keys, in the order that they were named.
     data : DataFrame
@@ -185,8 +199,9 @@ def write(
     height_in = 2.2 + 0.14 * -(-made.data.get(GROUP, pd.Series()).nunique() // 4)
     with figure(files, width_in=width_in, height_in=height_in) as (canvas, axes):
         _DRAWN[made.kind](made, axes)
-        if made.kind == HEAT:
-            canvas.colorbar(axes.images[0], ax=axes, label=label(made.names[2]))
+        if made.kind in (HEAT, MAP):
+            shaded = axes.images[0] if made.kind == HEAT else axes.collections[0]
+            canvas.colorbar(shaded, ax=axes, label=label(made.names[2]))
     return (*files, data)
 
 
@@ -245,8 +260,10 @@ def _draw_bars(made: Chart, axes: "Axes") -> None:
     if made.ci:
         half = made.data[f"{y}.half_width"] / scale(y)
         axes.errorbar(range(len(values)), values, half, fmt="none", ecolor="black", capsize=2, lw=1)
+    groups = made.data[GROUP].astype(str).tolist()
+    every = -(-len(groups) // _MOST_TICKS)
     turn: dict[str, Any] = {"rotation": 25, "ha": "right"} if len(values) > 4 else {}
-    axes.set_xticks(range(len(values)), made.data[GROUP], **turn)
+    axes.set_xticks(range(0, len(values), every), groups[::every], **turn)
     axes.grid(visible=False, axis="x")
     axes.set(ylabel=label(y))
 
@@ -256,10 +273,12 @@ def _draw_heat(made: Chart, axes: "Axes") -> None:
     table = made.data.pivot(index=y, columns=x, values=z) / scale(z)
     image = axes.imshow(table.to_numpy(), cmap=SEQUENTIAL, aspect="auto", origin="lower")
     middle = float(np.nanmean(image.get_clim()))
-    for (row, column), value in np.ndenumerate(table.to_numpy()):
+    shown = table.to_numpy() if table.shape[1] <= _MOST_CELLS else np.empty((0, 0))
+    for (row, column), value in np.ndenumerate(shown):
         colour = "black" if value > middle else "white"
         axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=colour, fontsize=7)
-    axes.set_xticks(range(table.shape[1]), [f"{held}" for held in table.columns])
+    every = -(-table.shape[1] // _MOST_TICKS)
+    axes.set_xticks(range(table.shape[1])[::every], [f"{held}" for held in table.columns[::every]])
     axes.set_yticks(range(table.shape[0]), [f"{held}" for held in table.index])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
@@ -293,10 +312,32 @@ def _draw_pareto(made: Chart, axes: "Axes") -> None:
     legend(axes)
 
 
+def _draw_map(made: Chart, axes: "Axes") -> None:
+    x, y, z = made.names
+    stations = made.data[made.data["node"] == "station"].set_index("index")
+    devices = made.data[made.data["node"] == "device"]
+    home = stations.loc[devices["station"]]
+    # First, as it is what the colour bar tells.
+    axes.scatter(
+        devices[x], devices[y], c=devices[z], cmap=SEQUENTIAL, s=22, zorder=2, label="device"
+    )
+    axes.plot([devices[x], home[x]], [devices[y], home[y]], color="0.8", lw=0.6, zorder=1)
+    style: dict[str, Any] = {"marker": "^", "linestyle": "none", "markersize": 6}
+    axes.plot(stations[x], stations[y], color=COLOURS[1], label="station", **style)
+    if len(devices) <= _MOST_CELLS:
+        for row in devices.itertuples():
+            place = getattr(row, x), getattr(row, y)
+            axes.annotate(str(row.index), place, (3, 3), textcoords="offset points", fontsize=7)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set(xlabel=label(x), ylabel=label(y))
+    legend(axes)
+
+
 _DRAWN = {
     LINE: _draw_lines,
     CDF: _draw_shares,
     BAR: _draw_bars,
     HEAT: _draw_heat,
     PARETO: _draw_pareto,
+    MAP: _draw_map,
 }

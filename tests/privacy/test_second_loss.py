@@ -11,7 +11,7 @@ from fedsplit.errors import FedsplitError
 from fedsplit.models import Boundary, load
 from fedsplit.plan import Route
 from fedsplit.privacy import PrivacySpec
-from fedsplit.privacy.correlation import decorrelated, distance_correlation
+from fedsplit.privacy.second_loss import distance_correlation, less_telling, read_by_neighbours
 from tests.privacy.test_noise import OPEN, U, turn
 from tests.tiny_split import OPTIMIZER, batches, gpt2, initial
 
@@ -96,7 +96,7 @@ def test_what_is_sent_and_evaluated_is_what_it_was() -> None:
         assert len(sent[1]) == len(bare[1])
     ids = {"input_ids": torch.arange(6).reshape(2, 3)}
     tensor = torch.rand(2, 3, 4, requires_grad=True)
-    (found,) = decorrelated(Boundary.pack(tensor), ids, WEIGHT)
+    (found,) = less_telling(Boundary.pack(tensor), ids, correlation=WEIGHT, reader=0)
     assert torch.equal(found, tensor)
 
 
@@ -110,7 +110,7 @@ def test_padding_is_not_looked_at() -> None:
         (vectors[:, :3], {"input_ids": ids[:, :3]}),
     ):
         tensor = own.clone().requires_grad_()
-        (found,) = decorrelated(Boundary.pack(tensor), inputs, WEIGHT)
+        (found,) = less_telling(Boundary.pack(tensor), inputs, correlation=WEIGHT, reader=0)
         found.sum().backward()
         gradients.append(tensor.grad)
     long, short = gradients
@@ -123,4 +123,38 @@ def test_padding_is_not_looked_at() -> None:
 def test_a_boundary_without_a_vector_for_each_token_is_refused() -> None:
     tensor = torch.rand(2, 5, 4, requires_grad=True)
     with pytest.raises(FedsplitError, match=r"correlation_weight=3.0: a boundary of shape \(2, 5"):
-        decorrelated(Boundary.pack(tensor), {"input_ids": torch.zeros(2, 3)}, WEIGHT)
+        less_telling(
+            Boundary.pack(tensor), {"input_ids": torch.zeros(2, 3)}, correlation=WEIGHT, reader=0
+        )
+
+
+def test_a_reader_by_neighbours_is_what_its_definition_says() -> None:
+    draw = torch.Generator().manual_seed(0)
+    vectors, tokens = torch.randn(7, 3, generator=draw), torch.tensor([1, 2, 1, 3, 3, 3, 4])
+    apart = (vectors[:, None] - vectors[None]).square().sum(-1)
+    scale = 0.05 * float(apart.sum()) / (7 * 6)
+    total = 0.0
+    for i in range(7):
+        chances = {j: float(torch.exp(-apart[i, j] / scale)) for j in range(7) if j != i}
+        right = sum(chance for j, chance in chances.items() if tokens[j] == tokens[i])
+        total += right / sum(chances.values())
+    assert float(read_by_neighbours(vectors, tokens)) == pytest.approx(total / 7, rel=1e-5)
+    places = tokens[:, None].float() + 0.001 * vectors
+    alike = read_by_neighbours(places, tokens)
+    assert float(alike) == pytest.approx(5 / 7, rel=1e-3)  # all but those that stand once
+
+
+def test_a_reader_is_kept_from_reading() -> None:
+    """A step against the gradient that comes out makes the boundary say less."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 4, (2, 8), generator=draw)
+    tensor = torch.randn(2, 8, 4, generator=draw).requires_grad_()
+    (found,) = less_telling(Boundary.pack(tensor), {"input_ids": ids}, correlation=0, reader=10.0)
+    found.backward(torch.zeros_like(found))
+    assert tensor.grad is not None
+    before = read_by_neighbours(tensor.detach().flatten(0, 1), ids.flatten())
+    after = read_by_neighbours((tensor.detach() - 0.1 * tensor.grad).flatten(0, 1), ids.flatten())
+    assert float(after) < float(before)
+    pixels = {"pixel_values": torch.rand(2, 3, 4, 4)}
+    with pytest.raises(FedsplitError, match=r"reader_weight=10.0: must be 0, images"):
+        less_telling(Boundary.pack(tensor), pixels, correlation=0, reader=10.0)

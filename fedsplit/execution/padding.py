@@ -1,0 +1,42 @@
+"""Which tokens of a mini-batch have to cross a cut: all but padding on which nothing depends."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fedsplit.models import SplitModel
+from fedsplit.models.crossing import IGNORED_LABEL
+from fedsplit.models.routes import ignores_padding
+from fedsplit.plan import Segment
+
+
+def kept_of(model: SplitModel, segment: Segment, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """Return which tokens of a mini-batch hold something for the tiers behind `segment`.
+
+    Parameters
+    ----------
+    model : SplitModel
+        Of the first tier.
+    segment : Segment
+        What it runs.
+    inputs : mapping of str to Tensor
+        The mini-batch, with labels.
+
+    Returns
+    -------
+    Tensor or None
+        Boolean ``[batch, tokens]``; None if all do, the model depends on its padding, or what a
+        padding token predicts is learnt.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.dim() != 2 or bool((mask != 0).all()):
+        return None
+    where = (mask != 0).cpu()
+    labels = inputs["labels"].cpu()
+    if labels.dim() == 2 and bool((labels[:, 1:] != IGNORED_LABEL)[~where[:, :-1]].any()):
+        return None
+    left, right = bool((~where[:, 0]).any()), bool((where[:, :-1] & ~where[:, 1:]).any())
+    sides = [side for side, present in ((True, left), (False, right)) if present]
+    if not all(ignores_padding(model.spec, segment.stop, left=side) for side in sides):
+        return None
+    return where

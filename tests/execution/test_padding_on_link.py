@@ -1,0 +1,192 @@
+"""Padding stays where it is: fewer bytes on every link, and the bits of training as before."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedsplit.data import Batch
+from fedsplit.execution import OptimizerSpec, TurnResult
+from fedsplit.models import ModelSpec, load
+from fedsplit.models.routes import ignores_padding
+from fedsplit.models.tiny import tiny_config
+from fedsplit.plan import CodecPlan, Route
+from tests.tiny_split import BLOCKS, TOKENS, VOCABULARY, Cluster, differing, gpt2, initial
+
+ROUTES = {
+    "open": "device[0:1] -> server[1:4]",
+    "embeddings": "device[0:0] -> server[0:4]",
+    "three tiers": "device[0:1] -> edge[1:3] -> cloud[3:4]",
+    "U": "device[0:1] -> server[1:3] -> device[3:4]",
+    "U over an edge": "device[0:1] -> edge[1:2] -> cloud[2:3] -> device[3:4]",
+}
+RIGHT, LEFT = (8, 3, 5), (3, 8, 6)  # tokens of the samples
+FIT = OptimizerSpec(lr=1e-2, clip=0.1, accumulate=2)
+HIDDEN_BYTES = 32 * 4
+
+
+def padded(lengths: tuple[int, ...], left: bool, count: int = 4) -> list[Batch]:
+    """Return mini-batches whose padding is of random tokens; on the left it predicts nothing."""
+    draw = torch.Generator().manual_seed(3)
+    found = []
+    for index in range(count):
+        ids = torch.randint(0, VOCABULARY, (len(lengths), TOKENS), generator=draw)
+        mask = torch.arange(TOKENS) < torch.tensor(lengths)[:, None]
+        mask = mask.flip(1) if left else mask
+        labels = ids.masked_fill(~mask, -100)
+        labels[:, 1:].masked_fill_(~mask[:, :-1], -100)
+        inputs = {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+        owners = range(len(lengths) * index, len(lengths) * (index + 1))
+        found.append(Batch(inputs, tuple(owners)))
+    return found
+
+
+def trained(
+    route: Route, data: list[Batch], codec: CodecPlan | None = None, **options: object
+) -> tuple[TurnResult, dict[str, Tensor]]:
+    model = gpt2(dropout=0.1)
+    spec = replace(FIT, **options)  # type: ignore[arg-type]
+    with Cluster(model) as cluster:
+        return cluster.train(route, data, initial(model), spec, codec=codec)
+
+
+@pytest.fixture(params=["right", "left"])
+def data(request: pytest.FixtureRequest) -> list[Batch]:
+    left = request.param == "left"
+    return padded(LEFT if left else RIGHT, left)
+
+
+@pytest.fixture
+def sent_whole(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    return lambda: monkeypatch.setattr("fedsplit.execution.tier.kept_of", lambda *_: None)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_bits_are_those_of_unsplit_training_and_of_sending_all(
+    route: str, data: list[Batch], sent_whole: Callable[[], None]
+) -> None:
+    path = Route.parse(ROUTES[route], BLOCKS)
+    result, adapters = trained(path, data)
+    tokens = sum(int(batch.inputs["attention_mask"].sum()) for batch in data)
+    crossings = 1 + path.returns_home
+    assert result.stats.up_payload_bytes == crossings * tokens * HIDDEN_BYTES
+    assert result.stats.down_payload_bytes == (path.cuts[0] > 0 or path.returns_home) * (
+        crossings * tokens * HIDDEN_BYTES
+    )
+    sent_whole()
+    same, expected = trained(path, data)
+    assert result.reports == same.reports
+    assert differing(adapters, expected) == []
+    padding = sum(int((batch.inputs["attention_mask"] == 0).sum()) for batch in data)
+    saved = same.stats.up_bytes - result.stats.up_bytes
+    assert saved == pytest.approx(crossings * padding * HIDDEN_BYTES, abs=16 * 3 * len(data))
+
+
+def test_what_stands_in_padding_does_not_matter(data: list[Batch]) -> None:
+    route = Route.parse(ROUTES["three tiers"], BLOCKS)
+    _, expected = trained(route, data)
+    others = []
+    for batch in data:
+        mask, ids = batch.inputs["attention_mask"], batch.inputs["input_ids"]
+        other = torch.where(mask == 1, ids, (ids + 7) % VOCABULARY)
+        others.append(replace(batch, inputs={**batch.inputs, "input_ids": other}))
+    _, found = trained(route, others)
+    assert differing(found, expected) == []
+
+
+@pytest.mark.parametrize("route", ["open", "U", "three tiers"])
+def test_steps_under_way_at_once_and_blocks_computed_again_change_no_bit(
+    route: str, data: list[Batch]
+) -> None:
+    path = Route.parse(ROUTES[route], BLOCKS)
+    result, expected = trained(path, data)
+    other, found = trained(path, data, overlap=2, checkpointing=True)
+    assert differing(found, expected) == []
+    assert other.stats == result.stats
+
+
+@pytest.mark.parametrize("route", ["open", "U"])
+def test_codecs_spend_their_bytes_on_tokens_alone(route: str, data: list[Batch]) -> None:
+    path = Route.parse(ROUTES[route], BLOCKS)
+    whole = [
+        replace(batch, inputs={**batch.inputs, "attention_mask": torch.ones(3, TOKENS).long()})
+        for batch in data
+    ]
+    codec = CodecPlan({"name": "bf16"}, {"name": "topk", "keep": 0.25})
+    part = sum(int(batch.inputs["attention_mask"].sum()) for batch in data) / (
+        3 * TOKENS * len(data)
+    )
+    with_padding, without = (trained(path, each, codec)[0].stats for each in (whole, data))
+    if route == "open":
+        assert without.up_payload_bytes == with_padding.up_payload_bytes * part
+        assert without.down_payload_bytes < with_padding.down_payload_bytes
+    else:
+        assert without.up_payload_bytes < with_padding.up_payload_bytes
+
+
+@pytest.mark.parametrize("way", ["uplink", "downlink"])
+def test_where_a_codec_remembers_samples_padding_goes_along(way: str, data: list[Batch]) -> None:
+    settings = {
+        "uplink": {"name": "temporal", "key": {"name": "bf16"}, "residual": {"name": "int8"}},
+        "downlink": {"name": "error_feedback", "inner": {"name": "topk", "keep": 0.5}},
+    }
+    codec = CodecPlan(**{way: settings[way]})
+    for route in ("open", "U"):
+        path = Route.parse(ROUTES[route], BLOCKS)
+        result, found = trained(path, data, codec)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fedsplit.execution.tier.kept_of", lambda *_: None)
+            same, expected = trained(path, data, codec)
+        assert result.stats == same.stats
+        assert differing(found, expected) == []
+
+
+def test_padding_that_predicts_something_is_sent(sent_whole: Callable[[], None]) -> None:
+    data = padded(LEFT, left=True)
+    for batch in data:
+        mask = batch.inputs["attention_mask"]
+        batch.inputs["labels"][mask == 1] = batch.inputs["input_ids"][mask == 1]
+    route = Route.parse(ROUTES["U"], BLOCKS)
+    result, found = trained(route, data)
+    assert result.stats.up_payload_bytes == 2 * len(data) * 3 * TOKENS * HIDDEN_BYTES
+    sent_whole()
+    _, expected = trained(route, data)
+    assert differing(found, expected) == []
+
+
+def test_evaluation_leaves_padding_out_as_well(data: list[Batch]) -> None:
+    spec, route = gpt2(), Route.parse(ROUTES["open"], BLOCKS)
+    with Cluster(spec) as cluster:
+        result = cluster.evaluate(route, data, initial(spec))
+        alone = cluster.evaluate(Route.device_only(BLOCKS), data, initial(spec))
+    tokens = sum(int(batch.inputs["attention_mask"].sum()) for batch in data)
+    assert result.stats.up_payload_bytes == tokens * HIDDEN_BYTES
+    assert result.reports == alone.reports
+
+
+@pytest.mark.parametrize(
+    ("model_type", "right", "left"),
+    [
+        ("gpt2", True, True),
+        ("llama", True, True),
+        ("qwen3_moe", False, False),  # tokens that share an expert round together
+        ("recurrent_gemma", True, False),  # its convolution looks at what was before a text
+    ],
+)
+def test_a_model_that_looks_at_padding_is_known(model_type: str, right: bool, left: bool) -> None:
+    config = tiny_config(model_type, BLOCKS).to_diff_dict()
+    config.pop("model_type")
+    spec = ModelSpec(model_type=model_type, config=config, target_modules="all-linear")
+    assert ignores_padding(spec, 1, left=False) == right
+    assert ignores_padding(spec, 2, left=True) == left
+
+
+def test_a_cut_s_tensors_that_are_not_by_token_go_whole() -> None:
+    crossing = load(gpt2()).crossing(1)
+    where = torch.ones(2, 3, dtype=torch.bool)
+    assert crossing.kept(where) == (where,)
+    assert crossing.kept(None) == ()
+    forms = (replace(crossing.forms[0], axes=crossing.forms[0].axes[1:]), *crossing.forms)
+    assert replace(crossing, forms=forms).kept(where) == (None, where)
