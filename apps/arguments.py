@@ -114,15 +114,15 @@ def _parser() -> argparse.ArgumentParser:
     calibrate = commands.add_parser(
         "calibrate",
         help="measure what compression costs in loss, for strategy=sft",
-        description="Trains a job with each of a grid of codec settings and writes a table of "
-        "ratio and loss change, and a plot.",
+        description="Trains a job with each of a grid of settings (of codecs; ranks and frozen "
+        "devices too) and writes a table of ratio and loss change, and a plot.",
     )
     calibrate.add_argument("overrides", nargs="*", metavar="OVERRIDES")
     calibrate.add_argument("--output", type=_path, default=Path("codecs.csv"), metavar="CSV")
     calibrate.add_argument("--direction", default="uplink", help="uplink, downlink or both")
     calibrate.add_argument("--steps", type=int, default=200, help="mini-batches of each setting")
     calibrate.add_argument("--seeds", type=int, default=1, help="runs of each setting")
-    calibrate.add_argument("--grid", type=_path, metavar="YAML", help="a list of codec settings")
+    calibrate.add_argument("--grid", type=_path, metavar="YAML", help="a list of settings")
     audit = commands.add_parser(
         "audit",
         help="measure what a curious server reads of what devices send it",

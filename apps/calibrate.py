@@ -2,12 +2,13 @@
 
 Trains the configured model on the configured data once without and once with each setting at the
 cut, both ends in this process but every boundary through real bytes, and writes the table from
-which the SFT planner chooses, and a plot.
+which planners choose, and a plot. A grid may also name ranks, ``{name: rank, r: 4}``, and devices
+that only infer, ``{name: frozen, cut: 2}``, for `strategy=joint`.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -22,6 +23,7 @@ from fedsplit.execution import OptimizerSpec
 from fedsplit.figures import figure, legend, styles
 from fedsplit.models import ModelSpec, load
 from fedsplit.plan import Route
+from fedsplit.planning.codec_table import WAYS, way_size
 from fedsplit.privacy import Defence, PrivacySpec
 from fedsplit.report.files import csv_text, write_atomically
 from fedsplit.seeds import derive_seed, generator
@@ -67,6 +69,8 @@ class CutTraining:
         Test samples of the final loss, at most.
     privacy : PrivacySpec
         What the device does to boundaries before they are compressed.
+    frozen : bool
+        Whether the blocks before the cut only infer.
     """
 
     model: ModelSpec
@@ -77,6 +81,15 @@ class CutTraining:
     steps: int
     eval_samples: int = 256
     privacy: PrivacySpec = field(default_factory=PrivacySpec)
+    frozen: bool = False
+
+    def changed_by(self, settings: Settings) -> "CutTraining":
+        """Return the same at the rank, or with the frozen blocks, of a row that is no codec."""
+        size, model = way_size(settings), self.model
+        if settings["name"] == "frozen":
+            return replace(self, cut=size, frozen=True)
+        # As a device of this rank trains it: with the scale of the whole.
+        return replace(self, model=replace(model, r=size, alpha=model.alpha * size / model.r))
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,7 @@ def fine_tune(training: CutTraining, uplink: Settings, downlink: Settings, seed:
         optimizer=training.optimizer,
         rate=lambda step: 1 - step / training.steps,
         defence=Defence(training.privacy, derive_seed(seed, "defence")),
+        frozen=training.frozen,
     )
     coded = Loopback(uplink, derive_seed(seed, "evaluation"))
     defence = Defence(training.privacy, derive_seed(seed, "evaluation"))
@@ -139,7 +153,7 @@ def fine_tune(training: CutTraining, uplink: Settings, downlink: Settings, seed:
         )[0]
         for way in (None, (defence, coded))
     )
-    traffic = up.n_bytes / up.n_raw_bytes, down.n_bytes / down.n_raw_bytes
+    traffic = up.n_bytes / up.n_raw_bytes, down.n_bytes / max(down.n_raw_bytes, 1)
     return Outcome(loss, coded_loss, *traffic, itemsize)
 
 
@@ -150,12 +164,13 @@ class Row:
     Parameters
     ----------
     ratio : float
-        Bytes sent over uncompressed bytes, in the compressed directions.
+        Bytes sent over uncompressed bytes, in the compressed directions; of a rank, bytes of the
+        adapters over those of all components.
     loss_increase : float
         Rise of the test loss against no compression, in nats, mean over seeds: what it did to the
         trained model, which is then run whole.
     settings : mapping
-        See `fedsplit.codec.make_codec`.
+        See `fedsplit.codec.make_codec`, or the rank or frozen blocks.
     coded_loss_increase : float
         The same where the test runs through the uplink's codec too, as in a run's evaluation.
     itemsize : int
@@ -173,6 +188,12 @@ def measure(
     training: CutTraining, settings: Settings, direction: str, baseline: Mapping[int, float]
 ) -> Row:
     """Return what `settings` do, against the `baseline` losses by seed."""
+    if settings["name"] in WAYS:
+        training, rank = training.changed_by(settings), training.model.r
+        ratio = training.model.r / rank
+        losses = [fine_tune(training, IDENTITY, IDENTITY, seed).loss for seed in baseline]
+        rise = fmean(loss - usual for loss, usual in zip(losses, baseline.values(), strict=True))
+        return Row(ratio, rise, settings, rise)
     up = settings if direction in ("uplink", "both") else IDENTITY
     down = settings if direction in ("downlink", "both") else IDENTITY
     outcomes = [fine_tune(training, up, down, seed) for seed in baseline]
@@ -229,7 +250,10 @@ def calibrate(
     require(seeds >= 1, "--seeds", seeds, "at least 1")
     require(len(grid) > 0, "grid", list(grid), "at least one setting")
     for settings in grid:
-        Loopback(settings, 0)
+        if settings.get("name") in WAYS:
+            way_size(settings)
+        else:
+            Loopback(settings, 0)
     config = load_config(overrides)
     work = job(config)
     cut = config.strategy.get("cut") or 1
@@ -240,6 +264,8 @@ def calibrate(
     require_file(output)
     n_blocks = build_system(config).profile.n_blocks
     require(0 < cut < n_blocks, "strategy.cut", cut, f"1 to {n_blocks - 1}")
+    for settings in grid:
+        require_way(settings, work.model, n_blocks)
     training = CutTraining(
         model=work.model,
         data=data,
@@ -269,6 +295,17 @@ def calibrate(
     console.print(table)
     console.print(f"table {output}, plot {output.with_suffix('.png')}", soft_wrap=True)
     return 0
+
+
+def require_way(settings: Settings, model: ModelSpec, n_blocks: int) -> None:
+    """Refuse a rank or a depth that the model does not have."""
+    if settings.get("name") == "rank":
+        r = way_size(settings)
+        require(model.train == "lora", "rank.r", r, "absent where model.train=full")
+        require(r <= model.r, "rank.r", r, f"1 to {model.r}, model.r")
+    if settings.get("name") == "frozen":
+        cut = way_size(settings)
+        require(cut < n_blocks, "frozen.cut", cut, f"1 to {n_blocks - 1}")
 
 
 def require_file(path: Path) -> None:

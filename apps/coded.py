@@ -40,11 +40,12 @@ def train_coded(
     optimizer: OptimizerSpec,
     rate: Callable[[int], float],
     defence: Defence | None = None,
+    frozen: bool = False,
 ) -> int:
     """Train with the boundary and its gradient at every cut of `route` through one of `ways` each.
 
-    The first boundary passes the device's `defence` before, if it has one. At step `i` the
-    optimizer's learning rate is multiplied by ``rate(i)``.
+    The first boundary passes the device's `defence` before, if it has one. A `frozen` device only
+    infers. At step `i` the optimizer's learning rate is multiplied by ``rate(i)``.
 
     Returns
     -------
@@ -53,7 +54,7 @@ def train_coded(
     """
     parameters = {
         name: parameter
-        for segment in route.segments
+        for segment in route.segments[frozen:]
         for name, parameter in model.trainable(segment).items()
     }
     model.install(parameters)
@@ -62,7 +63,10 @@ def train_coded(
     itemsize = 0
     model.train()
     for batch in batches:
-        boundary = first_part(model, route, batch.inputs)
+        with torch.set_grad_enabled(not frozen):
+            model.train(not frozen)
+            boundary = first_part(model, route, batch.inputs)
+            model.train()
         if defence is not None:
             boundary = defence.boundary(boundary, batch.inputs)
         itemsize = boundary.tensors[0].element_size()

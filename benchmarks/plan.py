@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsplit.fleet import FleetSpec, build_fleet, timeline, write_chrome_trace
-from fedsplit.flower import LocalWork, Scene, find_strategy, strategy_names
 from fedsplit.models import ModelSpec
 from fedsplit.models.profile import profile_model
 from fedsplit.plan import RoundPlan, Route, Turn
 from fedsplit.profiles import ModelProfile
+from fedsplit.schemes import LocalWork, Scene, find_scheme, scheme_names
 from fedsplit.wireless import Channel, ChannelSpec
 
 SIZES = (10, 1_000, 10_000)
@@ -74,15 +74,15 @@ def whole_round(name: str, profile: ModelProfile) -> tuple[float, float, float]:
     places = fleet.devices.positions_m
     channel = Channel(ChannelSpec(), places, fleet.stations_m, home=fleet.home)
     scene = Scene(
-        1,
-        dict(enumerate(fleet.samples.tolist())),
-        LocalWork(BATCH, STEPS),
-        profile,
-        fleet,
-        channel.realise(1),
-        channel.mean,
+        server_round=1,
+        samples=dict(enumerate(fleet.samples.tolist())),
+        work=LocalWork(batch_size=BATCH, steps=STEPS),
+        profile=profile,
+        fleet=fleet,
+        channel=channel.realise(1),
+        mean_channel=channel.mean,
     )
-    scheme = find_strategy(name)()
+    scheme = find_scheme(name)()
     marks = [time.process_time()]
     plan = scheme.plan_round(scene)
     marks.append(time.process_time())
@@ -114,7 +114,7 @@ def main() -> int:
     Console().print(table)
     growth = {s: best[s, SIZES[-1]] / best[s, SIZES[-2]] for s in SCHEMES}
     rates = {s: {str(n): 1 / best[s, n] for n in SIZES} for s in SCHEMES}
-    whole = {name: whole_round(name, profile) for name in strategy_names()}
+    whole = {name: whole_round(name, profile) for name in scheme_names()}
     rounds = Table(title=f"A round of {SIZES[-1]:,} devices, s of processor time")
     for heading in ("scheme", "plan", "timeline", "trace", "together"):
         rounds.add_column(heading, justify="right")

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -198,6 +198,38 @@ class ModelProfile:
     def share(self, rank: int | None) -> float:
         """Return how large adapters of `rank` are beside those that are counted."""
         return 1.0 if rank is None or self.rank is None else min(rank / self.rank, 1.0)
+
+    def at_rank(self, rank: int | None) -> "ModelProfile":
+        """Return the same model with adapters of `rank` (FLOPs stay those of all)."""
+        share = self.share(rank)
+        return self._each(
+            lambda each: {
+                "parameter_bytes": each.parameter_bytes - (1 - share) * each.adapter_bytes,
+                "adapter_bytes": share * each.adapter_bytes,
+                "optimizer_bytes": share * each.optimizer_bytes,
+            }
+        )
+
+    def inferring(self) -> "ModelProfile":
+        """Return the same model without what only training takes; its weights are as many."""
+        still = {"backward_flops": 0.0, "activation_bytes": 0.0}
+        found = self._each(
+            lambda each: {
+                "parameter_bytes": each.parameter_bytes,
+                "adapter_bytes": 0.0,
+                "optimizer_bytes": 0.0,
+            }
+        )
+        embed, *blocks, head = (replace(unit, **still) for unit in found.units)
+        return replace(found, embed=embed, blocks=tuple(blocks), head=head)
+
+    def _each(
+        self, change: Callable[[UnitProfile | SharedWeights], dict[str, float]]
+    ) -> "ModelProfile":
+        """Return the same model with other weights in its units, and in what they share."""
+        embed, *blocks, head = (replace(unit, **change(unit)) for unit in self.units)
+        shared = tuple(SharedWeights(group.units, **change(group)) for group in self.shared)
+        return replace(self, embed=embed, blocks=tuple(blocks), head=head, shared=shared)
 
     def checkpointed(self) -> "ModelProfile":
         """Return the same model with blocks that keep their input only.

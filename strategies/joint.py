@@ -1,4 +1,4 @@
-"""Joint: in every round a cut, band, codec, clock and power of its own for each device."""
+"""Joint: in every round a cut, band, codec, rank, clock and power of its own for each device."""
 
 from dataclasses import replace
 
@@ -13,6 +13,7 @@ from fedsplit.planning import (
     CutCosts,
     InfeasibleError,
     SftProblem,
+    Way,
     WeightedProblem,
     devices_of,
     downlink_efficiency,
@@ -20,6 +21,7 @@ from fedsplit.planning import (
     plan_weighted,
     server_of,
     uplink_snr_hz,
+    ways_to_train,
 )
 from fedsplit.planning.weighted_problem import LEAST_POWER
 from fedsplit.schemes import Scene, Scheme
@@ -29,6 +31,8 @@ from .sft import SHIPPED
 GOALS = ("delay", "energy", "weighted")
 ALONE = ("partition", "unlimited")
 """Disciplines under which no branch waits for another's work on the server."""
+_SEARCH = 2_000
+"""Plans looked at in the exact search, at most: a second or so."""
 
 
 class Joint(Scheme):
@@ -37,6 +41,9 @@ class Joint(Scheme):
     fedsplit's own scheme. Without a budget, the goal "delay" is the problem of SFT, but every
     device has a cut and a codec setting of its own, the server's speed is divided along with the
     bands, and all is planned anew on each round's channel. The server's queue divides it then.
+    If the table has them, each device also gets a rank, and trains its blocks or only infers, as
+    its memory allows and within the same limit on the loss. A boundary counts as sent in every
+    round: others train the blocks before it meanwhile. Small rounds are planned exactly.
 
     The other goals choose cut, clock, transmit power and band of each device and the clock of the
     server (`fedsplit.planning.plan_weighted`, certified to 1 %), with the same codec setting for
@@ -52,8 +59,9 @@ class Joint(Scheme):
         Joules that each device may spend in a round, on average over all rounds. What it spent
         beyond that (`Scene.spent_j`) raises the price of its energy: a virtual queue.
     codec_table : str, optional
-        Measured codec settings to choose from: "package:default" for those that ship, a CSV file
-        of ``fedsplit calibrate``, or None to use the configured codec as it is.
+        Measured settings to choose from, of codecs, ranks and frozen devices: "package:default" for
+        those that ship (codecs), a CSV file of ``fedsplit calibrate``, or None to use the
+        configured codec as it is.
     max_loss_increase : float
         Limit on the rise of the loss, averaged over the devices' data.
     compress_gradients : bool
@@ -81,6 +89,11 @@ class Joint(Scheme):
         require(min_cut >= 0, "strategy.min_cut", min_cut, "at least 0")
         file = default_codec_table() if codec_table == SHIPPED else codec_table
         self.table = None if file is None else CodecTable.read_csv(file)
+        chooses = self.table is not None and bool(self.table.ranks or self.table.frozen)
+        alone = goal == "delay" and budget_j is None
+        allowed = "delay, without a budget, where strategy.codec_table has ranks or frozen devices"
+        require(alone or not chooses, "strategy.goal", goal, allowed)
+        self._chooses = chooses
         self.goal = goal
         self.delay_weight = {"delay": 1.0, "energy": 0.0, "weighted": delay_weight}[goal]
         self.budget_j = budget_j
@@ -93,16 +106,40 @@ class Joint(Scheme):
         problem = self._problem(scene)
         if self.goal != "delay" or self.budget_j is not None:
             return self._weighted(scene, problem)
-        plan = plan_joint(problem, divide_server=scene.fleet.serving.discipline not in ALONE)
+        ways = self._ways(scene, problem) if self._chooses else ()
+        plan = plan_joint(
+            problem,
+            ways,
+            divide_server=scene.fleet.serving.discipline not in ALONE,
+            search=_SEARCH if ways else 0,
+        )
+        taken = [plan.ways[way] for way in plan.way]
         return RoundPlan.parallel(
             replace(
                 scene.turn(device, Route.at_cut(scene.n_blocks, int(plan.cut[i]))),
                 codec=self._codec(scene, plan.table, int(plan.setting[i])),
                 uplink_hz=float(plan.uplink_hz[i]),
                 downlink_hz=float(plan.downlink_hz[i]),
+                **({"rank": taken[i].rank, "frozen": taken[i].frozen} if ways else {}),
             )
             for i, device in enumerate(scene.devices)
         )
+
+    def _ways(self, scene: Scene, problem: SftProblem) -> tuple[Way, ...]:
+        """Return the ways to train that the table has."""
+        fixed = scene.work.ranks
+        require(
+            not (fixed and problem.table.ranks),
+            "model.r_by_device",
+            dict(fixed),
+            "null, strategy.codec_table has ranks to choose from",
+        )
+        fresh = [
+            scene.work.fresh(count, scene.work.steps_for(count), 1)
+            for count in scene.samples.values()
+        ]
+        batch = scene.work.batch_size
+        return ways_to_train(problem.costs, scene.profile, batch, problem.table, fresh)
 
     def _weighted(self, scene: Scene, problem: SftProblem) -> RoundPlan:
         """Plan clocks and powers too, with one codec setting for all."""

@@ -207,11 +207,12 @@ def _contended(
             )
         )
     turn_of = np.concatenate([part[0] for part in parts])
-    order = np.argsort(turn_of, kind="stable")
-    turn_of = turn_of[order]
-    delay, work, node, waits = (
-        np.concatenate([part[i] for part in parts])[order] for i in (1, 2, 3, 4)
-    )
+    delay, work, node, waits = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3, 4))
+    if len(parts) > 1:
+        order = np.argsort(turn_of, kind="stable")
+        turn_of, delay, work, node, waits = (
+            values[order] for values in (turn_of, delay, work, node, waits)
+        )
     first_visit = np.where(n_visits > 0, np.cumsum(n_visits) - n_visits, -1)
     relay = _relay(waves, alone, trail, first_visit)
     visits = Visits(delay, work, node.astype(np.int64), turn_of, waits.astype(np.int64))

@@ -18,6 +18,7 @@ from fedsplit.models.spec import ModelSpec
 from fedsplit.seeds import derive_seed
 
 PEFT_PREFIX = "base_model.model."
+_WRAPPED = ("base_layer", "original_module")
 
 
 def add_adapters(model: PreTrainedModel, spec: ModelSpec, owns: Owns) -> None:
@@ -46,7 +47,7 @@ def add_adapters(model: PreTrainedModel, spec: ModelSpec, owns: Owns) -> None:
     adapted: list[str] = []
     whole: list[str] = []
     for path, module in model.named_modules():
-        name = _base_path(path)
+        name = base_path(path)
         if isinstance(module, LoraLayer):
             assert isinstance(module, nn.Module)
             adapted.append(name)
@@ -97,9 +98,9 @@ def adapted_module(name: str) -> str:
         for index, part in enumerate(parts)
         if part.startswith("lora_") or part == "modules_to_save"
     )
-    return _base_path(".".join(parts[:first]))
+    return base_path(".".join(parts[:first]))
 
 
-def _base_path(path: str) -> str:
-    """Return the path that a module had before adapters were put around it."""
-    return ".".join(part for part in path.split(".") if part != "base_layer")
+def base_path(path: str) -> str:
+    """Return the path that a module or weight had before adapters were put around it."""
+    return ".".join(part for part in path.split(".") if part not in _WRAPPED)

@@ -6,6 +6,7 @@ Found by watching one forward pass of a narrow twin, not by knowing architecture
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -59,15 +60,22 @@ class Anatomy:
 
     def of_module(self, name: str) -> frozenset[int]:
         """Return the positions that call the module `name`, or use any weight of it."""
-        if name in self.calls:
-            return self.calls[name]
-        found = [where for key, where in self.positions.items() if key.startswith(f"{name}.")]
-        return frozenset().union(*found)
+        return self.calls.get(name, self._below.get(name, frozenset()))
+
+    @cached_property
+    def _below(self) -> Mapping[str, frozenset[int]]:
+        """Positions of all weights of each module."""
+        found: dict[str, set[int]] = defaultdict(set)
+        for key, where in self.positions.items():
+            parts = key.split(".")
+            for end in range(1, len(parts)):
+                found[".".join(parts[:end])] |= where
+        return {name: frozenset(where) for name, where in found.items()}
 
 
 def anatomy(config: PretrainedConfig, task: str) -> Anatomy:
-    """Return the anatomy of the model that `config` describes (cached by configuration)."""
-    key = (task, config.to_json_string(use_diff=False))
+    """Return the anatomy of the model that `config` describes (cached by its narrow twin)."""
+    key = (task, narrow(config).to_json_string(use_diff=False))
     if key not in _KNOWN:
         _KNOWN[key] = _examine(config, task)
     return _KNOWN[key]

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from fedsplit.models.adapters import add_adapters
-from fedsplit.models.anatomy import EMBED, anatomy
+from fedsplit.models.anatomy import EMBED, Anatomy, anatomy
 from fedsplit.models.bottleneck import DOWN, Bottleneck, principal
 from fedsplit.models.lora import read_adapter, spared
 from fedsplit.models.names import IMAGES
@@ -84,15 +84,40 @@ def assemble(
     device: torch.device,
 ) -> SplitModel:
     """Build a model of `config` as `load` does; `spec` gives the weights and what is trained."""
-    parts = anatomy(config, spec.task)
-    if spec.bottleneck is not None and spec.bottleneck.after < parts.n_blocks:
-        added = spec.bottleneck.positions(parts.blocks)
-        parts = replace(parts, positions={**parts.positions, **added})
+    parts = parts_of(spec, config)
     if segments is None:
         segments = [Segment(DEVICE, 0, parts.n_blocks)]
-    owned = frozenset().union(*(positions_of(segment, parts.n_blocks) for segment in segments))
+    owned, read = owned_and_read(spec, segments, parts.n_blocks)
+    model = assemble_model(spec, config, parts, read, device)
+    return SplitModel(spec, config, model, parts, owned)
+
+
+def parts_of(spec: ModelSpec, config: PretrainedConfig) -> Anatomy:
+    """Return the anatomy of the model of `spec`, with what `spec` puts into it."""
+    parts = anatomy(config, spec.task)
+    if spec.bottleneck is None or spec.bottleneck.after >= parts.n_blocks:
+        return parts
+    added = spec.bottleneck.positions(parts.blocks)
+    return replace(parts, positions={**parts.positions, **added})
+
+
+def owned_and_read(
+    spec: ModelSpec, segments: Sequence[Segment], n_blocks: int
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the positions that a tier with `segments` runs, and those whose weights it needs."""
+    owned = frozenset().union(*(positions_of(segment, n_blocks) for segment in segments))
     # Token ids are of use only together with the embeddings, which stay frozen there.
-    read = owned | {EMBED} if spec.share_token_ids else owned
+    return owned, owned | {EMBED} if spec.share_token_ids else owned
+
+
+def assemble_model(
+    spec: ModelSpec,
+    config: PretrainedConfig,
+    parts: Anatomy,
+    read: frozenset[int],
+    device: torch.device,
+) -> PreTrainedModel:
+    """Return a model that holds the weights of the positions `read`, with its adapters."""
     with _BUILDING:
 
         def runs(module: str) -> bool:
@@ -104,4 +129,4 @@ def assemble(
         if spec.train == "lora":
             add_adapters(model, spec, runs)
         move(model, device)
-    return SplitModel(spec, config, model, parts, owned)
+    return model

@@ -20,16 +20,20 @@ from fedsplit.models.names import CAUSAL
 from fedsplit.models.spec import ModelSpec, usable_config
 from fedsplit.models.split import SplitModel
 from fedsplit.models.tiny import example_inputs, narrow
+from fedsplit.models.twins import Chain, Twin
 from fedsplit.models.weights import stir
-from fedsplit.plan import TIERS, Route
+from fedsplit.plan import DEVICE, Route
+
+Gradients = dict[str, Tensor | None]
+"""Gradients of what is trained, by name."""
 
 _TWIN_WIDTH = 8  # of a bottleneck
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
 
 _VERDICTS: dict[str, str | None] = {}
 _TOGETHER: dict[str, list[frozenset[int]]] = {}
-_UNSPLIT: dict[str, dict[str, Tensor | None]] = {}
 _PADDING: dict[str, bool] = {}
+_TWINS: dict[str, tuple[Twin, Gradients]] = {}
 
 
 def check_route(spec: ModelSpec, route: Route) -> None:
@@ -77,39 +81,48 @@ def _hint(spec: ModelSpec, config: PretrainedConfig) -> str:
 def possible_cuts(spec: ModelSpec) -> tuple[int, ...]:
     """Return the cuts of two-tier routes that `check_route` allows, in order.
 
-    Tried several at a time: where a route with all of them trains as the unsplit model, so does one
+    Tried many at a time: where a route with all of them trains as the unsplit model, so does one
     with any of them. The answer is kept on disk (`fedsplit.models.known`).
     """
     config = spec.load_config()
     key = _model_key(spec, config)
+    known = _known_cuts(key)
+    if known is None:
+        n_blocks = anatomy(config, spec.task).n_blocks
+        known = _tried_together(spec, config, n_blocks, range(n_blocks))
+        remember("cuts", key, [sorted(cuts) for cuts in known])
+    first = _first_cut(spec)
+    return tuple(sorted(cut for cuts in known for cut in cuts if cut >= first))
+
+
+def _known_cuts(key: str) -> list[frozenset[int]] | None:
+    """Return the possible cuts as sets that were tried together, if they were before."""
     known = recall("cuts", key)
-    if not _is_cuts(known):
-        known = list(_tried_cuts(spec, config))
-        remember("cuts", key, known)
-    return tuple(cut for cut in known if cut >= _first_cut(spec))
+    if isinstance(known, list) and all(
+        isinstance(cuts, list) and all(type(cut) is int for cut in cuts) for cuts in known
+    ):
+        return [frozenset(cuts) for cuts in known]
+    return None
 
 
 def _first_cut(spec: ModelSpec) -> int:
     return 0 if spec.bottleneck is None else spec.bottleneck.after
 
 
-def _is_cuts(known: object) -> bool:
-    return isinstance(known, list) and all(type(cut) is int for cut in known)
-
-
-def _tried_cuts(spec: ModelSpec, config: PretrainedConfig) -> tuple[int, ...]:
-    n_blocks = anatomy(config, spec.task).n_blocks
-    found: list[int] = []
-    for first in range(0, n_blocks, len(TIERS) - 1):
-        cuts = range(first, min(first + len(TIERS) - 1, n_blocks))
-        together = Route.through(n_blocks, cuts, TIERS[: len(cuts) + 1])
-        if _verdict(spec, config, together) is None:
-            found.extend(cuts)
-        else:
-            found.extend(
-                cut for cut in cuts if _verdict(spec, config, Route.two_tier(n_blocks, cut)) is None
-            )
-    return tuple(found)
+def _tried_together(
+    spec: ModelSpec, config: PretrainedConfig, n_blocks: int, cuts: Sequence[int]
+) -> list[frozenset[int]]:
+    """Return the possible ones of `cuts`, in sets that may be used together."""
+    if _verdict(spec, config, Chain.at(n_blocks, cuts)) is None:
+        return [frozenset(cuts)]
+    if len(cuts) == 1:
+        return []
+    half = len(cuts) // 2
+    return [
+        found
+        for part in (cuts[:half], cuts[half:])
+        for found in _tried_together(spec, config, n_blocks, part)
+    ]
 
 
 def ignores_padding(spec: ModelSpec, cut: int, left: bool) -> bool:
@@ -259,7 +272,7 @@ def gradients(
     *,
     checkpointing: bool = False,
     kept: Tensor | None = None,
-) -> dict[str, Tensor | None]:
+) -> Gradients:
     """Return the gradient of everything trained after one step along `route`, by name.
 
     All weights are stirred first, so that no gradient is zero by construction (LoRA starts with
@@ -270,10 +283,19 @@ def gradients(
     tiers = {
         tier: assemble(spec, config, route.on(tier), torch.device("cpu")).train() for tier in names
     }
-    installed: dict[str, nn.Parameter] = {}
     for model in tiers.values():
         stir(model.model, spec.seed)
         model.checkpointing = checkpointing
+    return _gradients(tiers, route, inputs, kept)
+
+
+def _gradients(
+    tiers: Mapping[str, SplitModel],
+    route: Route,
+    inputs: Mapping[str, Tensor],
+    kept: Tensor | None = None,
+) -> Gradients:
+    installed: dict[str, nn.Parameter] = {}
     for segment in route.segments:
         parameters = tiers[segment.tier].trainable(segment)
         tiers[segment.tier].install(parameters)
@@ -317,7 +339,9 @@ def _verdict(spec: ModelSpec, config: PretrainedConfig, route: Route) -> str | N
     """Return what goes wrong on `route`, or None."""
     model = _model_key(spec, config)
     cuts = frozenset(route.cuts)
-    passed = _TOGETHER.setdefault(model, [])
+    if model not in _TOGETHER:
+        _TOGETHER[model] = _known_cuts(model) or []
+    passed = _TOGETHER[model]
     if not route.returns_home and any(cuts <= together for together in passed):
         return None
     key = json.dumps([model, str(route)])
@@ -348,12 +372,16 @@ def find_difference(spec: ModelSpec, config: PretrainedConfig, route: Route) -> 
     """
     inputs = example_inputs(config, spec.task)
     key = json.dumps([str(spec), config.to_json_string(use_diff=False)])
-    whole = _UNSPLIT.get(key)
-    if whole is None:
-        whole = gradients(spec, config, Route.device_only(route.n_blocks), inputs)
-        _UNSPLIT[key] = whole
+    if key not in _TWINS:
+        twin = Twin(spec, config)
+        unsplit = Route.device_only(route.n_blocks)
+        whole = _gradients({DEVICE: twin.tier(unsplit.segments)}, unsplit, inputs)
+        _TWINS.clear()  # whoever asks of one model many times asks of it in a row
+        _TWINS[key] = twin, whole
+    twin, whole = _TWINS[key]
     try:
-        split = gradients(spec, config, route, inputs)
+        names = dict.fromkeys(segment.tier for segment in route.segments)
+        split = _gradients({tier: twin.tier(route.on(tier)) for tier in names}, route, inputs)
     except FedsplitError as error:
         return str(error)
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:

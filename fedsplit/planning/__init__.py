@@ -28,6 +28,7 @@ from fedsplit.planning.sft import SftPlan, SftProblem, plan_large_timescale, pla
 from fedsplit.planning.sft_alm import AlmResult, plan_large_timescale_alm
 from fedsplit.planning.sqp import minmax_shares_sqp
 from fedsplit.planning.system import devices_of, downlink_efficiency, server_of, uplink_snr_hz
+from fedsplit.planning.ways import Way, ways_to_train
 from fedsplit.planning.weighted import plan_weighted
 from fedsplit.planning.weighted_problem import WeightedPlan, WeightedProblem
 
@@ -58,6 +59,7 @@ __all__ = [
     "SftProblem",
     "ShannonPool",
     "SplitProblem",
+    "Way",
     "WeightedPlan",
     "WeightedProblem",
     "associate_by_channel",
@@ -84,4 +86,5 @@ __all__ = [
     "shannon_bps",
     "split_exactly",
     "uplink_snr_hz",
+    "ways_to_train",
 ]

@@ -1,18 +1,25 @@
-"""Measured codec settings: how much each compresses and what it does to the loss."""
+"""Measured settings: how much each codec compresses and what it does to the loss.
+
+A table may say the same of ranks of adapters and of devices that only infer: rows whose name is
+``rank`` (settings ``{"r": 4}``) or ``frozen`` (``{"cut": 2}``).
+"""
 
 import csv
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedsplit.arrays import Array
-from fedsplit.errors import FedsplitError, require
+from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.planning.errors import checked
 
 COLUMNS = ("ratio", "loss_increase", "name", "settings")
+WAYS = {"rank": "r", "frozen": "cut"}
+"""Names of rows that are no codecs, and what their settings say: components, or frozen blocks."""
 _ITEMSIZE = 4
 
 
@@ -31,6 +38,10 @@ class CodecTable:
         What `fedsplit.codec.make_codec` reads, ``name`` included.
     itemsize : int
         Bytes of an uncompressed element that the ratios are relative to.
+    ranks : mapping of int to float
+        Rise of the loss by training adapters of so many components.
+    frozen : mapping of int to float
+        Rise of the loss if so many blocks on the device only infer.
 
     Raises
     ------
@@ -42,6 +53,8 @@ class CodecTable:
     loss_increase: Array
     settings: tuple[dict[str, Any], ...]
     itemsize: int = 4
+    ranks: Mapping[int, float] = field(default_factory=dict)
+    frozen: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ratio = checked("ratio", np.atleast_1d(self.ratio), positive=True)
@@ -51,6 +64,9 @@ class CodecTable:
         require(same, "codec table columns", (len(ratio), len(loss), len(self.settings)), "equal")
         finite = bool(np.isfinite(loss).all())
         require(finite, "loss_increase", loss.tolist(), "finite")
+        for name in ("ranks", "frozen"):
+            losses = list(getattr(self, name).values())
+            require(bool(np.isfinite(losses).all()), f"loss_increase of {name}", losses, "finite")
         object.__setattr__(self, "ratio", ratio)
         object.__setattr__(self, "loss_increase", loss)
 
@@ -75,21 +91,35 @@ class CodecTable:
         except OSError as error:
             raise FedsplitError(f"codec table {path}: {error.strerror}") from error
         ratios, losses, settings = [], [], []
+        ways: dict[str, dict[int, float]] = {name: {} for name in WAYS}
         widths: set[int] = set()
         for line, row in enumerate(rows, start=2):
             missing = [name for name in COLUMNS if row.get(name) is None]
             require(not missing, f"{path} line {line}", missing, f"a row of {', '.join(COLUMNS)}")
             try:
+                if row["name"] in WAYS:
+                    size = way_size({"name": row["name"], **json.loads(row["settings"])})
+                    ways[row["name"]][size] = float(row["loss_increase"])
+                    continue
                 ratios.append(float(row["ratio"]))
                 losses.append(float(row["loss_increase"]))
                 settings.append({"name": row["name"], **json.loads(row["settings"])})
                 widths.add(int(row.get("itemsize") or _ITEMSIZE))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, FedsplitError) as error:
                 raise FedsplitError(f"{path} line {line}: {error}") from error
+        if rows and not settings:
+            ratios, losses, settings = [1.0], [0.0], [{"name": "identity"}]
         itemsize = min(widths, default=_ITEMSIZE)
         alike = len(widths) <= 1 and itemsize > 0
         require(alike, f"{path} itemsize", sorted(widths), "one positive number in all lines")
-        return cls(np.array(ratios), np.array(losses), tuple(settings), itemsize)
+        return cls(
+            np.array(ratios),
+            np.array(losses),
+            tuple(settings),
+            itemsize,
+            ranks=ways["rank"],
+            frozen=ways["frozen"],
+        )
 
     def at(self, itemsize: int) -> "CodecTable":
         """Return the table for boundaries of elements of `itemsize` bytes.
@@ -99,15 +129,15 @@ class CodecTable:
         """
         as_is = np.array([setting["name"] == "identity" for setting in self.settings])
         ratio = np.where(as_is, self.ratio, self.ratio * (self.itemsize / itemsize))
-        return CodecTable(ratio, self.loss_increase, self.settings, itemsize)
+        return replace(self, ratio=ratio, itemsize=itemsize)
 
     def take(self, rows: list[int]) -> "CodecTable":
         """Return the table of these rows, in this order."""
-        return CodecTable(
-            self.ratio[rows],
-            self.loss_increase[rows],
-            tuple(self.settings[row] for row in rows),
-            self.itemsize,
+        return replace(
+            self,
+            ratio=self.ratio[rows],
+            loss_increase=self.loss_increase[rows],
+            settings=tuple(self.settings[row] for row in rows),
         )
 
     def envelope(self) -> "CodecTable":
@@ -140,3 +170,20 @@ def _above(table: CodecTable, left: int, middle: int, right: int) -> bool:
     run = table.ratio[[middle, right]] - table.ratio[left]
     rise = table.loss_increase[[middle, right]] - table.loss_increase[left]
     return bool(rise[0] * run[1] >= rise[1] * run[0])
+
+
+def way_size(settings: Mapping[str, object]) -> int:
+    """Return the rank, or the number of frozen blocks, of a row that is no codec.
+
+    Raises
+    ------
+    FedsplitError
+        If the settings are anything else.
+    """
+    name = str(settings["name"])
+    key = WAYS[name]
+    require(settings.keys() == {"name", key}, f"{name} settings", dict(settings), f"{key} alone")
+    size = settings[key]
+    if not (isinstance(size, int) and not isinstance(size, bool) and size >= 1):
+        raise SettingsError(f"{name}.{key}", size, "a whole number of at least 1")
+    return size

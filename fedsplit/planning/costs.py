@@ -170,6 +170,17 @@ class Devices:
     def __len__(self) -> int:
         return len(self.flops_per_s)
 
+    def fitting_cuts(self, costs: CutCosts, min_cut: int = 0, max_cut: int | None = None) -> Mask:
+        """Return the same without a word where a device has none."""
+        cuts = np.arange(costs.n_blocks + 1)
+        inside: Mask = (cuts >= min_cut) & (
+            cuts <= (costs.n_blocks if max_cut is None else max_cut)
+        )
+        if costs.possible is not None:
+            inside = inside & costs.possible
+        fits: Mask = (costs.memory_bytes <= np.asarray(self.memory_bytes)[:, None]) & inside
+        return fits
+
     def allowed_cuts(self, costs: CutCosts, min_cut: int = 0, max_cut: int | None = None) -> Mask:
         """Return which cuts each device may have, shape ``[N, L + 1]``.
 
@@ -202,7 +213,7 @@ class Devices:
                 )
             inside = inside & costs.possible
         memory = np.asarray(self.memory_bytes)
-        fits: Mask = (costs.memory_bytes <= memory[:, None]) & inside
+        fits = self.fitting_cuts(costs, min_cut, most)
         stuck = np.flatnonzero(~fits.any(axis=1))
         if len(stuck):
             device = stuck[0]

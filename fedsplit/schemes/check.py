@@ -79,8 +79,17 @@ def _checked(plan: RoundPlan, scene: Scene, scheme: str) -> tuple[RoundPlan, Tim
     checks = _Check(scheme, scene)
     if not isinstance(plan, RoundPlan):
         checks.refuse("plan", type(plan).__name__, "a RoundPlan")
+    # How many first blocks nobody trains: what crosses a cut behind others is new in every round.
+    still = min(
+        (
+            turn.route.segments[0].stop if _infers(turn, scene) else 0
+            for branch in plan.branches
+            for turn in branch.turns
+        ),
+        default=0,
+    )
     branches = (
-        Branch(tuple(_filled(turn, scene) for turn in branch.turns), branch.width)
+        Branch(tuple(_filled(turn, scene, still) for turn in branch.turns), branch.width)
         for branch in plan.branches
     )
     filled = RoundPlan(tuple(branches))
@@ -93,12 +102,17 @@ def _checked(plan: RoundPlan, scene: Scene, scheme: str) -> tuple[RoundPlan, Tim
         raise PlanError(f"{checks.origin()}: {error}") from error
 
 
-def _filled(turn: Turn, scene: Scene) -> Turn:
+def _infers(turn: Turn, scene: Scene) -> bool:
+    return turn.frozen or not scene.work.device_adapters
+
+
+def _filled(turn: Turn, scene: Scene, still: int = 0) -> Turn:
     if turn.rank is None:
         turn = replace(turn, rank=scene.work.ranks.get(turn.device))
-    if turn.device in scene.samples and (turn.frozen or not scene.work.device_adapters):
+    if turn.device in scene.samples and _infers(turn, scene):
         n_samples = scene.samples[turn.device]
-        fresh = scene.work.fresh(n_samples, turn.steps, scene.server_round) * (turn.repeat == 0)
+        rounds = scene.server_round if turn.route.segments[0].stop <= still else 1
+        fresh = scene.work.fresh(n_samples, turn.steps, rounds) * (turn.repeat == 0)
         turn = replace(turn, frozen=True, fresh=fresh)
     homeless = turn.edge is None and turn.route.on(EDGE) and turn.device in scene.samples
     return replace(turn, edge=int(scene.fleet.home[turn.device])) if homeless else turn
@@ -135,8 +149,8 @@ class _Check:
                 self._once(turn, repr(settings), partial(self._scene.codec_ratio, settings))
 
     def _numbers(self, turn: Turn) -> None:
-        devices = self._scene.devices
         if turn.device not in self._scene.samples:
+            devices = self._scene.devices
             listed = ", ".join(map(str, devices[:20])) + (", ..." if len(devices) > 20 else "")
             self.refuse("device", turn.device, f"one that takes part ({listed})", turn)
         for field, least in (("steps", 1), ("repeat", 0)):

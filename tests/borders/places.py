@@ -15,6 +15,16 @@ TEXT = "\n\n".join(
 )
 
 
+COLUMNS = "ratio,loss_increase,name,settings\n"
+WAYS = {
+    "rank_0": "{name: rank, r: 0}",
+    "rank_99": "{name: rank, r: 99}",
+    "rank_of": "{name: rank, cut: 2}",
+    "frozen_9": "{name: frozen, cut: 9}",
+}
+"""Grids of ways to train that there are not."""
+
+
 def broken(folder: Path) -> None:
     """Write what the table of wrong inputs names."""
     (folder / "x.txt").write_text("x")
@@ -23,6 +33,10 @@ def broken(folder: Path) -> None:
     (folder / "labelled.csv").write_text("text,label\n" + "x,a\ny,b\nz,c\n" * 9)
     (folder / "bad.yaml").write_text("a: [1")
     (folder / "list.yaml").write_text("- 1\n- 2\n")
+    for name, line in WAYS.items():
+        (folder / f"{name}.yaml").write_text(f"- {line}\n")
+    (folder / "quality.csv").write_text(f'{COLUMNS}1,0.1,rank,"{{""r"": 2}}"\n')
+    (folder / "ranks.csv").write_text(f'{COLUMNS}1,0.1,rank,"{{""r"": 0}}"\n')
     (folder / "mapping.yaml").write_text("name: topk\n")
     (folder / "topology.yaml").write_text("superlink: nowhere\nlink: {bind: a:1}\ndevices: 2\n")
     (folder / "keys.yaml").write_text("superlink: a:1\nlink: {bind: a:1}\ndevices: 2\nedgess: []\n")

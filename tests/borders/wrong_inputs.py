@@ -828,6 +828,22 @@ WRONG = [
     ("calibrate rounds=x", "rounds='x': must be a whole number"),
     ("calibrate --grid bad.yaml", "must be a YAML file with a list of codec settings"),
     ("calibrate --grid list.yaml", "must be a YAML file with a list of codec settings"),
+    ("calibrate --grid rank_0.yaml", "rank.r=0: must be a whole number of at least 1"),
+    ("calibrate --grid rank_99.yaml", "rank.r=99: must be 1 to 8, model.r"),
+    ("calibrate --grid rank_of.yaml", "rank settings={'name': 'rank', 'cut': 2}: must be r alone"),
+    ("calibrate --grid frozen_9.yaml", "frozen.cut=9: must be 1 to 5"),
+    (
+        "plan strategy=joint strategy.codec_table=quality.csv strategy.goal=energy",
+        "strategy.goal='energy': must be delay, without a budget",
+    ),
+    (
+        "plan strategy=joint strategy.codec_table=quality.csv model.r_by_device=[2,2,4,4]",
+        "model.r_by_device={0: 2, 1: 2, 2: 4, 3: 4}: must be null",
+    ),
+    (
+        "plan strategy=joint strategy.codec_table=ranks.csv",
+        "ranks.csv line 2: rank.r=0: must be a whole number of at least 1",
+    ),
     ("calibrate --grid folder", "must be a YAML file with a list of codec settings"),
     ("deploy keys.yaml", "edgess"),
     ("deploy sites.yaml", "sites=['a']: must be none, or one for each of devices=2"),

@@ -1,5 +1,7 @@
 """Calibration: real training with codecs at the cut, and the table that planning reads."""
 
+from dataclasses import replace
+
 import pytest
 from fedsplit.apps.calibrate import (
     IDENTITY,
@@ -7,6 +9,7 @@ from fedsplit.apps.calibrate import (
     Row,
     calibrate,
     fine_tune,
+    measure,
     plot,
     write_table,
 )
@@ -67,19 +70,40 @@ def test_harsh_compression_is_seen_in_bytes_and_loss(uncompressed):
     assert harsh.downlink == 1
 
 
+def test_ranks_and_frozen_blocks_are_measured_as_codecs_are(uncompressed):
+    """The whole rank is the run without any; a frozen device is sent no gradient."""
+    usual, rank = {0: uncompressed.loss}, TRAINING.model.r
+    whole, half = (
+        measure(TRAINING, {"name": "rank", "r": r}, "uplink", usual) for r in (rank, rank // 2)
+    )
+    assert (whole.ratio, whole.loss_increase) == (1, 0)
+    assert half.ratio == 0.5
+    assert half.loss_increase != 0
+    frozen = TRAINING.changed_by({"name": "frozen", "cut": 2})
+    still = fine_tune(frozen, IDENTITY, IDENTITY, 0)
+    assert (frozen.cut, still.uplink, still.downlink) == (2, 1, 0)
+    assert still.loss != uncompressed.loss
+    # Where no block only infers, nothing is frozen: embeddings have no adapters.
+    none = fine_tune(replace(frozen, cut=0), IDENTITY, IDENTITY, 0)
+    assert none.loss == fine_tune(replace(TRAINING, cut=0), IDENTITY, IDENTITY, 0).loss
+
+
 def test_the_table_is_what_planning_reads(tmp_path):
     rows = [
         Row(0.25, 0.001, {"name": "int8"}, 0.002, 2),
         Row(0.05, 0.02, {"name": "topk", "keep": 0.2, "bits": 4}, 0.03, 2),
     ]
+    ways = [Row(0.5, 0.1, {"name": "rank", "r": 4}), Row(1, 0.2, {"name": "frozen", "cut": 2})]
     path = tmp_path / "deep" / "table.csv"
-    write_table(rows, path)
-    plot(rows, path.with_suffix(".png"))
+    write_table([*rows, *ways], path)
+    plot([*rows, *ways], path.with_suffix(".png"))
     table = CodecTable.read_csv(path)
     assert table.ratio.tolist() == [0.25, 0.05]
     assert table.loss_increase.tolist() == [0.001, 0.02]
     assert table.itemsize == 2
     assert "coded_loss_increase" in path.read_text().splitlines()[0]
+    assert (table.ranks, table.frozen) == ({4: 0.1}, {2: 0.2})
+    assert table.envelope().at(4).ranks == table.ranks
     assert list(table.settings) == [row.settings for row in rows]
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 

@@ -125,6 +125,12 @@ TABLE: Mapping[str, Run | NotHere] = {
         "--max-new-tokens 4", "", after=f"fedsplit run output=outputs/tales {_TINY}"
     ),
     "fedsplit calibrate": Run(f"--steps 1 --grid grid.yaml {_TINY}", r"codecs\.csv"),
+    "fedsplit calibrate --grid ways.yaml": Run(f"--steps 1 {_TINY}", r"quality\.csv"),
+    "fedsplit run strategy=joint strategy.codec_table=quality.csv": Run(
+        _TINY,
+        _TRAINED,
+        after=f"fedsplit calibrate --grid ways.yaml --output quality.csv --steps 1 {_TINY}",
+    ),
     "fedsplit audit": Run(f"{_FEW_TEXTS} {_TINY}", "a curious server"),
     "fedsplit audit -m": Run(f"{_FEW_TEXTS} {_TINY}", "a curious server"),
     "fedsplit audit -m strategy.cut=1,2,3,4,5": Run(f"{_FEW_TEXTS} {_TINY}", "a curious server"),
@@ -229,6 +235,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Pa
     rates = (f"{turn},{device},2e7,4e7\n" for turn in (0, 1) for device in range(4))
     (folder / "rates.csv").write_text(f"round,device,uplink_bps,downlink_bps\n{''.join(rates)}")
     (folder / "grid.yaml").write_text("- {name: int8}\n- {name: topk, keep: 0.5, bits: 4}\n")
+    (folder / "ways.yaml").write_text("- {name: rank, r: 4}\n- {name: frozen, cut: 1}\n")
     done = shell(f"pip install ./examples/my_scheme {_TO_SITE}", folder)
     assert done.returncode == 0, done.stderr
     return folder

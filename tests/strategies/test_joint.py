@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,22 @@ def scenario_of(*overrides: str) -> Scenario:
 
 def turns_of(scenario: Scenario, server_round: int = 1) -> list[Turn]:
     return [turn for branch in scenario.plan_round(server_round).branches for turn in branch.turns]
+
+
+QUALITY = (
+    TABLE
+    + """0.25,0.1,rank,"{""r"": 2}"
+1.0,0.1,frozen,"{""name"": ""frozen"", ""cut"": 1}"
+1.0,0.15,frozen,"{""cut"": 3}"
+"""
+)
+
+
+@pytest.fixture
+def quality(tmp_path: Path) -> str:
+    path = tmp_path / "quality.csv"
+    path.write_text(QUALITY)
+    return str(path)
 
 
 @pytest.fixture
@@ -196,6 +213,74 @@ def test_gradients_may_use_the_chosen_setting(table: Path) -> None:
     turns = turns_of(scenario_of(*settings, *SPLIT))
     assert all(turn.codec.uplink == turn.codec.downlink for turn in turns)
     assert {turn.codec.uplink["name"] for turn in turns} != {"identity"}
+
+
+def small_scene(memory_bytes: float, devices: int = 3) -> Scene:
+    """Return devices of so much memory before a server that nobody queues for."""
+    scene = replace_serving(make_scene(devices), "unlimited")
+    machines = replace(scene.fleet.devices, memory_bytes=np.full(devices, memory_bytes))
+    profile = replace(scene.profile, rank=8)
+    return replace(scene, profile=profile, fleet=replace(scene.fleet, devices=machines))
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("memory_bytes", [60e6, 200e6])
+def test_ranks_and_frozen_devices_come_from_the_table(
+    quality: str, memory_bytes: float, limit: float
+) -> None:
+    """Within memory and the limit on the loss, and never slower than without the choice."""
+    scene = small_scene(memory_bytes)
+    plan = planned(Joint(codec_table=quality, max_loss_increase=limit), scene)
+    cost = scene.timeline(plan).cost
+    assert (cost.device_memory_bytes <= memory_bytes).all()
+    harm = {"int8": 0.2, "bf16": 0.05, "identity": 0.0}
+    turns = [turn for branch in plan.branches for turn in branch.turns]
+    losses = [
+        harm[str(turn.codec.uplink["name"])]
+        + (0.1 if turn.rank == 2 else 0.0)
+        + ({1: 0.1, 3: 0.15}[turn.route.segments[0].stop] if turn.frozen else 0.0)
+        for turn in turns
+    ]
+    samples = [scene.samples[turn.device] for turn in turns]
+    assert np.average(losses, weights=samples) <= limit + 1e-9
+    without = replace_table(Joint(codec_table=quality, max_loss_increase=limit))
+    usual = scene.timeline(planned(without, scene)).cost
+    assert cost.delay_s <= usual.delay_s * (1 + 1e-9)
+    changed = any(turn.frozen or turn.rank for turn in turns)
+    assert not changed if limit == 0 else changed or memory_bytes > 100e6
+
+
+def replace_table(scheme: Joint) -> Joint:
+    """Return the scheme without ranks and frozen devices to choose from."""
+    assert scheme.table is not None
+    scheme.table = replace(scheme.table, ranks={}, frozen={})
+    return scheme
+
+
+def test_devices_that_hold_no_part_otherwise_are_frozen(quality: str) -> None:
+    """The least part to train takes more than they have, to infer with it does not."""
+    scene = small_scene(1e9)
+    line = scene.timeline(
+        RoundPlan.parallel(scene.turn(n, Route.two_tier(scene.n_blocks, 1)) for n in range(3))
+    )
+    tight = small_scene(0.9 * float(line.cost.device_memory_bytes.min()))
+    with pytest.raises(FedsplitError, match="memory of device 0"):
+        planned(Joint(codec_table=None), tight)
+    plan = planned(Joint(codec_table=quality, max_loss_increase=0.3), tight)
+    assert all(turn.frozen for branch in plan.branches for turn in branch.turns)
+
+
+def test_ranks_are_chosen_or_given(quality: str) -> None:
+    scene = small_scene(1e9)
+    given = replace(scene, work=replace(scene.work, ranks={0: 2}))
+    with pytest.raises(FedsplitError, match=r"model.r_by_device=.*must be null"):
+        planned(Joint(codec_table=quality), given)
+
+
+@pytest.mark.parametrize("goal", [{"goal": "energy"}, {"budget_j": 1.0}])
+def test_other_goals_refuse_a_table_of_ranks(quality: str, goal: dict[str, Any]) -> None:
+    with pytest.raises(FedsplitError, match="strategy.goal=.*must be delay, without a budget"):
+        Joint(codec_table=quality, **goal)
 
 
 def test_it_trains_as_splitfed(federation: Federation, fedavg: Strategy) -> None:
