@@ -14,7 +14,8 @@ from benchmarks.real import floors, summary
 from .pages import ROOT
 
 PAGE = ROOT / "docs" / "results.md"
-FILES = sorted((ROOT / "docs" / "results").glob("real_*.json"))
+RESULTS = ROOT / "docs" / "results"
+FILES = [*sorted(RESULTS.glob("real_*.json")), RESULTS / "methods.json"]
 
 
 def test_every_figure_of_the_page_is_in_the_json_beside_it() -> None:
