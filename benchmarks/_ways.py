@@ -18,9 +18,9 @@ from fedsplit.models.anatomy import anatomy
 from fedsplit.models.crossing import IGNORED_LABEL
 from fedsplit.models.loading import assemble
 from fedsplit.models.lora import lora_config
-from fedsplit.models.routes import gradients, packed_and_not
+from fedsplit.models.routes import gradients
 from fedsplit.models.spec import model_class
-from fedsplit.models.tiny import example_inputs
+from fedsplit.models.tiny import example_inputs, packed_and_not
 from fedsplit.models.weights import stir, weights_dtype
 from fedsplit.plan import Route
 

@@ -39,11 +39,12 @@ from fedsplit.codec import Loopback
 from fedsplit.data import Batch
 from fedsplit.execution import compute, train_turn
 from fedsplit.fleet import FleetSpec, RoundCost, build_fleet, timeline
+from fedsplit.measured import MeasuredProfile
 from fedsplit.models import ModelSpec, load
 from fedsplit.models.profile import profile_model
 from fedsplit.models.profile_measured import measure_machine
 from fedsplit.plan import CodecPlan, RoundPlan, Route, Segment, Turn
-from fedsplit.profiles import MeasuredProfile, ModelProfile
+from fedsplit.profiles import ModelProfile
 from fedsplit.seeds import derive_seed
 from fedsplit.transport import LinkStats, with_messages
 from fedsplit.transport.tensors import Stream

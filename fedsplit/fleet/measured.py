@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from fedsplit.fleet.fleet import Fleet
-from fedsplit.profiles import MeasuredProfile, ModelProfile
+from fedsplit.measured import MeasuredProfile
+from fedsplit.profiles import ModelProfile
 
 SPEEDS = (1e6, 1e18)
 """FLOP/s that a machine may have: what is outside is broken or meant to break."""

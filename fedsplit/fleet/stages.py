@@ -17,9 +17,10 @@ from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet.cost import compute_delay_s, compute_energy_j, transmit_energy_j
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.turns import CostTable, read_turns
+from fedsplit.measured import MeasuredProfile
 from fedsplit.pace import Pace
 from fedsplit.plan import DEVICE, EDGE, AdapterWay, RoundPlan
-from fedsplit.profiles import MeasuredProfile, ModelProfile
+from fedsplit.profiles import ModelProfile
 from fedsplit.wireless import ChannelState, downlink_bps, uplink_bps
 
 IntArray = NDArray[np.int64]

@@ -24,8 +24,9 @@ from fedsplit.fleet.stages import (
 )
 from fedsplit.fleet.turns import Turns
 from fedsplit.fleet.waves import AGGREGATE, Waves, averaging, read_waves
+from fedsplit.measured import MeasuredProfile
 from fedsplit.plan import RoundPlan
-from fedsplit.profiles import MeasuredProfile, ModelProfile
+from fedsplit.profiles import ModelProfile
 from fedsplit.wireless import ChannelState
 
 IntArray = NDArray[np.int64]

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from fedsplit.errors import require
+from fedsplit.measured import MeasuredProfile
 from fedsplit.models.blocks import find_blocks
 from fedsplit.models.loading import load
 from fedsplit.models.private import tree_leaves
 from fedsplit.models.profile import example_batch, profile_model
 from fedsplit.models.spec import ModelSpec
-from fedsplit.profiles import MeasuredProfile
 
 _COUNTERS = Path("/sys/class/powercap")
 

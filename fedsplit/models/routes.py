@@ -19,7 +19,7 @@ from fedsplit.models.lora_fields import changes_base
 from fedsplit.models.names import CAUSAL
 from fedsplit.models.spec import ModelSpec, usable_config
 from fedsplit.models.split import SplitModel
-from fedsplit.models.tiny import example_inputs, narrow
+from fedsplit.models.tiny import example_inputs, narrow, packed_and_not
 from fedsplit.models.twins import Chain, Twin
 from fedsplit.models.weights import stir
 from fedsplit.plan import DEVICE, Route
@@ -191,23 +191,6 @@ def distance(found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor |
         scale = max(scale, float(wanted.abs().max()))
         far = max(far, float(((zero if other is None else other) - wanted).abs().max()))
     return far / scale
-
-
-def packed_and_not(ids: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return `ids` as rows of two texts each, and as rows of one text each, with labels."""
-    (rows, tokens), first = ids.shape, ids.shape[1] // 3
-    places = torch.cat([torch.arange(first), torch.arange(tokens - first)]).expand(rows, -1)
-    together = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "position_ids": places,
-        "labels": ids.masked_fill(places == 0, IGNORED_LABEL),
-    }
-    alone, mask = (torch.zeros(2 * rows, tokens, dtype=ids.dtype) for _ in range(2))
-    for place, text in enumerate(part for row in ids for part in (row[:first], row[first:])):
-        alone[place, : len(text)], mask[place, : len(text)] = text, 1
-    labels = alone.masked_fill(mask == 0, IGNORED_LABEL)
-    return together, {"input_ids": alone, "attention_mask": mask, "labels": labels}
 
 
 def step_through(

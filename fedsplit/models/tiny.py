@@ -232,6 +232,23 @@ def example_inputs(config: PretrainedConfig, task: str, seed: int = 0) -> dict[s
     }
 
 
+def packed_and_not(ids: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return `ids` as rows of two texts each, and as rows of one text each, with labels."""
+    (rows, tokens), first = ids.shape, ids.shape[1] // 3
+    places = torch.cat([torch.arange(first), torch.arange(tokens - first)]).expand(rows, -1)
+    together = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": places,
+        "labels": ids.masked_fill(places == 0, -100),
+    }
+    alone, mask = (torch.zeros(2 * rows, tokens, dtype=ids.dtype) for _ in range(2))
+    for place, text in enumerate(part for row in ids for part in (row[:first], row[first:])):
+        alone[place, : len(text)], mask[place, : len(text)] = text, 1
+    labels = alone.masked_fill(mask == 0, -100)
+    return together, {"input_ids": alone, "attention_mask": mask, "labels": labels}
+
+
 def placeholder(
     config: PretrainedConfig, task: str, mask: Tensor | None, received: Tensor
 ) -> dict[str, Tensor]:

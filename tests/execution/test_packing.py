@@ -13,9 +13,9 @@ from fedsplit.data.tokens import Encoded, pad, share_rows
 from fedsplit.errors import FedsplitError
 from fedsplit.execution import OptimizerSpec
 from fedsplit.models import ModelSpec
-from fedsplit.models.routes import distance, gradients, keeps_apart, packed_and_not
+from fedsplit.models.routes import distance, gradients, keeps_apart
 from fedsplit.models.spec import usable_config
-from fedsplit.models.tiny import example_inputs, tiny_config
+from fedsplit.models.tiny import example_inputs, packed_and_not, tiny_config
 from fedsplit.plan import Route
 from tests.execution.test_padding_on_link import ROUTES
 from tests.tiny_split import BLOCKS, Cluster, gpt2, initial

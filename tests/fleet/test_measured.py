@@ -6,10 +6,10 @@ import pytest
 
 from fedsplit.errors import FedsplitError
 from fedsplit.fleet import measured_fleet, timeline
+from fedsplit.measured import MeasuredProfile
 from fedsplit.models import ModelSpec
 from fedsplit.models.profile_measured import measure_machine
 from fedsplit.plan import RoundPlan, Route, Turn
-from fedsplit.profiles import MeasuredProfile
 from tests.fleet.fleet_scenarios import N_BLOCKS, random_fleet, random_profile, random_state
 
 BATCH = 8

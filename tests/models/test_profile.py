@@ -13,12 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fedsplit.errors import FedsplitError
+from fedsplit.measured import MeasuredProfile
 from fedsplit.models import Boundary, ModelSpec, load
 from fedsplit.models.blocks import find_blocks
 from fedsplit.models.profile import example_batch, profile_model, profile_module
 from fedsplit.models.profile_measured import measure_machine
 from fedsplit.plan import Route, Segment
-from fedsplit.profiles import MeasuredProfile, ModelProfile, total
+from fedsplit.profiles import ModelProfile, total
 
 TINY = {"vocab_size": 64, "n_embd": 32, "n_layer": 4, "n_head": 4}
 SPEC = ModelSpec(model_type="gpt2", config=TINY)

@@ -44,10 +44,10 @@ from fedsplit.flower.node.models import cached_model
 from fedsplit.flower.source import source_hash
 from fedsplit.flower.tasks import Contact, Job, TurnTask
 from fedsplit.mapping import from_mapping, to_mapping
+from fedsplit.measured import MeasuredProfile
 from fedsplit.models import ModelSpec, SplitModel
 from fedsplit.models.names import IMAGES
 from fedsplit.plan import DEVICE, AdapterWay
-from fedsplit.profiles import MeasuredProfile
 from fedsplit.seeds import generator
 from fedsplit.transport import GrpcLink, Presence
 

@@ -26,7 +26,7 @@ from fedsplit.flower.messages import (
     task_message,
 )
 from fedsplit.flower.tasks import Job
-from fedsplit.profiles import MeasuredProfile
+from fedsplit.measured import MeasuredProfile
 
 MOST_SAMPLES = 10**9
 """Samples that a device may say it has: more weight than this nobody's data have."""
