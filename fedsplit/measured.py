@@ -1,4 +1,4 @@
-"""What a model costs on a machine that it was measured on; see `fedsplit.models.profile_measured`."""
+"""What a model takes on a machine that was measured (`fedsplit.models.profile_measured`)."""
 
 import json
 from dataclasses import asdict, dataclass, replace
