@@ -210,6 +210,13 @@ def usable_config(config: PretrainedConfig, task: str) -> PretrainedConfig:
         # A sample is judged by its last token before the padding.
         ends = getattr(text, "eos_token_id", None)
         text.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
+    for name in ("layerdrop", "decoder_layerdrop"):
+        rate = getattr(text, name, 0)
+        if rate:
+            raise FedsplitError(
+                f"config.{name}={rate}: must be 0: each tier would draw for itself which blocks a "
+                "step leaves out"
+            )
     if hasattr(config, "rescale_every"):
         # RWKV would divide the weights of all blocks, in place, in evaluation mode.
         config.rescale_every = 0

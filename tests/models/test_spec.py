@@ -47,3 +47,9 @@ def test_unknown_models_are_refused(tmp_path: Path) -> None:
 def test_a_model_without_the_task_is_refused() -> None:
     with pytest.raises(FedsplitError, match="image-classification"):
         ModelSpec(model_type="gpt2", task="image-classification").load_config()
+
+
+def test_blocks_that_are_left_out_at_random_are_refused() -> None:
+    spec = ModelSpec(model_type="opt", config={"layerdrop": 0.1})
+    with pytest.raises(FedsplitError, match=r"^config\.layerdrop=0\.1: must be 0"):
+        spec.load_config()
