@@ -117,9 +117,14 @@ def _step(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> None:
         (model(**batch).loss * share).backward()
 
 
+def _n_targets(labels: Tensor) -> int:
+    """Return how many labels count: of tokens all but the first, which nothing predicts."""
+    return int(((labels[:, 1:] if labels.dim() == 2 else labels) != IGNORED_LABEL).sum())
+
+
 def _shares(batches: Sequence[Mapping[str, Tensor]]) -> list[float]:
     """Return the part of all targets that each mini-batch has."""
-    counts = [int((batch["labels"][:, 1:] != IGNORED_LABEL).sum()) for batch in batches]
+    counts = [_n_targets(batch["labels"]) for batch in batches]
     return [count / sum(counts) for count in counts]
 
 

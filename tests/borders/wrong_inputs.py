@@ -637,7 +637,7 @@ WRONG = [
     ),
     ("reproduce nope", "paper='nope': must be one of all, splitllm, sft, fedsllm"),
     ("reproduce gsfl roundz=3", "roundz=3: must be a known setting; the nearest is ro"),
-    ("reproduce gsfl fleet.devices=0", "fleet.devices=0: must be at least 1"),
+    ("reproduce gsfl fleet.devices=0", "fleet.devices=0: must be a whole number, at least 1"),
     ("reproduce gsfl model=gpt2", "model='gpt2': must be absent without --train"),
     ("plan fleet=boards", "fleet.csv=None: must be a CSV of boards"),
     ("plan fleet.csv=keys.yaml", "keys.yaml: line 1="),
