@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedsplit.data import Batch, DataSpec, Samples, load_data, load_device
 from fedsplit.data.partition import LOCAL
-from fedsplit.errors import require
+from fedsplit.errors import FedsplitError, require
 from fedsplit.flower import Job
 from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import SplitModel, load, read_tokenizer
@@ -292,10 +292,13 @@ def _update(sender: Sender, texts: Texts, work: Job, steps: int) -> Update | Non
 
     draw = generator(work.seed, "audit", "updates")
     chosen = [draw.permutation(len(own))[:steps].tolist() for _ in range(TURNS)]
-    turns = [turn([own[i] for i in each], str(n)) for n, each in enumerate(chosen)]
+    try:
+        turns = [turn([own[i] for i in each], str(n)) for n, each in enumerate(chosen)]
+        change, tokens = turn(texts.private[:steps], "private")
+    except FedsplitError as error:  # of a model that has diverged
+        return Update(steps, why_not=str(error))
     counts = torch.bincount(_tokens(own), minlength=len(inputs.vectors))
     reader = UpdateReader(inputs, turns, counts)
-    change, tokens = turn(texts.private[:steps], "private")
     shares = [
         float(torch.isin(tokens, named).double().mean())
         for named in (reader.read(change, len(tokens)), reader.guess(len(tokens)))

@@ -80,12 +80,15 @@ class Update:
         Share of these that are among as many that the aggregator names.
     guessing : float
         The same, naming those that its own texts have most often.
+    why_not : str
+        Why no turn could be tried, such as a loss that is not finite.
     """
 
     steps: int
-    distinct: int
-    tokens: float
-    guessing: float
+    distinct: int = 0
+    tokens: float = 0.0
+    guessing: float = 0.0
+    why_not: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +181,10 @@ class Audit:
         update = self.update
         if update is None:
             return ""
+        if update.why_not:
+            return (
+                f" What adapters tell was not tried, a turn of this model fails: {update.why_not}."
+            )
         return (
             f" From the adapters of a turn of {update.steps} steps the aggregator names "
             f"{update.tokens:.0%} of its {update.distinct} different tokens "
