@@ -299,11 +299,11 @@ def _update(sender: Sender, texts: Texts, work: Job, steps: int) -> Update | Non
         return Update(steps, why_not=str(error))
     counts = torch.bincount(_tokens(own), minlength=len(inputs.vectors))
     reader = UpdateReader(inputs, turns, counts)
-    shares = [
-        float(torch.isin(tokens, named).double().mean())
-        for named in (reader.read(change, len(tokens)), reader.guess(len(tokens)))
-    ]
-    return Update(steps, len(tokens), *shares)
+    named, guessed = (
+        float(torch.isin(tokens, found).double().mean())
+        for found in (reader.read(change, len(tokens)), reader.guess(len(tokens)))
+    )
+    return Update(steps, len(tokens), named, guessed)
 
 
 def _tokens(batches: Sequence[Batch]) -> Tensor:
