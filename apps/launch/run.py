@@ -27,7 +27,7 @@ from fedsplit.report.lock import locked
 from fedsplit.report.run import RESULTS
 
 from ..check import check
-from ..config import absolute, load_config, output_folder
+from ..config import absolute, load_config, model_spec, output_folder
 from ..outputs import make_folder
 from ..recorder import PROGRESS
 from ..resume import cut_short
@@ -38,6 +38,7 @@ from .surroundings import collect_as_usual
 
 LOG = "flower.log"
 _STARTING = "starting"
+_NO_ADAPTER = "adapter/ is not written: other programs know no bottleneck; fedsplit generate does"
 # Off a terminal, where no bar moves, something is printed at least so often.
 _QUIET_S = 10.0
 
@@ -93,6 +94,8 @@ def train(overrides: Sequence[str], engine: Engine, console: Console) -> tuple[P
             lock = stack.enter_context(locked(folder))
         begin = f"fedsplit: {config.strategy.name}, {config.rounds} rounds, output in {folder}"
         console.print(plain_text(begin), highlight=False)
+        if model_spec(config).bottleneck is not None:
+            console.print(_NO_ADAPTER, highlight=False, soft_wrap=True)
         if sample is not None:
             console.print("first sample, with what is learnt between [[ and ]]:", highlight=False)
             console.print(plain_text(sample), highlight=False, soft_wrap=True)

@@ -124,6 +124,17 @@ def test_what_is_complete_is_a_success_even_if_the_server_ends_badly(
     assert run(["rounds=2", f"output={tmp_path / 'out'}"], console) == status
 
 
+@pytest.mark.parametrize(("privacy", "lacking"), [("bottleneck", True), ("none", False)])
+def test_that_no_adapter_will_be_there_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, privacy: str, lacking: bool
+) -> None:
+    monkeypatch.setattr(module.Engine, "carry_out", lambda *_, **__: "not in this test")
+    monkeypatch.setattr(module, "check", lambda *_: None)
+    console = Console(record=True, file=io.StringIO())
+    run([f"privacy={privacy}", f"output={tmp_path / 'out'}"], console)
+    assert ("adapter/ is not written" in console.export_text()) == lacking
+
+
 def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
