@@ -63,9 +63,11 @@ def train_coded(
     itemsize = 0
     model.train()
     for batch in batches:
+        if frozen:
+            model.eval()
         with torch.set_grad_enabled(not frozen):
-            model.train(not frozen)
             boundary = first_part(model, route, batch.inputs)
+        if frozen:
             model.train()
         if defence is not None:
             boundary = defence.boundary(boundary, batch.inputs)

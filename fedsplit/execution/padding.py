@@ -1,6 +1,7 @@
 """Which tokens of a mini-batch have to cross a cut: all but padding on which nothing depends."""
 
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -8,6 +9,9 @@ from fedsplit.models import SplitModel
 from fedsplit.models.crossing import IGNORED_LABEL
 from fedsplit.models.routes import ignores_padding
 from fedsplit.plan import Segment
+
+# By cut and side; finding the answer, even one that is kept, reads the model's configuration.
+_KNOWN: WeakKeyDictionary[SplitModel, dict[tuple[int, bool], bool]] = WeakKeyDictionary()
 
 
 def kept_of(model: SplitModel, segment: Segment, inputs: Mapping[str, Tensor]) -> Tensor | None:
@@ -37,6 +41,11 @@ def kept_of(model: SplitModel, segment: Segment, inputs: Mapping[str, Tensor]) -
         return None
     left, right = bool((~where[:, 0]).any()), bool((where[:, :-1] & ~where[:, 1:]).any())
     sides = [side for side, present in ((True, left), (False, right)) if present]
-    if not all(ignores_padding(model.spec, segment.stop, left=side) for side in sides):
-        return None
-    return where
+    return where if all(_ignores(model, segment.stop, side) for side in sides) else None
+
+
+def _ignores(model: SplitModel, cut: int, left: bool) -> bool:
+    known = _KNOWN.setdefault(model, {})
+    if (cut, left) not in known:
+        known[cut, left] = ignores_padding(model.spec, cut, left)
+    return known[cut, left]
