@@ -9,10 +9,11 @@ from torch import Tensor
 
 from fedsplit.data import Batch
 from fedsplit.execution import OptimizerSpec, TurnResult
+from fedsplit.execution.padding import kept_of
 from fedsplit.models import ModelSpec, load
 from fedsplit.models.routes import ignores_padding
 from fedsplit.models.tiny import tiny_config
-from fedsplit.plan import CodecPlan, Route
+from fedsplit.plan import DEVICE, CodecPlan, Route, Segment
 from tests.tiny_split import BLOCKS, TOKENS, VOCABULARY, Cluster, differing, gpt2, initial
 
 ROUTES = {
@@ -181,6 +182,11 @@ def test_a_model_that_looks_at_padding_is_known(model_type: str, right: bool, le
     spec = ModelSpec(model_type=model_type, config=config, target_modules="all-linear")
     assert ignores_padding(spec, 1, left=False) == right
     assert ignores_padding(spec, 2, left=True) == left
+    model = load(spec)
+    for lengths, side, stays in ((RIGHT, False, right), (LEFT, True, left)):
+        (batch,) = padded(lengths, side, count=1)
+        where = kept_of(model, Segment(DEVICE, 0, 2), batch.inputs)
+        assert (where is not None) == stays, "what leaves a device is not what was found"
 
 
 def test_a_cut_s_tensors_that_are_not_by_token_go_whole() -> None:
