@@ -221,7 +221,8 @@ def step_through(
     result: Boundary | Output | None = None
     for segment in route.segments:
         if isinstance(result, Boundary):
-            marks = tiers[segment.tier].crossing(segment.start).kept(kept)
+            crossing = None if kept is None else tiers[segment.tier].crossing(segment.start)
+            marks = () if crossing is None else crossing.kept(kept)
             sent.append(replace(result, kept=marks))
             received.append(replace(result, tensors=_arrived(result.tensors, marks)).leaf())
         model = tiers[segment.tier]

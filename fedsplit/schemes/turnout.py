@@ -191,7 +191,7 @@ def turn_out(
     there = events[: 1 + next(at for at, count in enumerate(counts) if count >= quorum)]
     in_time = sorted(place for _, fresh, place, _ in there if fresh)
     come = {place for _, fresh, place, _ in there if not fresh}
-    behind = [place for place in range(len(ends_s)) if place not in in_time]
+    behind = sorted(set(range(len(ends_s))).difference(in_time))
     late = tuple(device for place in behind for device in plan.branches[place].devices)
     if late or under_way:
         plan = _pinned(plan, line)
