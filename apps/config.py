@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from fedsplit.plan import CodecPlan
 
 _PACKAGED = "package:default"
+_FILES = ("data", "csv", "server_profile")  # settings of fleet that the fleet itself is not made of
 _MAX_SEED = 2**63 - 1
 
 
@@ -213,14 +214,14 @@ def data_spec(config: DictConfig) -> "DataSpec":
 
 
 def fleet_spec(config: DictConfig) -> FleetSpec:
-    """Return the ``fleet`` group, without what it says of the devices' data.
+    """Return the ``fleet`` group, without its files: the devices' data, the server's profile.
 
     Raises
     ------
     FedsplitError
         If a setting is wrong, or the boards of ``fleet.csv`` are, or nothing uses any of them.
     """
-    values, file = without(plain(config.fleet), ("data", "csv")), config.fleet.get("csv")
+    values, file = without(plain(config.fleet), _FILES), config.fleet.get("csv")
     require(file is not None or values["types"] is not None, "fleet.csv", None, "a CSV of boards")
     if file is not None:
         boards, dealt = read_boards(file)

@@ -26,6 +26,7 @@ PATHS = (
     "data.test_path",
     "evaluate.central",
     "fleet.csv",
+    "fleet.server_profile",
     "link.certificate",
     "link.key",
     "link.login",

@@ -6,13 +6,15 @@ from functools import cache
 
 from omegaconf import DictConfig
 
-from fedsplit.errors import require, within
+from fedsplit.errors import FedsplitError, SettingsError, require, within
+from fedsplit.fleet import measured_fleet
 from fedsplit.flower.system import System, make_system
 from fedsplit.mapping import from_mapping, to_mapping
+from fedsplit.measured import MeasuredProfile
 from fedsplit.models import ModelSpec, check_model
 from fedsplit.models.names import IMAGES
 from fedsplit.models.profile import profile_model
-from fedsplit.plan import RoundPlan
+from fedsplit.plan import SERVER, RoundPlan
 from fedsplit.profiles import ModelProfile
 from fedsplit.schemes import Scheme, planned_evaluation
 from fedsplit.schemes.turnout import CARRY, DROP, Waiting, turn_out
@@ -45,7 +47,26 @@ def build_system(config: DictConfig) -> System:
         seed=config.seed,
         profile=_profile(model, config.data.get("seq_len", 1)),
     )
-    return within_audit(system, config)
+    return within_audit(_measured(system, config), config)
+
+
+def _measured(system: System, config: DictConfig) -> System:
+    """Return `system` with the server that ``fleet.server_profile`` measured, if it names one."""
+    file = config.fleet.get("server_profile")
+    if file is None:
+        return system
+    profile = system.profile
+    try:
+        found = MeasuredProfile.read(file)
+    except FedsplitError as error:
+        allowed = f"a file of `fedsplit measure` ({error})"
+        raise SettingsError("fleet.server_profile", file, allowed) from error
+    allowed = (
+        f"of {profile.name}, {profile.n_blocks} blocks, with {profile.seq_len} tokens a sample"
+    )
+    require(found.fits(profile), "fleet.server_profile", file, allowed)
+    fleet = measured_fleet(system.fleet, system.profile, {(SERVER, 0): found})
+    return replace(system, fleet=fleet)
 
 
 def check_first_round(scheme: Scheme, system: System, waiting: Waiting | None = None) -> RoundPlan:

@@ -57,7 +57,8 @@ class MeasuredProfile:
 
     def flops_per_s(self, profile: ModelProfile) -> float:
         """Return the speed at which the whole model takes the time measured; 0 if it takes none."""
-        seconds = sum(self.forward_s) + sum(self.backward_s)
+        again = profile.recomputed * sum(self.forward_s[1:-1])
+        seconds = sum(self.forward_s) + sum(self.backward_s) + again
         whole = profile.total()
         flops = float(self.batch * (whole.forward_flops + whole.backward_flops))
         return flops / seconds if seconds > 0 else 0.0

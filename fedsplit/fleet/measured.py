@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-
-from fedsplit.fleet.fleet import Fleet
+from fedsplit.fleet.fleet import Fleet, Nodes
 from fedsplit.measured import MeasuredProfile
+from fedsplit.plan import DEVICE, EDGE, SERVER
 from fedsplit.profiles import ModelProfile
 
 SPEEDS = (1e6, 1e18)
@@ -14,11 +13,11 @@ SPEEDS = (1e6, 1e18)
 
 
 def measured_fleet(
-    fleet: Fleet, profile: ModelProfile, machines: Mapping[int, MeasuredProfile]
+    fleet: Fleet, profile: ModelProfile, machines: Mapping[tuple[str, int], MeasuredProfile]
 ) -> Fleet:
-    """Return `fleet` with devices as fast as they said, for all planners and the timeline.
+    """Return `fleet` with machines as fast as they said, for all planners and the timeline.
 
-    A device's FLOPs per cycle become those that make the whole model take the time measured; its
+    A machine's FLOPs per cycle become those that make the whole model take the time measured; its
     memory and, where its board told, its power at full clock are taken too. What does not fit the
     model, or no machine can be, changes nothing.
 
@@ -28,28 +27,40 @@ def measured_fleet(
         As modelled.
     profile : ModelProfile
         The model that it trains.
-    machines : mapping of int to MeasuredProfile
-        By index of the device.
+    machines : mapping of tuple to MeasuredProfile
+        By role (`DEVICE`, `EDGE`, `SERVER`) and index; the server's is 0.
     """
-    devices = fleet.devices
-    per_cycle, memory = devices.flops_per_cycle.copy(), devices.memory_bytes.copy()
-    coefficient = devices.energy_coefficient.copy()
-    for device, found in machines.items():
-        if not found.fits(profile):
-            continue
-        speed = found.flops_per_s(profile)
-        if not SPEEDS[0] <= speed <= SPEEDS[1]:
-            continue
-        clock_hz = devices.clock_hz[device]
-        per_cycle[device] = speed / clock_hz
-        if found.memory_bytes is not None:
-            memory[device] = found.memory_bytes
-        if found.power_w is not None:
-            coefficient[device] = found.power_w / clock_hz**3
-    unchanged = np.array_equal(per_cycle, devices.flops_per_cycle)
-    if unchanged and np.array_equal(memory, devices.memory_bytes):
-        return fleet
-    changed = replace(
-        devices, flops_per_cycle=per_cycle, memory_bytes=memory, energy_coefficient=coefficient
+    speeds = {place: found.flops_per_s(profile) for place, found in machines.items()}
+    good = {
+        place: found
+        for place, found in machines.items()
+        if found.fits(profile) and SPEEDS[0] <= speeds[place] <= SPEEDS[1]
+    }
+    devices = {index: found for (role, index), found in good.items() if role == DEVICE}
+    servers = {
+        index + (role == EDGE): found for (role, index), found in good.items() if role != DEVICE
+    }
+    return replace(
+        fleet,
+        devices=_measured(fleet.devices, profile, devices),
+        servers=_measured(fleet.servers, profile, servers),
     )
-    return replace(fleet, devices=changed)
+
+
+def _measured(
+    nodes: Nodes, profile: ModelProfile, machines: Mapping[int, MeasuredProfile]
+) -> Nodes:
+    per_cycle, memory = nodes.flops_per_cycle.copy(), nodes.memory_bytes.copy()
+    coefficient = nodes.energy_coefficient.copy()
+    for node, found in machines.items():
+        if node >= len(nodes):
+            continue  # an edge of more than the fleet has serves nobody
+        clock_hz = nodes.clock_hz[node]
+        per_cycle[node] = found.flops_per_s(profile) / clock_hz
+        if found.memory_bytes is not None:
+            memory[node] = found.memory_bytes
+        if found.power_w is not None:
+            coefficient[node] = found.power_w / clock_hz**3
+    return replace(
+        nodes, flops_per_cycle=per_cycle, memory_bytes=memory, energy_coefficient=coefficient
+    )

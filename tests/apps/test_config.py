@@ -199,7 +199,7 @@ def test_every_setting_stands_in_the_configuration() -> None:
     assert room <= settings_of(ServerLimits)
     assert {*config.run, *config.link} == of_run | link | room
     assert set(config.channel) == settings_of(ChannelSpec)
-    assert set(config.fleet) == {"csv", "data", *settings_of(FleetSpec)}
+    assert set(config.fleet) == {"csv", "data", "server_profile", *settings_of(FleetSpec)}
     assert set(config.codec) == settings_of(CodecPlan)
     # How ranks differ is the devices' work; others come with aggregator.adapters=ffa and privacy.
     of_model = settings_of(ModelSpec) - {"freeze_a", "bottleneck"} | {"r_by_device"}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -11,6 +12,7 @@ from fedsplit.apps.plan import build_scenario, plan
 from rich.console import Console
 
 from fedsplit.errors import FedsplitError
+from fedsplit.measured import MeasuredProfile
 
 
 def printed(overrides, multirun=False):
@@ -53,6 +55,22 @@ def test_a_single_scenario_leaves_its_timeline(tmp_path):
     assert len(cost["uplink_bytes"]) == 20
     assert next(iter(rows.values()))["rounds"][0]["delay_s"] == cost["delay_s"]
     assert (tmp_path / "gantt.png").stat().st_size > 1000
+
+
+def test_the_server_is_as_fast_as_its_file_says(tmp_path):
+    plain = build_scenario(load_config([])).system
+    n_units = plain.profile.n_blocks + 2
+    machine = MeasuredProfile(
+        model="any", seq_len=128, batch=4, forward_s=(0.1,) * n_units, backward_s=(0.2,) * n_units
+    )
+    machine.write(tmp_path / "server.json")
+    named = f"fleet.server_profile={tmp_path / 'server.json'}"
+    found = build_scenario(load_config([named])).system
+    assert found.fleet.servers.flops[0] == pytest.approx(machine.flops_per_s(found.profile))
+    assert (found.fleet.devices.flops == plain.fleet.devices.flops).all()
+    replace(machine, seq_len=64).write(tmp_path / "server.json")
+    with pytest.raises(FedsplitError, match=r"server_profile=.*: must be of .* with 128 tokens"):
+        build_scenario(load_config([named]))
 
 
 def test_rounds_are_planned_independently_of_each_other():

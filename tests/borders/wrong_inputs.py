@@ -492,6 +492,7 @@ WRONG = [
     ("run link.advertise=h:1", "link.advertise='h:1': must be given with bind"),
     ("run link.bind=127.0.0.1:99999999", "link.bind='127.0.0.1:99999999': must be host:port"),
     ("run channel.trace_file=x.csv", "channel.trace_file='"),
+    ("plan fleet.server_profile=nowhere.json", "/nowhere.json': must be a file of `fedsplit meas"),
     (
         "run channel=trace channel.trace_file=x.txt",
         "/x.txt: line 1: column round is missing; must have the columns round, device, uplink_bps,",

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fedsplit.errors import FedsplitError
-from fedsplit.fleet import measured_fleet, timeline
+from fedsplit.fleet import FleetSpec, build_fleet, measured_fleet, timeline
 from fedsplit.measured import MeasuredProfile
 from fedsplit.models import ModelSpec
 from fedsplit.models.profile_measured import measure_machine
-from fedsplit.plan import RoundPlan, Route, Turn
+from fedsplit.plan import DEVICE, EDGE, SERVER, RoundPlan, Route, Turn
 from tests.fleet.fleet_scenarios import N_BLOCKS, random_fleet, random_profile, random_state
 
 BATCH = 8
@@ -43,7 +44,8 @@ def test_a_measured_tier_takes_the_seconds_that_it_takes(tiers):
 
 def test_a_fleet_takes_the_speed_memory_and_power_that_its_devices_measured():
     profile, fleet = random_profile(0), random_fleet(0, 3)
-    found = measured_fleet(fleet, profile, {1: replace(TIMES, memory_bytes=5e9, power_w=7.0)})
+    told = replace(TIMES, memory_bytes=5e9, power_w=7.0)
+    found = measured_fleet(fleet, profile, {(DEVICE, 1): told})
     route = Route.device_only(N_BLOCKS)
     plan = RoundPlan.parallel([Turn(n, route, 3) for n in range(3)])
     state = random_state(0, fleet)
@@ -69,7 +71,33 @@ def test_a_fleet_takes_the_speed_memory_and_power_that_its_devices_measured():
 )
 def test_what_does_not_fit_the_model_or_no_machine_can_be_changes_nothing(change):
     profile, fleet = random_profile(0), random_fleet(0, 3)
-    assert measured_fleet(fleet, profile, {1: replace(TIMES, **change)}) is fleet
+    changed = replace(TIMES, **change)
+    found = measured_fleet(fleet, profile, {(DEVICE, 1): changed, (SERVER, 0): changed})
+    for before, after in ((fleet.devices, found.devices), (fleet.servers, found.servers)):
+        assert np.array_equal(before.flops, after.flops)
+        assert np.array_equal(before.memory_bytes, after.memory_bytes)
+
+
+def test_servers_and_edges_take_what_they_measured_and_an_edge_too_many_nothing():
+    fleet = build_fleet(FleetSpec(devices=4, edges=2))
+    profile = random_profile(0)
+    whole = sum(TIMES.forward_s) + sum(TIMES.backward_s)
+    counted = profile.total()
+    speed = TIMES.batch * (counted.forward_flops + counted.backward_flops) / whole
+    told = replace(TIMES, memory_bytes=5e9)
+    found = measured_fleet(fleet, profile, {(SERVER, 0): told, (EDGE, 1): told, (EDGE, 2): told})
+    was = fleet.servers.flops
+    assert found.servers.flops == pytest.approx([speed, was[1], speed])
+    assert found.servers.memory_bytes[[0, 2]] == pytest.approx(5e9)
+    assert np.array_equal(found.devices.flops, fleet.devices.flops)
+
+
+def test_what_is_computed_again_takes_its_time_again():
+    profile = random_profile(0).checkpointed()
+    seconds = sum(TIMES.forward_s) + sum(TIMES.backward_s) + sum(TIMES.forward_s[1:-1])
+    counted = profile.total()
+    flops = TIMES.batch * (counted.forward_flops + counted.backward_flops)
+    assert TIMES.flops_per_s(profile) == pytest.approx(flops / seconds)
 
 
 def test_a_machine_is_measured_and_its_file_read_back(tmp_path):

@@ -95,7 +95,7 @@ class Device:
                 "role": "device",
                 "site": str(context.node_config.get("site", "")),
                 "left-out": json.dumps(self._left_out(job, context)[:MOST_FILES]),
-                "profile": _own_profile(context),
+                "profile": own_profile(context),
             },
         )
 
@@ -192,7 +192,7 @@ class Device:
         return self._kept[key]
 
 
-def _own_profile(context: Context) -> str:
+def own_profile(context: Context) -> str:
     """Return the text of this node's file of `fedsplit measure`; empty if it names none."""
     path = context.node_config.get("profile")
     return "" if path is None else json.dumps(to_mapping(MeasuredProfile.read(str(path))))

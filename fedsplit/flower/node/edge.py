@@ -18,7 +18,7 @@ from fedsplit.execution import Stage, TurnStatus, weighted_mean
 from fedsplit.execution.status import DONE, FAILED
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import answer, read_arrays, read_task
-from fedsplit.flower.node.device import at_work
+from fedsplit.flower.node.device import at_work, own_profile
 from fedsplit.flower.node.models import cached_model
 from fedsplit.flower.source import source_hash
 from fedsplit.flower.tasks import EdgeBranch, EdgeTask, EdgeTurn, Job, Verdict
@@ -42,7 +42,12 @@ def hello(message: Message, context: Context) -> Message:
     return answer(
         message,
         {"index": int(settings["edge-id"])},
-        {"source": source_hash(), "role": "edge", "address": str(link.advertise or link.bind)},
+        {
+            "source": source_hash(),
+            "role": "edge",
+            "address": str(link.advertise or link.bind),
+            "profile": own_profile(context),
+        },
     )
 
 

@@ -55,11 +55,12 @@ class DeviceNode:
 
 @dataclass(frozen=True)
 class EdgeNode:
-    """One edge server of the federation and where devices reach it."""
+    """One edge server of the federation, where devices reach it, and how fast it said it is."""
 
     node_id: int
     index: int
     address: str
+    profile: MeasuredProfile | None = None
 
     @property
     def place(self) -> tuple[str, int]:
@@ -97,9 +98,10 @@ class Roster:
         raise FedsplitError(f"device={index}: must be one of {known}")
 
     @property
-    def profiles(self) -> dict[int, MeasuredProfile]:
-        """How fast devices said they are, by index, where they did."""
-        return {node.index: node.profile for node in self.nodes if node.profile is not None}
+    def profiles(self) -> dict[tuple[str, int], MeasuredProfile]:
+        """How fast devices and edges said they are, by role and index, where they did."""
+        everyone: list[DeviceNode | EdgeNode] = [*self.nodes, *self.edges]
+        return {node.place: node.profile for node in everyone if node.profile is not None}
 
     @property
     def node_ids(self) -> frozenset[int]:
@@ -342,11 +344,17 @@ def read_node(reply: Message, job: Job) -> DeviceNode | EdgeNode:
             f"{role} {index} runs fedsplit source {info.get('source')!s:.40}, the server "
             f"{job.source}: must be the same; restart the node with this version"
         )
+    try:
+        text = info.get("profile", "")
+        require(len(text) <= _LONGEST_PROFILE, "profile", len(text), "shorter")
+        profile = MeasuredProfile.parse(text) if text else None
+    except FedsplitError as error:
+        raise NodeLost(f"{role} {index}: {error!s:.200}") from error
     if role == "edge":
         address = info.get("address", "")
         if not address:
             raise NodeLost(f"edge {index}: names no address")
-        return EdgeNode(node_id, index, address)
+        return EdgeNode(node_id, index, address, profile)
     if index >= job.n_devices:
         raise NodeLost(f"device {index}: must be below {job.n_devices}")
     counts = [read_count(metrics, name) for name in ("n-train", "n-test")]
@@ -362,12 +370,6 @@ def read_node(reply: Message, job: Job) -> DeviceNode | EdgeNode:
     if len(site) > _LONGEST_SITE or not site.isprintable():
         allowed = f"must be at most {_LONGEST_SITE} printable characters"
         raise NodeLost(f"device {index}: site={site!r:.80} {allowed}")
-    try:
-        text = info.get("profile", "")
-        require(len(text) <= _LONGEST_PROFILE, "profile", len(text), "shorter")
-        profile = MeasuredProfile.parse(text) if text else None
-    except FedsplitError as error:
-        raise NodeLost(f"device {index}: {error!s:.200}") from error
     left_out = _file_names(info.get("left-out", "[]"), f"device {index}")
     return DeviceNode(node_id, index, n_train, n_test, held, site, profile, left_out)
 
