@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from fedsplit.fleet.fleet import Fleet, Nodes
 from fedsplit.measured import MeasuredProfile
-from fedsplit.plan import DEVICE, EDGE, SERVER
+from fedsplit.plan import DEVICE, EDGE
 from fedsplit.profiles import ModelProfile
 
 SPEEDS = (1e6, 1e18)
