@@ -130,19 +130,28 @@ def batches(
 
 
 def training_batches(
-    samples: Samples, batch_size: int, rng: np.random.Generator, steps: int
+    samples: Samples, batch_size: int, rng: np.random.Generator, steps: int, skipped: int = 0
 ) -> Iterator[Batch]:
     """Yield `steps` batches of equal size, epoch after epoch, each epoch in a new random order.
 
     The samples that an epoch leaves over are dropped, so that every step costs the same; a batch
-    never holds a sample twice. Fewer than `batch_size` samples make one batch of all.
+    never holds a sample twice. Fewer than `batch_size` samples make one batch of all. The first
+    `skipped` batches are left out, without reading them.
     """
     size = min(batch_size, len(samples))
+    per_epoch = max(len(samples) // max(size, 1), 1)
 
     def forever() -> Iterator[Batch]:
+        for _ in range(skipped // per_epoch):
+            rng.permutation(len(samples))
+        order = rng.permutation(len(samples))[size * (skipped % per_epoch) :]
         while True:
-            yield from batches(samples, size, rng, drop_last=True)
+            for start in range(0, len(order) - size + 1, size):
+                indices = tuple(order[start : start + size].tolist())
+                yield Batch(samples.select(indices), indices)
+            order = rng.permutation(len(samples))
 
+    require(batch_size >= 1, "batch_size", batch_size, "at least 1")
     return islice(forever(), steps)
 
 
