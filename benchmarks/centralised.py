@@ -36,7 +36,7 @@ RECIPE = (
     "train.schedule=cosine",
     "train.keep_state=true",
     "train.keep_order=true",
-    "train.optimizer.lr=8e-3",
+    "train.optimizer.lr=1.5e-2",
 )
 SLOWER = 0.3
 
