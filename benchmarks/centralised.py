@@ -3,10 +3,11 @@
 ``python -m benchmarks.centralised`` runs the default job as ``fedsplit run`` does, once as it is
 and once with a recipe: a rate that follows a cosine, moments and the order of samples kept from
 round to round, and as many samples in a step of all devices together as the centralised loop has
-in one. With a batch and turns divided by the number of devices and rounds multiplied by it, that is
-the same samples in as many steps one after the other, for more rounds. Then it trains the unsplit model with plain PEFT
-on all devices' data together: with the same optimizer settings, and with others that suit one
-model better, of which the best counts. Either side's settings are chosen on the evaluation set.
+in one. With a batch and turns divided by the number of devices and rounds multiplied by it, that
+is the same samples in as many steps one after the other, for more rounds. Then it trains the
+unsplit model with plain PEFT on all devices' data together: with the same optimizer settings, and
+with others that suit one model better, of which the best counts. Either side's settings are chosen
+on the evaluation set.
 """
 
 import argparse
