@@ -111,10 +111,12 @@ def batches(
     batch_size: int,
     rng: np.random.Generator | None = None,
     drop_last: bool = False,
+    skipped: int = 0,
 ) -> Iterator[Batch]:
     """Yield every sample once, in random order (in the given one without `rng`).
 
-    With `drop_last` a last batch of fewer than `batch_size` samples is left out.
+    With `drop_last` a last batch of fewer than `batch_size` samples is left out, and so are the
+    first `skipped` batches.
 
     Raises
     ------
@@ -123,7 +125,7 @@ def batches(
     """
     require(batch_size >= 1, "batch_size", batch_size, "at least 1")
     order = np.arange(len(samples)) if rng is None else rng.permutation(len(samples))
-    for start in range(0, len(order), batch_size):
+    for start in range(skipped * batch_size, len(order), batch_size):
         indices = tuple(order[start : start + batch_size].tolist())
         if len(indices) == batch_size or not drop_last:
             yield Batch(samples.select(indices), indices)
@@ -144,14 +146,10 @@ def training_batches(
     def forever() -> Iterator[Batch]:
         for _ in range(skipped // per_epoch):
             rng.permutation(len(samples))
-        order = rng.permutation(len(samples))[size * (skipped % per_epoch) :]
+        yield from batches(samples, size, rng, drop_last=True, skipped=skipped % per_epoch)
         while True:
-            for start in range(0, len(order) - size + 1, size):
-                indices = tuple(order[start : start + size].tolist())
-                yield Batch(samples.select(indices), indices)
-            order = rng.permutation(len(samples))
+            yield from batches(samples, size, rng, drop_last=True)
 
-    require(batch_size >= 1, "batch_size", batch_size, "at least 1")
     return islice(forever(), steps)
 
 
