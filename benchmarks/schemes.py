@@ -14,8 +14,8 @@ ended, as then schemes are compared over other seeds.
 import argparse
 import json
 import sys
-from collections.abc import Mapping
-from math import isnan
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,19 @@ def findings(study: Study, within_s: float, reach: float) -> dict[str, Any]:
         "target": target(study, reach=reach, where=where).table,
         "robustness": robustness(study, within=limits).table,
     }
-    rows = {name: frame.to_dict("records") for name, frame in tables.items()}
+    rows = {name: _plain(frame.to_dict("records")) for name, frame in tables.items()}
     return {"within": within_s, "reach": reach, "narrow_hz": narrow, **rows}
+
+
+def _plain(rows: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
+    """Return rows with None for what is not known, as of the half that no run reaches."""
+    return [
+        {
+            str(key): None if isinstance(value, float) and not isfinite(value) else value
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -70,16 +81,20 @@ def table(found: Mapping[str, Any]) -> str:
                 str(kept["within"]),
                 _interval(kept["eval_loss"], kept["eval_loss.half_width"]),
                 "" if pair is None else _interval(pair["difference"], pair["half_width"]),
-                f"{cost['delay_s']:.2f} ({cost['reached']} of {cost['runs']})",
-                f"{cost['traffic_bytes'] / 1e6:.1f}",
+                f"{_number(cost['delay_s'], '.2f')} ({cost['reached']} of {cost['runs']})",
+                _number(cost["traffic_bytes"], ".1f", 1e6),
                 _interval(lost[name]["loss"], lost[name]["loss.half_width"]),
             ]
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
-def _interval(mean: float, half: float) -> str:
-    return f"{mean:.3f}" if isnan(half) else f"{mean:.3f} ± {half:.3f}"
+def _interval(mean: float, half: float | None) -> str:
+    return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
+
+
+def _number(value: float | None, form: str, unit: float = 1.0) -> str:
+    return "-" if value is None else format(value / unit, form)
 
 
 def main() -> int:
