@@ -31,6 +31,7 @@ from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import ModelSpec, read_tokenizer
 from fedsplit.models.names import IMAGES, SEQUENCES
 from fedsplit.models.routes import keeps_apart
+from fedsplit.plan import RoundPlan
 from fedsplit.privacy import PrivacySpec, epsilon
 from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
@@ -43,7 +44,7 @@ from .run_settings import run_settings
 from .scenario import build_system, check_first_round
 from .server_app import build_scheme
 from .values import plain
-from .work import aggregation, local_work
+from .work import aggregation
 
 
 def check(config: DictConfig, folder: Path) -> str | None:
@@ -70,7 +71,6 @@ def check(config: DictConfig, folder: Path) -> str | None:
     require_link_files(link)
     require(link.login is None, "link.login", link.login, "null, simulated nodes log in nowhere")
     require_codecs(config)
-    require_frozen(config)
     keep = keep_settings(config)
     plain_model = work.model.bottleneck is None
     require(plain_model or keep == KeepSettings(), "keep", str(keep), "off with a bottleneck")
@@ -92,9 +92,9 @@ def check(config: DictConfig, folder: Path) -> str | None:
     noisy = max(work.privacy.noise_multiplier, work.privacy.gradient_noise_multiplier) > 0
     uncounted = work.optimizer.keep_order and noisy
     require(not uncounted, "train.keep_order", True, "false with noise: it counts whole epochs")
-    require_enough_updates(
-        aggregator, check_first_round(build_scheme(config), system, settings.waiting)
-    )
+    plan = check_first_round(build_scheme(config), system, settings.waiting)
+    require_frozen(config, plan)
+    require_enough_updates(aggregator, plan)
     require_own_tests(config, work, data)
     if config.resume is not None:
         reached = load_checkpoint(folder).server_round
@@ -160,11 +160,11 @@ def require_codecs(config: DictConfig) -> None:
         require(room >= 0, f"codec.{way}.memory_mb", codec.lasting.limit_bytes / 1e6, least)
 
 
-def require_frozen(config: DictConfig) -> None:
-    """Refuse what does not go with boundaries that are sent once."""
-    if local_work(config).device_adapters and config.strategy.name != "splitfrozen":
+def require_frozen(config: DictConfig, plan: RoundPlan) -> None:
+    """Refuse what does not go with boundaries that are sent once, if a turn of `plan` has them."""
+    if not any(turn.frozen for branch in plan.branches for turn in branch.turns):
         return
-    where = "with devices that only infer (train.device_adapters=false)"
+    where = "with devices that only infer (train.device_adapters=false, or by the scheme)"
     padding, uplink = config.data.get("padding"), codec_plan(config).uplink
     require(padding != LONGEST, "data.padding", padding, f"fixed {where}")
     remembers = make_codec(uplink, 0).remembers
