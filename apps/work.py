@@ -66,10 +66,18 @@ def aggregation(config: DictConfig) -> str:
     SettingsError
         If there is no such way.
     """
-    from fedsplit.execution.aggregate import AGGREGATIONS, MEAN, RAFLORA
+    from fedsplit.execution.aggregate import AGGREGATIONS, LEAVE_RESIDUALS, MEAN, RAFLORA
 
     given = config.aggregator.get(ADAPTERS)
     if given is None:
         return RAFLORA if ranks_by_device(config) else MEAN
-    require_choice(f"aggregator.{ADAPTERS}", given, AGGREGATIONS)
+    where, model = f"aggregator.{ADAPTERS}", config.model
+    require_choice(where, given, AGGREGATIONS)
+    if given in LEAVE_RESIDUALS:
+        for fits, name in (
+            (model.train == "lora", "model.train=full"),
+            (not model.lora.get("use_dora"), "model.lora.use_dora, which scales what it adds to"),
+            (not config.run.edge_nodes, "run.edge_nodes=true"),
+        ):
+            require(fits, where, given, f"another one with {name}")
     return str(given)

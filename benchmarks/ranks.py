@@ -32,9 +32,9 @@ from rich.table import Table
 from torch import Tensor
 
 from fedsplit.execution.aggregate import AGGREGATIONS as WAYS
-from fedsplit.execution.aggregate import FFA, MEAN, PADDED, RAFLORA, Part, aggregate, fedex
+from fedsplit.execution.aggregate import FEDEX, FFA, MEAN, PADDED, RAFLORA, Part, aggregate
 from fedsplit.models import load
-from fedsplit.models.ranks import at_rank, pair_of
+from fedsplit.models.ranks import at_rank, pair_of, residual_of
 from fedsplit.plan import DEVICE, Segment
 from fedsplit.report import make_console, read_records
 
@@ -133,17 +133,21 @@ def deviations(forms: Mapping[str, Tensor]) -> dict[str, float]:
     frozen = [Part(adapters=drawn() | a, weight=1 + k, rank=r) for k, r in enumerate(RANKS)]
     free = [Part(adapters=drawn(), weight=1 + k, rank=r) for k, r in enumerate(RANKS)]
     averaged = aggregate(FFA, frozen)
-    padded, residuals = fedex(free)
+    whole = aggregate(FEDEX, free)
     return {
         "ffa": max(_off(_dense(averaged, name), frozen, name) for name in a),
-        "fedex": max(
-            _off(_dense(padded, name) + torch.matmul(*residuals[name]), free, name) for name in a
-        ),
+        "fedex": max(_off(_dense(whole, name), free, name) for name in a),
     }
 
 
 def _dense(adapters: Mapping[str, Tensor], name: str) -> Tensor:
-    return adapters[pair_of(name) or ""].double().flatten(1) @ adapters[name].double().flatten(1)
+    pairs = [(pair_of(name), name), (residual_of(pair_of(name) or ""), residual_of(name))]
+    found = [
+        adapters[b or ""].double().flatten(1) @ adapters[a or ""].double().flatten(1)
+        for b, a in pairs
+        if a in adapters
+    ]
+    return torch.stack(found).sum(0)
 
 
 def _off(dense: Tensor, parts: Sequence[Part], name: str) -> float:

@@ -273,9 +273,11 @@ class _DeviceTurn:
         link = self._link
         if link is None:
             raise FedsplitError("adapters: must be given on a route that never leaves the device")
-        forms = [self._model.forms(segment) for segment in self._segments]
-        expected = {name: form for found in forms for name, form in found.items()}
-        return self._wait(lambda: link.fetch(at_rank(expected, self._rank)))
+        expected: dict[str, Tensor] = {}
+        for segment in self._segments:
+            expected |= at_rank(self._model.forms(segment), self._rank)
+            expected |= self._model.residual_forms(segment)
+        return self._wait(lambda: link.fetch(expected))
 
     def result(self) -> TurnResult:
         """Return what the turn did."""

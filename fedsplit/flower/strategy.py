@@ -13,7 +13,7 @@ from flwr.supercore import log
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import OptimizerSpec
-from fedsplit.execution.aggregate import FFA, MEAN, aggregation_error
+from fedsplit.execution.aggregate import FFA, LEAVE_RESIDUALS, MEAN, aggregation_error
 from fedsplit.fleet import FleetSpec, measured_fleet
 from fedsplit.flower.instructions import (
     clipped,
@@ -96,6 +96,11 @@ class SplitStrategy(Strategy):
         require_takes_late(self.inner, self._options.waiting, self._options.aggregation)
         frozen, ffa = job.model.freeze_a, self._options.aggregation == FFA
         require(frozen or not ffa, "aggregator.adapters", FFA, "with model.freeze_a=true")
+        leaves = self._options.aggregation in LEAVE_RESIDUALS
+        how, allowed = self._options.aggregation, "another one where edge servers are nodes"
+        require(not (leaves and at_nodes), "aggregator.adapters", how, allowed)
+        dora = bool(job.model.lora.get("use_dora"))
+        require(not (leaves and dora), "aggregator.adapters", how, "another one with use_dora")
         self._listener = listener or RunListener()
         self._coordinator: Coordinator | None = None
         self.ended: str | None = None  # why, where a run ended before its last round

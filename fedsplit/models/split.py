@@ -17,7 +17,8 @@ from fedsplit.models.names import CAUSAL, SEQUENCES
 from fedsplit.models.packing import apart
 from fedsplit.models.phantoms import is_phantom
 from fedsplit.models.private import BatchNorm, SharedStates
-from fedsplit.models.ranks import rank_axis, require_fit, require_pairs
+from fedsplit.models.ranks import factor_of, rank_axis, require_fit, require_pairs
+from fedsplit.models.residuals import Residuals
 from fedsplit.models.slots import find_slots
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import padded, placeholder
@@ -102,6 +103,7 @@ class SplitModel:
         self._owned = owned
         self._norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
         self._slots = find_slots(model, parts, owned, self._norms, spec.train)
+        self._residuals = Residuals(model, self._slots)
         trained = {
             id(slot.get())
             for name, slot in self._slots.items()
@@ -186,16 +188,21 @@ class SplitModel:
         """Return tensors like the adapters of `segment` in shape and type, without memory."""
         return {name: self._slots[name].like for name in self.adapter_names(segment)}
 
+    def residual_forms(self, segment: Segment) -> dict[str, Tensor]:
+        """Return tensors like the largest residuals beside the adapters of `segment`."""
+        return self._residuals.forms(self.adapter_names(segment))
+
     def trainable(
         self, segment: Segment, adapters: Mapping[str, Tensor] | None = None
     ) -> dict[str, nn.Parameter]:
         """Return parameters for `segment`, a branch's own, with the values of `adapters`.
 
-        They may be of a lower rank; by default they are those installed. Raises `FedsplitError` if
-        one is missing or has another shape.
+        They may be of a lower rank; by default they are those installed. Residuals come along, to
+        be trained by nobody. Raises `FedsplitError` if one is missing or has another shape.
         """
-        found = {}
-        for name in self.adapter_names(segment):
+        names = self.adapter_names(segment)
+        found = {} if adapters is None else self._residuals.fixed(names, adapters)
+        for name in names:
             if adapters is not None and name not in adapters:
                 raise FedsplitError(f"adapters: {name!r} is missing")
             found[name] = self._slots[name].fresh(
@@ -208,6 +215,7 @@ class SplitModel:
         """Put `parameters` in place, the objects themselves, without a copy.
 
         Many branches share one frozen backbone this way: each installs its own before it runs.
+        Residuals that are not among them are put away.
 
         Raises
         ------
@@ -217,12 +225,16 @@ class SplitModel:
         if parameters is self._installed:
             return
         for name, parameter in parameters.items():
-            slot = self._slots.get(name)
+            factor = factor_of(name)
+            slot = self._slots.get(factor or name)
             if slot is None:
                 raise FedsplitError(f"adapter={name!r}: is not trained on this tier")
-            require_fit(name, parameter, slot.like)
+            if factor is None:
+                require_fit(name, parameter, slot.like)
         for name, parameter in parameters.items():
-            self._slots[name].put(parameter)
+            if name in self._slots:
+                self._slots[name].put(parameter)
+        self._residuals.install(parameters)
         self._installed = parameters
 
     def put(self, values: Mapping[str, Tensor]) -> None:
@@ -235,9 +247,10 @@ class SplitModel:
         """
         copies = {}
         for name, value in values.items():
-            held = self._slots[name].get() if name in self._slots else value
-            copy = value.detach().to(held.device, copy=True)
-            copies[name] = nn.Parameter(copy, requires_grad=held.requires_grad)
+            slot = self._slots.get(name)
+            trains = slot is not None and slot.get().requires_grad
+            copy = value.detach().to(self.model.device, copy=True)
+            copies[name] = nn.Parameter(copy, requires_grad=trains)
         self.install(copies)
 
     def travelling(self, inputs: Mapping[str, Tensor], route: Route) -> dict[str, Tensor]:
