@@ -89,6 +89,9 @@ def check(config: DictConfig, folder: Path) -> str | None:
     require(edges > 0 or not settings.edge_nodes, "run.edge_nodes", True, "false without edges")
     forgetful = settings.edge_nodes and work.optimizer.keep_state
     require(not forgetful, "train.keep_state", True, "false with run.edge_nodes, which forget")
+    noisy = max(work.privacy.noise_multiplier, work.privacy.gradient_noise_multiplier) > 0
+    uncounted = work.optimizer.keep_order and noisy
+    require(not uncounted, "train.keep_order", True, "false with noise: it counts whole epochs")
     require_enough_updates(
         aggregator, check_first_round(build_scheme(config), system, settings.waiting)
     )

@@ -17,8 +17,9 @@ A member that is done is a JSON file in ``--work`` and is not run again. Traffic
 and rounds: boundaries, labels and gradients as counted on the wire, adapters as modelled. Memory is
 the largest of a device, measured (its process) and modelled; what its codecs remember of an epoch's
 samples, which the model does not count, stands beside it. Time is that of the modelled system.
-Prints a table (mean over seeds and, in brackets, least to most) and, last, one JSON object. Exit
-code 1 if a member fails or any turn of it.
+Prints a table (mean over seeds and, in brackets, least to most; of the loss also what it is more
+than the first member's with the same seed) and, last, one JSON object. Exit code 1 if a member
+fails or any turn of it.
 """
 
 import argparse
@@ -131,17 +132,20 @@ def figures(run: Path) -> dict[str, Any]:
 def table(results: Mapping[str, Any]) -> str:
     """Return the table, in Markdown; every number comes from `results`."""
     said = results["settings"]
-    (first, *_) = results["members"].values()
+    name_of_first, first = next(iter(results["members"].items()))
     base = statistics.mean(row["untrained_loss"] for row in first)
+    head, *heads = (head for head, _, _ in COLUMNS.values())
     rows = [
         f"**Methods**: {said['model']} cut after {said['cut']}, {said['devices']} devices, "
         f"{said['epochs']} epochs of {said['examples']} examples, {said['seeds']} seeds: mean "
         f"(least to most). Untrained, the loss is {base:.4f}.\n",
-        _row(["", *(head for head, _, _ in COLUMNS.values())]),
-        _row(["---", *["---:"] * len(COLUMNS)]),
+        _row(["", head, f"less that of {name_of_first}, seed by seed", *heads]),
+        _row(["---", *["---:"] * (1 + len(COLUMNS))]),
     ]
     for name, found in results["members"].items():
-        rows.append(_row([name, *(_cell(key, [row[key] for row in found]) for key in COLUMNS)]))
+        loss, *others = (_cell(key, [row[key] for row in found]) for key in COLUMNS)
+        more = [row["loss"] - base["loss"] for row, base in zip(found, first, strict=True)]
+        rows.append(_row([name, loss, _cell("loss", more), *others]))
     return "\n".join([*rows, ""])
 
 

@@ -1,6 +1,7 @@
 """What a device's turn costs beside its work, and what a run holds, as the fleet grows.
 
     python -m benchmarks.scale [--sizes 10,100] [--turns 300] [--contestants split,flower]
+    python -m benchmarks.scale --sizes 100,10000 --contestants split --sampled 100
 
 Every run is a real one with trivial work: `fedsplit run` (embedded engine, a Llama of two narrow
 blocks, one step of 2 x 16 tokens), and beside it Flower's own simulation with plain FedAvg, which
@@ -9,7 +10,8 @@ taken from the end of the first round to the end of the last, less those of an u
 
 JSON: for each contestant, by fleet size, `cpu_ms_per_turn` beyond the unsplit step,
 `first_round_cpu_s` (from the start of the command), `peak_mb` (most that all processes hold
-together); `exponent` of a round's CPU in the number of devices; `unsplit_ms`.
+together); `exponent` of a round's CPU in the number of devices; `unsplit_ms`. With `--sampled`, so
+many devices of the fleet take part in each round of a split run.
 """
 
 import argparse
@@ -143,7 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", default="10,100")
     parser.add_argument("--turns", type=int, default=300, help="at least so many are timed")
     parser.add_argument("--contestants", default="split,flower")
+    parser.add_argument("--sampled", type=int, help="devices in a round of split runs; else all")
     options = parser.parse_args(arguments)
+    if options.sampled is not None and options.contestants != "split":
+        parser.error("--sampled: needs --contestants split")
     sizes = [int(size) for size in options.sizes.split(",")]
     report: dict[str, object] = {}
     with tempfile.TemporaryDirectory(prefix="fedsplit-scale-") as name:
@@ -155,18 +160,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report["unsplit_ms"] = round(step_ms, 2)
         for contestant in options.contestants.split(","):
             runs: dict[int, Found] = {}
+            turns = {devices: min(devices, options.sampled or devices) for devices in sizes}
             for devices in sizes:
                 folder = place / f"{contestant}-{devices}"
                 if contestant == "flower":
                     folder.mkdir()
                 write_text(place / "text.txt", devices)
-                rounds = 1 + max(2, math.ceil(options.turns / devices))
+                rounds = 1 + max(2, math.ceil(options.turns / turns[devices]))
                 command = COMMANDS[contestant](place, folder, devices, rounds)
+                if options.sampled is not None:
+                    command.append(f"aggregator.fraction_train={turns[devices] / devices}")
                 # A header; of a split run also round 0, if anything was evaluated.
                 runs[devices] = watch(command, folder, rounds, 1)
             rows = {
                 str(devices): {
-                    "cpu_ms_per_turn": round(found.round_s / devices * 1e3 - step_ms, 2),
+                    "cpu_ms_per_turn": round(found.round_s / turns[devices] * 1e3 - step_ms, 2),
                     "first_round_cpu_s": round(found.cpu_s[0], 2),
                     "peak_mb": round(found.peak_mb),
                 }

@@ -6,91 +6,82 @@ import numpy as np
 from omegaconf import DictConfig
 
 from fedsplit.arrays import Array
-from fedsplit.flower import System
+from fedsplit.fleet import Fleet
 from fedsplit.seeds import generator
 from fedsplit.wireless import Channel, ChannelSpec, ChannelState, db_to_linear
 
 from .study import Case
 
 
-def add(case: Case) -> dict[str, object]:
+def add(case: Case) -> None:
     """Cost all members, and the best cuts and clocks that never change."""
-
-    def drawn(system: System) -> System:
-        return replace(system, channel=DrawnLinks(case.config, system.fleet.devices.positions_m))
-
-    case.cost(drawn)
+    case.cost(lambda system: replace(system, channel=DrawnLinks(case.config, system.fleet)))
     delay, energy = case.values["delay_s"], case.values["server_compute_j"]
     for name, ours, least in (("constant", "CARD", 0), ("constant, private", "CARD, private", 1)):
         allowed = constants(case, least)
-        least_s = min(one.delay_s(energy[ours].item()) for one in allowed)
-        least_j = min(one.energy_j(delay[ours].item()) for one in allowed)
-        delay[name], energy[name] = np.array(least_s), np.array(least_j)
-    return {}
+        case.add("delay_s", name, allowed.delay_s(energy[ours]))
+        case.add("server_compute_j", name, allowed.energy_j(delay[ours]))
 
 
-@dataclass(frozen=True)
-class Constant:
-    """A cut that is the same for all devices and rounds, under a clock that is too.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Constants:
+    """Cuts that are the same for all devices and rounds, each under a clock that is too.
 
     In the clock f, from `low_hz` to `top_hz`, the mean delay of a round is ``base_s + cycles / f``
-    and the server's energy ``top_j (f / top_hz)^2``.
+    and the server's energy ``top_j (f / top_hz)^2``, with a number for each cut.
     """
 
-    base_s: float
-    cycles: float
-    top_j: float
+    base_s: Array
+    cycles: Array
+    top_j: Array
     low_hz: float
     top_hz: float
 
-    def delay_s(self, energy_j: float) -> float:
+    def delay_s(self, energy_j: Array) -> Array:
         """Return the least delay that needs no more than this energy; infinite if none does."""
-        clock_hz = self.top_hz * min(float(np.sqrt(energy_j / self.top_j)), 1.0)
-        return self.base_s + self.cycles / clock_hz if clock_hz >= self.low_hz else np.inf
+        clock_hz = self.top_hz * np.minimum(np.sqrt(energy_j / self.top_j), 1.0)
+        delay_s = self.base_s + self.cycles / clock_hz
+        return np.array(np.where(clock_hz >= self.low_hz, delay_s, np.inf).min())
 
-    def energy_j(self, delay_s: float) -> float:
+    def energy_j(self, delay_s: Array) -> Array:
         """Return the least energy that needs no more than this delay; infinite if none does."""
-        if delay_s < self.base_s + self.cycles / self.top_hz:
-            return np.inf
-        clock_hz = max(self.cycles / (delay_s - self.base_s), self.low_hz)
-        return self.top_j * (clock_hz / self.top_hz) ** 2
+        late = delay_s < self.base_s + self.cycles / self.top_hz
+        clock_hz = np.maximum(self.cycles / (delay_s - self.base_s), self.low_hz)
+        return np.array(np.where(late, np.inf, self.top_j * (clock_hz / self.top_hz) ** 2).min())
 
 
-def constants(case: Case, least: int) -> list[Constant]:
-    """Return every cut that leaves `least` blocks to the devices, fits them and uses the server."""
+def constants(case: Case, least: int) -> Constants:
+    """Return the cuts that leave `least` blocks to the devices, fit them and use the server."""
     servers = case.scenarios["CARD"].system.fleet.servers
     low_hz, top_hz = float(servers.min_hz[0]), float(servers.clock_hz[0])
-    fastest, slowest = "constant by cut", "constant by cut, slowest"
-    low_s, top_s = (case.values["delay_s"][name] for name in (slowest, fastest))
-    fits = case.values["devices_over_memory"][fastest] == 0
-    cycles = (low_s - top_s) / (1 / low_hz - 1 / top_hz)
-    columns = (top_s - cycles / top_hz, cycles, case.values["server_compute_j"][fastest])
-    allowed = fits & (np.array(case.x[fastest]) >= least)
-    rows = np.column_stack(columns)[allowed].tolist()
-    return [Constant(base_s, held, top_j, low_hz, top_hz) for base_s, held, top_j in rows]
+    delay, name = case.values["delay_s"], "constant by cut"
+    fits = case.values["devices_over_memory"][name] == 0
+    allowed = fits & (np.array(case.x[name]) >= least)
+    top_s = delay[name][allowed]
+    cycles = (delay[f"{name}, slowest"][allowed] - top_s) / (1 / low_hz - 1 / top_hz)
+    return Constants(
+        base_s=top_s - cycles / top_hz,
+        cycles=cycles,
+        top_j=case.values["server_compute_j"][name][allowed],
+        low_hz=low_hz,
+        top_hz=top_hz,
+    )
 
 
 class DrawnLinks(Channel):
     """Signal-to-noise ratios over the whole band, drawn in dB for each device and round."""
 
-    def __init__(self, config: DictConfig, positions_m: Array) -> None:
-        super().__init__(ChannelSpec(), positions_m)
+    def __init__(self, config: DictConfig, fleet: Fleet) -> None:
+        band_hz = float(config.channel.bandwidth_hz)
+        super().__init__(ChannelSpec(bandwidth_hz=band_hz), fleet.devices.positions_m)
         self._config = config
 
     def realise(self, round_: int, step: int | None = None) -> ChannelState:
         """Return the links in a round, the same ones in all its steps."""
-        config, n_devices = self._config, len(self._start_m)
-        drawn = generator(config.seed, "reproduce", "card", round_)
-        band_hz = float(config.channel.bandwidth_hz)
-        # Unit power and noise: the gain alone is the signal-to-noise ratio times the band.
-        low, high = config.paper.snr_db
-        gain = db_to_linear(drawn.uniform(low, high, n_devices)) * band_hz
-        return ChannelState(
-            gain_up=gain,
-            gain_down=gain,
-            power_up_w=np.ones(n_devices),
-            power_down_w=1.0,
-            noise_w_hz=1.0,
-            uplink_hz=band_hz,
-            downlink_hz=band_hz,
-        )
+        state = super().realise(round_)
+        drawn = generator(self._config.seed, "reproduce", "card", round_)
+        low, high = self._config.paper.snr_db
+        gain_w = db_to_linear(drawn.uniform(low, high, state.n_devices)) * state.noise_w_hz
+        gain_up = gain_w * state.uplink_hz / state.power_up_w
+        gain_down = gain_w * state.downlink_hz / state.power_down_w
+        return replace(state, gain_up=gain_up, gain_down=gain_down)

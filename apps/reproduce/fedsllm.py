@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 from omegaconf import DictConfig
 
 from fedsplit.mapping import from_mapping
@@ -14,7 +15,7 @@ from ..values import plain
 from .study import Case
 
 
-def add(case: Case) -> dict[str, object]:
+def add(case: Case) -> None:
     """Add every scheme's total delay over the sweeps of bands and of powers."""
     paper, channel = case.config.paper, case.config.channel
     bands = [float(band) for band in paper.sweep_bandwidth_hz]
@@ -25,16 +26,13 @@ def add(case: Case) -> dict[str, object]:
         ("over_bands", [(one, dbm) for one in bands]),
         ("over_powers", [(band_hz, one) for one in powers]),
     ):
-        found = [[delays_s(case.config, *one, seed) for seed in fleets] for one in settings]
-        case.values[metric] = {
-            name: np.array([np.mean([one[name] for one in drawn]) for drawn in found])
-            for name in found[0][0]
-        }
+        for one in settings:
+            drawn = pd.DataFrame([delays_s(case.config, *one, seed) for seed in fleets])
+            for name, delays in drawn.items():
+                case.add(metric, str(name), delays.to_list())
     case.x |= {"band_hz": bands, "dbm": powers}
-    return {
-        "sweep": f"{bands[0] / 1e6:g} to {bands[-1] / 1e6:g} MHz",
-        "powers": f"{powers[0]:g} to {powers[-1]:g} dBm at {band_hz / 1e6:g} MHz",
-    }
+    case.words["sweep"] = f"{bands[0] / 1e6:g} to {bands[-1] / 1e6:g} MHz"
+    case.words["powers"] = f"{powers[0]:g} to {powers[-1]:g} dBm at {band_hz / 1e6:g} MHz"
 
 
 def delays_s(config: DictConfig, band_hz: float, device_dbm: float, seed: int) -> dict[str, float]:

@@ -14,15 +14,15 @@ from .study import Case
 _PARTS = 16
 
 
-def add(case: Case) -> dict[str, object]:
+def add(case: Case) -> None:
     """Cost all members, vanilla SL at its best cut, and GSFL where each group has its own band."""
     delay, scenario = case.cost()["delay_s"], case.scenarios["GSFL"]
     rounds = range(1, case.config.rounds + 1)
-    divided = np.mean([divided_delay_s(scenario, index) for index in rounds])
+    divided = [divided_delay_s(scenario, index) for index in rounds]
     by_cut = delay["vanilla SL by cut"]
-    delay["GSFL, band divided"] = np.array(divided)
-    delay["vanilla SL, best cut"] = np.array(by_cut.min())
-    return {"best_cut": case.x["vanilla SL by cut"][by_cut.argmin()]}
+    case.add("delay_s", "GSFL, band divided", divided)
+    case.add("delay_s", "vanilla SL, best cut", by_cut.min())
+    case.words["best_cut"] = case.x["vanilla SL by cut"][by_cut.argmin()]
 
 
 def divided_delay_s(scenario: Scenario, server_round: int) -> float:
@@ -35,18 +35,20 @@ def divided_delay_s(scenario: Scenario, server_round: int) -> float:
     channel = system.channel.realise(server_round)
     n_groups = len(plan.branches)
 
-    def with_share(branch: Branch, share: float) -> Branch:
-        up_hz, down_hz = share * channel.uplink_hz, share * channel.downlink_hz
-        turns = (replace(turn, uplink_hz=up_hz, downlink_hz=down_hz) for turn in branch.turns)
-        return Branch(tuple(turns))
-
     clock_hz = float(system.fleet.servers.clock_hz[0]) / n_groups
 
-    def alone_s(branch: Branch, share: float) -> float:
-        slowed = tuple(
-            replace(turn, server_hz=clock_hz) for turn in with_share(branch, share).turns
+    def with_share(branch: Branch, share: float, server_hz: float | None = None) -> Branch:
+        up_hz, down_hz = share * channel.uplink_hz, share * channel.downlink_hz
+        return Branch(
+            tuple(
+                replace(turn, uplink_hz=up_hz, downlink_hz=down_hz, server_hz=server_hz)
+                for turn in branch.turns
+            )
         )
-        return system.timeline(RoundPlan((Branch(slowed),)), server_round).cost.delay_s
+
+    def alone_s(branch: Branch, share: float) -> float:
+        alone = RoundPlan((with_share(branch, share, clock_hz),))
+        return system.timeline(alone, server_round).cost.delay_s
 
     parts = np.geomspace(0.1 / n_groups, 1.0, _PARTS)
     logs = np.log([[alone_s(branch, part) for part in parts] for branch in plan.branches])

@@ -8,83 +8,58 @@ live at once. Else weights are shared and mini-batches come one at a time, as in
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from itertools import product
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fedsplit.arrays import Array
-from fedsplit.models import Boundary, ModelSpec, Output, load
+from fedsplit.execution.peak import forget_peak, peak_bytes
+from fedsplit.models import ModelSpec, Output, load
 from fedsplit.plan import Route
 
-from .study import Values
+from ..coded import first_part
+from .study import Case, Values, model
 
-SHAPE = {
-    "hidden_size": 384,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
-    "num_labels": 10,
-}
-MODEL = ModelSpec(
-    model_type="vit",
-    task="image-classification",
-    target_modules="all-linear",
-    r=16,
-    config=SHAPE,
-)
 BATCH, PIXELS = 2, 224
 
 
-def add(config: DictConfig, numbers: dict[str, Values]) -> dict[str, object]:
+def add(case: Case, numbers: dict[str, Values]) -> None:
     """Measure a server of SplitLLM's K branches, and of N."""
-    counts = {"": config.fleet.devices, "few ": config.fleet.edges}
-    ways = {"copies": True, "shared": False}
-    numbers["server_memory_bytes"] = {
-        f"{few}{name}": measured_bytes(branches, copies)
-        for few, branches in counts.items()
-        for name, copies in ways.items()
-    }
-    return {}
+    fleet, spec = case.config.fleet, model(case.config, "measured")
+    counts, ways = {"": fleet.devices, "few ": fleet.edges}, {"copies": True, "shared": False}
+    numbers["server_memory_bytes"] = found = dict[str, Array]()
+    spawned = multiprocessing.get_context("spawn")
+    # Each in a process of its own, whose peak is of nothing else.
+    with ProcessPoolExecutor(1, mp_context=spawned, max_tasks_per_child=1) as processes:
+        for (few, branches), (name, copies) in product(counts.items(), ways.items()):
+            found[few + name] = np.array(processes.submit(_serve, spec, branches, copies).result())
 
 
-def measured_bytes(branches: int, copies: bool) -> Array:
-    """Return how much the peak of a process of its own rises while it serves `branches`."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return np.array(process.submit(_serve, branches, copies).result())
-
-
-def _serve(branches: int, copies: bool) -> float:
+def _serve(spec: ModelSpec, branches: int, copies: bool) -> float:
     """Train a step of every branch in this process; return the rise of its peak memory."""
     torch.set_num_threads(1)
-    first, segment = Route.two_tier(SHAPE["num_hidden_layers"], 2).segments
+    route = Route.two_tier(spec.config["num_hidden_layers"], 2)
+    first, segment = route.segments
     labels = torch.zeros(BATCH, dtype=torch.long)
     pixels = {"pixel_values": torch.zeros(BATCH, 3, PIXELS, PIXELS), "labels": labels}
-    arrived = load(MODEL, [first]).run(first, pixels)
-    assert isinstance(arrived, Boundary)
-    boundary = arrived.detach()
-    before = _resident_bytes("VmRSS")
-    shared = load(MODEL, [segment])
+    boundary = first_part(load(spec, [first]), route, pixels).detach()
+    forget_peak()
+    before = peak_bytes()
+    shared = load(spec, [segment])
     held: list[object] = []
     live: list[Tensor] = []
     for branch in range(branches):
-        model = load(MODEL, [segment]) if copies and branch else shared
-        adapters = {name: nn.Parameter(v) for name, v in model.adapters(segment).items()}
-        model.install(adapters)
-        output = model.train().run(segment, {"labels": labels}, boundary.leaf())
+        own = load(spec, [segment]) if copies and branch else shared
+        adapters = {name: nn.Parameter(v) for name, v in own.adapters(segment).items()}
+        own.install(adapters)
+        output = own.train().run(segment, {"labels": labels}, boundary.leaf())
         assert isinstance(output, Output)
-        held.append((model, adapters))
+        held.append((own, adapters))
         live.append(output.loss)
         if not copies:
             live.pop().backward()  # type: ignore[no-untyped-call]
     for loss in live:
         loss.backward()  # type: ignore[no-untyped-call]
-    return _resident_bytes("VmHWM") - before
-
-
-def _resident_bytes(line: str) -> float:
-    """Return this process's resident memory: now ("VmRSS") or at its peak ("VmHWM")."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(text for text in status if text.startswith(line)).split()[1]) * 1024.0
+    return float(peak_bytes() - before)

@@ -20,12 +20,12 @@ from .study import Case, Findings, Row, read
 from .training import train
 
 
-def _splitllm(case: Case) -> dict[str, object]:
+def _splitllm(case: Case) -> None:
     """Cost all members; say how long a pass over all users takes."""
     fleet = case.config.fleet
     require(fleet.edges >= 1, "fleet.edges", fleet.edges, "at least 1")
     delay, rounds = case.cost()["delay_s"], -(-fleet.devices // fleet.edges)
-    return {
+    case.words |= {
         "saved": 1 - fleet.edges / fleet.devices,
         "rounds": rounds,
         "pass_s": rounds * delay["SplitLLM, K copies"].item(),
@@ -33,7 +33,7 @@ def _splitllm(case: Case) -> dict[str, object]:
     }
 
 
-PAPERS: dict[str, Callable[[Case], dict[str, object]]] = {
+PAPERS: dict[str, Callable[[Case], None]] = {
     "splitllm": _splitllm,
     "sft": sft.add,
     "fedsllm": fedsllm.add,
@@ -41,7 +41,7 @@ PAPERS: dict[str, Callable[[Case], dict[str, object]]] = {
     "card": card.add,
     "gsfl": gsfl.add,
 }
-"""What fills in the numbers of a paper's case, and returns more words for its figures."""
+"""What fills in the numbers of a paper's case, and more words for its figures."""
 ALL = "all"
 SEEDS = 5
 _MISSED = 1
@@ -99,8 +99,9 @@ def compare(paper: str, overrides: Sequence[str], seeds: Sequence[int]) -> Findi
     """Make a paper's comparison with each of `seeds`; plots and remarks are of the first."""
     study = read(paper)
     cases = [Case(study, [*overrides, f"seed={seed}"]) for seed in seeds]
-    more = [PAPERS[paper](case) for case in cases]
-    words = cases[0].words | more[0]
+    for case in cases:
+        PAPERS[paper](case)
+    words = cases[0].words
     numbers = [case.values for case in cases]
     provenance = str(cases[0].config.paper.provenance).strip()
     changed = [text for text in overrides if not text.startswith(("output=", "seed="))]

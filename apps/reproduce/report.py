@@ -8,19 +8,16 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from fedsplit.arrays import Array
 from fedsplit.figures import COLUMN_IN
 from fedsplit.report.studies.charts import write
 
-from .study import Findings, Row
+from .study import Findings, Row, extent, spread_text
 
 _CLAIMS = "paper,what,claim,against,ours,strongest baseline,against it,met"
 _GAINS = "paper,what,against,the gain comes from,tuned,with fedsplit's own options"
 _AGAINST = "against_strongest", "against_strongest_min", "against_strongest_max"
-_COLUMNS: dict[str, Any] = {
-    **{name: {"justify": "right"} for name in ("ours", "against it")},
-    **{name: {"overflow": "fold", "ratio": 1} for name in ("settings", "to be known")},
-    "met": {"no_wrap": True},
-}
+_MET = {None: "-", True: "yes", False: "MISSED"}
 
 
 def tables(found: Sequence[Findings]) -> tuple[Table, Table, Table]:
@@ -39,27 +36,30 @@ def tables(found: Sequence[Findings]) -> tuple[Table, Table, Table]:
 
 def _texts(paper: str, row: Row) -> dict[str, str]:
     words, better = row.words, row.ours_better
+
+    def shown(values: Array) -> str:
+        return f"{spread_text(*extent(values))} {words.unit}"
+
     return {
         "paper": paper,
         "what": words.what,
         "claim": words.claim,
         "against": words.paper_baseline,
-        "ours": f"{row.ours} {words.unit}",
+        "ours": shown(row.ours),
         "strongest baseline": words.strongest_baseline,
-        "against it": f"{row.against_strongest} {words.unit}",
-        "met": {None: "-", True: "yes", False: "MISSED"}[row.passed],
+        "against it": shown(row.against_strongest),
+        "met": _MET[row.passed],
         "the gain comes from": words.gain,
         "tuned": words.tuned,
-        "with fedsplit's own options": f"{better} {words.unit}: {words.better}" if better else "",
+        "with fedsplit's own options": "" if better is None else f"{shown(better)}: {words.better}",
     }
 
 
 def _table(title: str, columns: str, rows: Sequence[dict[str, str]]) -> Table:
-    table = Table(title=title, show_lines=True)
-    for heading in columns.split(","):
-        table.add_column(heading, **_COLUMNS.get(heading, {"overflow": "fold"}))
+    headings = columns.split(",")
+    table = Table(*headings, title=title, show_lines=True)
     for row in rows:
-        table.add_row(*(row[heading] for heading in columns.split(",")))
+        table.add_row(*(row[heading] for heading in headings))
     return table
 
 
@@ -75,16 +75,15 @@ def record(one: Findings) -> dict[str, Any]:
 
 
 def _row(row: Row) -> dict[str, Any]:
-    words, ours, strongest = row.words, row.ours.range, row.against_strongest.range
+    words, ours, strongest = row.words, extent(row.ours), extent(row.against_strongest)
     return {
         **{name: getattr(words, name) for name in ("what", "claim", "unit", "paper_baseline")},
         **dict(zip(("ours_mean", "ours_min", "ours_max"), ours, strict=True)),
         "strongest_baseline": words.strongest_baseline,
         **dict(zip(_AGAINST, strongest, strict=True)),
-        **{name: getattr(words, name) for name in ("gain", "tuned")},
-        "accepted": words.accepted and list(words.accepted),
+        **{name: getattr(words, name) for name in ("gain", "tuned", "accepted")},
         "met": row.passed,
-        "ours_better": row.ours_better and row.ours_better.range[0],
+        "ours_better": None if row.ours_better is None else extent(row.ours_better)[0],
         "better": words.better,
     }
 

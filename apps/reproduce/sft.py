@@ -13,35 +13,35 @@ from fedsplit.codec import Loopback
 from fedsplit.codec.formula import author_bits
 from fedsplit.codec.topk import TopK
 from fedsplit.data import batches, load_data
-from fedsplit.models import Boundary, load
+from fedsplit.models import load
 from fedsplit.plan import Route
 from fedsplit.planning import CodecTable
 
+from ..coded import first_part
 from ..config import data_spec, job, load_config
 from .study import Case
 
 _BATCH = 32
 
 
-def add(case: Case) -> dict[str, object]:
+def add(case: Case) -> None:
     """Cost all members, and add what is left of activations' bits."""
     delay = case.cost()["delay_s"]
-    delay["equal bands, best cut"] = delay["equal bands by cut"].min()
+    case.add("delay_s", "equal bands, best cut", delay["equal bands by cut"].min())
     table = CodecTable.read_csv(default_codec_table())
     harmless = table.loss_increase <= case.config.paper.loss_limit
     whole = harmless & np.array([settings["name"] == "int8" for settings in table.settings])
     paper, seed = case.config.paper, case.config.seed
     tensors = shipped_activations(paper.activations_cut, seed)
-    ratios = {
+    for name, ratio in {
         "uncompressed": 1.0,
         "authors' count": authors_ratio(tensors, paper.keep, paper.bits),
         "as sent": sent_ratio(tensors, fedsplit_point(paper.keep, paper.bits), seed),
         "every value": sent_ratio(tensors, fedsplit_point(1.0, paper.bits), seed),
         "harmless": table.ratio[harmless].min(),
         "harmless int8": table.ratio[whole].min(),
-    }
-    case.values["traffic"] = {name: np.array(ratio) for name, ratio in ratios.items()}
-    return {}
+    }.items():
+        case.add("traffic", name, ratio)
 
 
 def authors_ratio(tensors: Iterable[Tensor], keep: float, bits: int) -> float:
@@ -78,6 +78,4 @@ def shipped_activations(cut: int, seed: int) -> tuple[Tensor, ...]:
     samples = load_data(data_spec(config), tokenizer, 1, seed).test(0)
     batch = next(iter(batches(samples, _BATCH)))
     with torch.no_grad():
-        boundary = model.run(Route.two_tier(model.n_blocks, cut).segments[0], batch.inputs)
-    assert isinstance(boundary, Boundary)
-    return boundary.tensors
+        return first_part(model, Route.two_tier(model.n_blocks, cut), batch.inputs).tensors

@@ -1,24 +1,26 @@
 """A paper's study: what conf/study/PAPER.yaml says of it, and what its members cost."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from omegaconf import DictConfig
 
 from fedsplit.arrays import Array
 from fedsplit.errors import require_choice
 from fedsplit.flower import System
 from fedsplit.mapping import from_mapping
+from fedsplit.models import ModelSpec
 from fedsplit.report.studies.charts import BAR, LINE, Chart
 from fedsplit.report.studies.groups import GROUP
 
 from ..config import load_config
 from ..plan import Scenario, build_scenario
-from ..plan_report import RoundRow
 from ..sweep import MEMBER, named_members, read_study
+from ..values import plain
 
 Values = Mapping[str, Array]
 """Numbers by what has them: a member, or what a paper's module works out beside."""
@@ -90,7 +92,8 @@ class PaperStudy:
 class Case:
     """A study with one seed: its `config`, and `values` by metric and member.
 
-    `x` is what values are over where there are several, by member; `scenarios` what was costed.
+    `x` is what values are over where there are several, by member; `scenarios` what was costed;
+    `words` what figures and notes may name: the settings, and what a paper's module works out.
     """
 
     def __init__(self, study: PaperStudy, overrides: Sequence[str]) -> None:
@@ -99,18 +102,18 @@ class Case:
         self.values: dict[str, dict[str, Array]] = defaultdict(dict)
         self.x: dict[str, list[Any]] = defaultdict(list)
         self.scenarios: dict[str, Scenario] = {}
+        self.words: dict[str, object] = {str(name): held for name, held in self.config.items()}
         self._members = named_members(common, study.members) if study.members else []
 
-    @property
-    def words(self) -> dict[str, object]:
-        """The settings, as words of figures name them."""
-        return {str(name): value for name, value in self.config.items()}
+    def add(self, metric: str, member: str, value: Array | Sequence[float] | float) -> None:
+        """Add a value, or the mean of several, behind those that a member has."""
+        held = self.values[metric]
+        held[member] = np.append(held.get(member, ()), np.mean(value))
 
     def cost(
         self, on: Callable[[System], System] = lambda system: system
     ) -> dict[str, dict[str, Array]]:
         """Cost all members, in the mean over the rounds, each on the system that `on` returns."""
-        found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for member in self._members:
             scenario = build_scenario(load_config(member.overrides))
             swept = member.values()
@@ -118,15 +121,12 @@ class Case:
             system = on(scenario.system)
             if swept:  # what might be: a route takes a second to try, and nothing is trained
                 system = replace(system, try_route=lambda route: None)
-            scenario = replace(scenario, system=system)
-            self.scenarios[name] = scenario
-            self.x[name] += swept.values()
-            self.x[EACH] += [] if swept else [name]
-            for metric, values in _columns(scenario.rows(self.config.rounds)):
-                for held in (name, EACH)[: 1 if swept else 2]:
-                    found[metric][held].append(float(np.mean(values)))
-        for metric, numbers in found.items():
-            self.values[metric] = {name: np.array(values) for name, values in numbers.items()}
+            self.scenarios[name] = scenario = replace(scenario, system=system)
+            rounds = pd.DataFrame(scenario.rows(self.config.rounds))
+            for held in (name,) if swept else (name, EACH):
+                self.x[held].append(next(iter(swept.values()), name))
+                for metric, values in rounds.items():
+                    self.add(str(metric), held, values.to_list())
         return self.values
 
     def chart(self, plot: Plot) -> Chart:
@@ -144,33 +144,14 @@ class Case:
         return Chart(kind=kind, names=names, data=pd.DataFrame(rows), ci=False)
 
 
-def _columns(rows: Sequence[RoundRow]) -> Iterator[tuple[str, list[float]]]:
-    return ((field.name, [getattr(row, field.name) for row in rows]) for field in fields(RoundRow))
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A number of several seeds: ``-23.5 (-31.9 to -15.3)``."""
-
-    values: tuple[float, ...]
-
-    @property
-    def range(self) -> tuple[float, float, float]:
-        """Mean, least and largest."""
-        return float(np.mean(self.values)), min(self.values), max(self.values)
-
-    def __str__(self) -> str:
-        return spread_text(*self.range)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
-    """A figure over seeds: its words, and its numbers."""
+    """A figure over seeds: its words, and its numbers, one of each seed."""
 
     words: Figure
-    ours: Spread
-    against_strongest: Spread
-    ours_better: Spread | None
+    ours: Array
+    against_strongest: Array
+    ours_better: Array | None
 
     @classmethod
     def over(
@@ -178,22 +159,22 @@ class Row:
     ) -> "Row":
         """Return the row of a figure from the values of several seeds, with `words` in its own."""
 
-        def spread(text: str | Sequence[str]) -> Spread:
-            return Spread(tuple(number(values[figure.metric], text) for values in found))
+        def numbers(text: str | Sequence[str]) -> Array:
+            return np.array([number(values[figure.metric], text) for values in found])
 
         said = {name: getattr(figure, name).format_map(words) for name in _WORDS}
         return cls(
             replace(figure, **said),
-            spread(figure.ours),
-            spread(figure.against_strongest or figure.ours),
-            spread(figure.ours_better) if figure.ours_better else None,
+            numbers(figure.ours),
+            numbers(figure.against_strongest or figure.ours),
+            numbers(figure.ours_better) if figure.ours_better else None,
         )
 
     @property
     def passed(self) -> bool | None:
         """Whether the mean over the seeds is within the accepted range; None if there is none."""
         accepted = self.words.accepted
-        return None if accepted is None else accepted[0] <= self.ours.range[0] <= accepted[1]
+        return None if accepted is None else accepted[0] <= float(self.ours.mean()) <= accepted[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,17 +190,25 @@ class Findings:
     provenance: str
 
 
-def spread_text(*values: float) -> str:
-    """Return mean, least and largest with one decimal, or as 1e-13 where that would be zero."""
-    mean, low, high = (
-        f"{value:.0e}" if 0 < abs(value) < 0.01 else f"{value:.1f}" for value in values
-    )
-    return mean if low == high else f"{mean} ({low} to {high})"
-
-
 def read(paper: str) -> PaperStudy:
     """Return the study of a paper."""
     return from_mapping(PaperStudy, read_study(paper), f"study={paper}")
+
+
+def extent(values: Array) -> tuple[float, float, float]:
+    """Return mean, least and largest."""
+    return float(values.mean()), float(values.min()), float(values.max())
+
+
+def spread_text(*values: float) -> str:
+    """Return mean, least and largest with one decimal, or as 1e-13 where that would be zero."""
+    mean, low, high = (f"{one:.0e}" if 0 < abs(one) < 0.01 else f"{one:.1f}" for one in values)
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def model(config: DictConfig, name: str) -> ModelSpec:
+    """Return one of the models that the settings of a paper name."""
+    return from_mapping(ModelSpec, plain(config.paper.models[name]), f"paper.models.{name}")
 
 
 def number(values: Values, text: str | Sequence[str]) -> float:

@@ -6,18 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from rich.console import Console
 
 from fedsplit.errors import FedsplitError
 from fedsplit.report.studies.frame import Study
 from fedsplit.report.studies.members import DONE
 
-from ..config import load_config
 from ..overrides import quoted
-from ..plan import build_scenario
 from ..study import run_members
-from ..sweep import MEMBER, Member, named_members
+from ..sweep import MEMBER, named_members
 from . import accuracy, memory
 from .study import Findings, Row, Values
 
@@ -56,33 +53,10 @@ def train(one: Findings, folder: Path, overrides: Sequence[str]) -> Findings:
         name: {member: np.array(value) for member, value in last[name].items()}
         for name in last.select_dtypes("number")
     }
-    words = one.case.words
-    more, note = _MORE.get(one.paper), trained(members, rounds)
-    if more is not None:
-        words |= more(one.case.config, numbers)
-        note += str(words.pop("note", ""))
-    rows = [Row.over(figure, [numbers], words) for figure in one.study.measured]
+    losses = (f"{member} {loss:.4f}" for member, loss in last["eval_loss"].items())
+    before = f"evaluation loss {rounds['eval_loss'].iloc[0]:.4f} nats before"
+    note = f"Trained for real (`fedsplit report {place}`): {before}, then {', '.join(losses)}."
+    if one.paper in _MORE:
+        _MORE[one.paper](one.case, numbers)
+    rows = [Row.over(figure, [numbers], one.case.words) for figure in one.study.measured]
     return replace(one, rows=(*one.rows, *rows), notes=(*one.notes, note))
-
-
-def trained(members: Sequence[Member], rounds: pd.DataFrame) -> str:
-    """Return the loss of every member, and what it took, in words."""
-    said = []
-    for member in members:
-        config = load_config(member.overrides)
-        plan = build_scenario(config).plan_round(1)
-        turns = [turn for branch in plan.branches for turn in branch.turns]
-        own = rounds[rounds[MEMBER] == member.swept[MEMBER]]
-        end = own.iloc[-1]
-        said.append(
-            f"{member.swept[MEMBER]} {end['eval_loss']:.4f} "
-            f"(cuts {', '.join(str(turn.route.segments[0].stop) for turn in turns)} at first; "
-            f"{len(own) - 1} rounds of {turns[0].steps} mini-batches a device, "
-            f"{end['bytes_up.device'] / 1e6:.1f} MB up, {end['delay_s']:.1f} s modelled)"
-        )
-    source = str(config.model.source)
-    model = "shipped model" if source.startswith("package:") else source
-    return (
-        f"Trained for real ({model}, {config.fleet.devices} devices, seed {config.seed}): "
-        f"evaluation loss {rounds['eval_loss'].iloc[0]:.4f} nats before, then {'; '.join(said)}."
-    )

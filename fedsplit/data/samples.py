@@ -111,10 +111,12 @@ def batches(
     batch_size: int,
     rng: np.random.Generator | None = None,
     drop_last: bool = False,
+    skipped: int = 0,
 ) -> Iterator[Batch]:
     """Yield every sample once, in random order (in the given one without `rng`).
 
-    With `drop_last` a last batch of fewer than `batch_size` samples is left out.
+    With `drop_last` a last batch of fewer than `batch_size` samples is left out, and so are the
+    first `skipped` batches.
 
     Raises
     ------
@@ -123,23 +125,28 @@ def batches(
     """
     require(batch_size >= 1, "batch_size", batch_size, "at least 1")
     order = np.arange(len(samples)) if rng is None else rng.permutation(len(samples))
-    for start in range(0, len(order), batch_size):
+    for start in range(skipped * batch_size, len(order), batch_size):
         indices = tuple(order[start : start + batch_size].tolist())
         if len(indices) == batch_size or not drop_last:
             yield Batch(samples.select(indices), indices)
 
 
 def training_batches(
-    samples: Samples, batch_size: int, rng: np.random.Generator, steps: int
+    samples: Samples, batch_size: int, rng: np.random.Generator, steps: int, skipped: int = 0
 ) -> Iterator[Batch]:
     """Yield `steps` batches of equal size, epoch after epoch, each epoch in a new random order.
 
     The samples that an epoch leaves over are dropped, so that every step costs the same; a batch
-    never holds a sample twice. Fewer than `batch_size` samples make one batch of all.
+    never holds a sample twice. Fewer than `batch_size` samples make one batch of all. The first
+    `skipped` batches are left out, without reading them.
     """
     size = min(batch_size, len(samples))
+    per_epoch = max(len(samples) // max(size, 1), 1)
 
     def forever() -> Iterator[Batch]:
+        for _ in range(skipped // per_epoch):
+            rng.permutation(len(samples))
+        yield from batches(samples, size, rng, drop_last=True, skipped=skipped % per_epoch)
         while True:
             yield from batches(samples, size, rng, drop_last=True)
 

@@ -78,6 +78,9 @@ class OptimizerSpec:
     keep_state : bool
         Whether a device's turn goes on with the moments that its last one ended with, where the
         parameter is still on the same side of the link.
+    keep_order : bool
+        Whether a device's turn goes on in the epoch where as many steps in every round before would
+        have brought it, in place of beginning an epoch. No sample comes again before all others.
     part : tuple of int
         Which part of the schedule a turn is, and of how many: see `within`.
 
@@ -104,6 +107,7 @@ class OptimizerSpec:
     label_smoothing: float = 0.0
     checkpointing: bool = False
     keep_state: bool = False
+    keep_order: bool = False
     part: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:

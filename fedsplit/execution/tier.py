@@ -1,8 +1,9 @@
 """What one tier computes during a turn: its segments, one branch's adapters, an optimizer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -178,7 +179,7 @@ class Tier:
         """
 
         def run() -> Gradients:
-            device = self._model.model.device
+            device = self._model.device
             if self._spec is not None and self._spec.checkpointing:
                 self._enter()  # others may have run, and blocks are computed again
             produced.backward([None if item is None else item.to(device) for item in gradients])
@@ -207,7 +208,8 @@ class Tier:
             loss, score = self._score(segment, inputs, received)
             weighted = loss if share == 1 else loss * share
             weighted.backward()  # type: ignore[no-untyped-call]
-            return score, self._collect(received)
+            collected = self._collect(received, loss)
+            return score(loss.item()), collected
 
         return compute(run)
 
@@ -221,7 +223,12 @@ class Tier:
         FedsplitError
             If the loss is not finite.
         """
-        return compute(lambda: self._score(segment, inputs, received)[1])
+
+        def run() -> EvalReply:
+            loss, score = self._score(segment, inputs, received)
+            return score(self._value(loss))
+
+        return compute(run)
 
     def norm(self, behind: float | None = 0.0) -> float:
         """Return the norm of the gradients collected, here and on the tiers `behind`.
@@ -269,7 +276,8 @@ class Tier:
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        for parameter in self._trained:  # the optimizer's own way is measured by torch's profiler
+            parameter.grad = None
 
     def _draw_near(self) -> None:
         """Add the gradient of FedProx's term."""
@@ -288,8 +296,7 @@ class Tier:
     def _forward(
         self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None
     ) -> Boundary | Output:
-        device = self._model.model.device
-        inputs = {name: value.to(device) for name, value in inputs.items()}
+        device = self._model.device
         if received is not None:
             moved = tuple(tensor.to(device) for tensor in received.tensors)
             received = replace(received, tensors=moved)
@@ -306,35 +313,50 @@ class Tier:
 
     def _score(
         self, segment: Segment, inputs: Mapping[str, Tensor], received: Boundary | None
-    ) -> tuple[Tensor, EvalReply]:
-        """Return the loss with its graph, but not the logits: they are too large to keep."""
+    ) -> tuple[Tensor, Callable[[float], EvalReply]]:
+        """Return the loss with its graph, and the reply that says its value.
+
+        Not the logits: they are too large to keep.
+        """
         output = self._forward(segment, inputs, received)
         assert isinstance(output, Output)
-        scalar = output.loss
+        loss = output.loss
         if self._spec is not None and self._spec.label_smoothing:
-            scalar = _smoothed(output, inputs["labels"], self._spec.label_smoothing)
-        loss = scalar.item()
-        if not math.isfinite(loss):
-            raise FedsplitError(f"loss={loss}: must be finite (step {self._step}, {segment})")
+            loss = _smoothed(output, inputs["labels"], self._spec.label_smoothing)
         labels = inputs["labels"]
         tokens = self._model.counts_tokens and not self._train
         correct = _count_correct(output, labels, tokens=tokens)
         classes = () if self._model.spec.task != SEQUENCES else _count_classes(output, labels)
-        return scalar, EvalReply(loss, output.n_targets, correct, classes)
+        targets = output.n_targets
+        return loss, partial(EvalReply, n_targets=targets, n_correct=correct, classes=classes)
 
-    def _collect(self, received: Boundary | None) -> Gradients:
-        """Return the gradients of `received`; refuse any that is not finite."""
+    def _value(self, loss: Tensor) -> float:
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FedsplitError(f"loss={value}: must be finite (step {self._step})")
+        return value
+
+    def _collect(self, received: Boundary | None, loss: Tensor | None = None) -> Gradients:
+        """Return the gradients of `received`; refuse any, or a `loss`, that is not finite."""
         collected = () if received is None else received.gradients()
-        found = {f"gradient of {name}": item.grad for name, item in self._parameters.items()}
-        found |= {f"gradient of boundary tensor {n}": item for n, item in enumerate(collected)}
-        present = {name: item for name, item in found.items() if item is not None}
+        gradients = [item.grad for item in self._trained]
+        present = [item for item in (*gradients, *collected) if item is not None]
         # Infinite or not a number if any value is, and seldom else; one number in place of many.
         # (The largest value would do as well, but takes a dozen times as long.)
-        if present and not get_total_norm(present.values()).isfinite():
-            for name, item in present.items():
-                if not item.isfinite().all():
-                    raise FedsplitError(f"{name}: must be finite (step {self._step})")
+        norm = get_total_norm(present) if present else None
+        # Numbers are asked for only now: to know one of a GPU is to wait for all before it.
+        if loss is not None:
+            self._value(loss)
+        if norm is not None and not math.isfinite(norm.item()):
+            self._refuse_infinite(collected)
         return collected
+
+    def _refuse_infinite(self, collected: Gradients) -> None:
+        found = {f"gradient of {name}": item.grad for name, item in self._parameters.items()}
+        found |= {f"gradient of boundary tensor {n}": item for n, item in enumerate(collected)}
+        for name, item in found.items():
+            if item is not None and not item.isfinite().all():
+                raise FedsplitError(f"{name}: must be finite (step {self._step})")
 
 
 def dropout_seed(seed: int, step: int, segment: Segment) -> int:

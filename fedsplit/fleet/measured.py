@@ -30,15 +30,9 @@ def measured_fleet(
     machines : mapping of tuple to MeasuredProfile
         By role (`DEVICE`, `EDGE`, `SERVER`) and index; the server's is 0.
     """
-    speeds = {place: found.flops_per_s(profile) for place, found in machines.items()}
-    good = {
-        place: found
-        for place, found in machines.items()
-        if found.fits(profile) and SPEEDS[0] <= speeds[place] <= SPEEDS[1]
-    }
-    devices = {index: found for (role, index), found in good.items() if role == DEVICE}
+    devices = {index: found for (role, index), found in machines.items() if role == DEVICE}
     servers = {
-        index + (role == EDGE): found for (role, index), found in good.items() if role != DEVICE
+        index + (role == EDGE): found for (role, index), found in machines.items() if role != DEVICE
     }
     return replace(
         fleet,
@@ -53,10 +47,12 @@ def _measured(
     per_cycle, memory = nodes.flops_per_cycle.copy(), nodes.memory_bytes.copy()
     coefficient = nodes.energy_coefficient.copy()
     for node, found in machines.items():
-        if node >= len(nodes):
-            continue  # an edge of more than the fleet has serves nobody
+        speed = found.flops_per_s(profile) if found.fits(profile) else 0.0
+        # An edge of more than the fleet has serves nobody.
+        if node >= len(nodes) or not SPEEDS[0] <= speed <= SPEEDS[1]:
+            continue
         clock_hz = nodes.clock_hz[node]
-        per_cycle[node] = found.flops_per_s(profile) / clock_hz
+        per_cycle[node] = speed / clock_hz
         if found.memory_bytes is not None:
             memory[node] = found.memory_bytes
         if found.power_w is not None:

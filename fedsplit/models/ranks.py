@@ -112,6 +112,8 @@ def _put_back(name: str, tensor: Tensor, whole: Tensor) -> Tensor:
 
 def fits(name: str, tensor: Tensor, like: Tensor) -> bool:
     """Return whether a tensor is of the shape of `like`, but for fewer components."""
+    if tensor.shape == like.shape:  # so it mostly is, and this is asked over and over
+        return True
     shape, axis = list(tensor.shape), rank_axis(factor_of(name) or name)
     if axis is not None and len(shape) == like.dim() and 1 <= shape[axis] <= like.shape[axis]:
         shape[axis] = like.shape[axis]

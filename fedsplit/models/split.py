@@ -14,7 +14,7 @@ from fedsplit.models.anatomy import EMBED, Anatomy
 from fedsplit.models.boundary import Boundary, Output
 from fedsplit.models.crossing import IGNORED_LABEL, NARROW, Arrival, Crossing, input_forms, probes
 from fedsplit.models.names import CAUSAL, SEQUENCES
-from fedsplit.models.packing import apart
+from fedsplit.models.packing import holds_several
 from fedsplit.models.phantoms import is_phantom
 from fedsplit.models.private import BatchNorm, SharedStates
 from fedsplit.models.ranks import factor_of, rank_axis, require_fit, require_pairs
@@ -97,6 +97,7 @@ class SplitModel:
         self.spec = spec
         self.config = config
         self.model = model
+        self.device = model.device  # finding it is a walk through the parameters
         self.n_blocks = parts.n_blocks
         self._checkpointing = False
         self._parts = parts
@@ -291,7 +292,7 @@ class SplitModel:
     @torch.no_grad()
     def _probe(self, cut: int, inputs: Mapping[str, Tensor]) -> Boundary:
         """Return the boundary at `cut` of a batch: of the right form, with any values."""
-        here = {name: value.to(self.model.device) for name, value in inputs.items()}
+        here = {name: value.to(self.device) for name, value in inputs.items()}
         training, experts = self.training, self.model.get_experts_implementation()
         self.eval()
         self.model.set_experts_implementation("eager")  # others do not take phantom weights
@@ -316,7 +317,8 @@ class SplitModel:
             Blocks to run, all held on this tier.
         inputs : mapping of str to Tensor
             The batch on the first segment; on later ones what `travelling` returned (and the
-            labels, on the segment that holds the head).
+            labels, on the segment that holds the head); best on the host, where looking at them
+            waits for nothing.
         boundary : Boundary or None
             What the segment before sent; None on the first one.
 
@@ -338,7 +340,7 @@ class SplitModel:
                 result = self.model(**arguments)
             except _Reached as reached:
                 return Boundary.pack(reached.values)
-        return Output(result.loss, self.n_targets(arguments), result.logits)
+        return Output(result.loss, self.n_targets(inputs), result.logits)
 
     def n_targets(self, inputs: Mapping[str, Tensor]) -> int:
         """Return how many labels of a batch the mean of its loss is over."""
@@ -356,7 +358,8 @@ class SplitModel:
         self, segment: Segment, inputs: Mapping[str, Tensor], boundary: Boundary | None
     ) -> dict[str, Tensor]:
         """Return the model's arguments: the real ones, or stand-ins of the same shape."""
-        found = {name: value.long() if name in NARROW else value for name, value in inputs.items()}
+        found = {name: value.to(self.device) for name, value in inputs.items()}
+        found = {name: value.long() if name in NARROW else value for name, value in found.items()}
         if self.spec.task == SEQUENCES and {"input_ids", "attention_mask"} <= found.keys():
             found["input_ids"] = padded(found["input_ids"], found["attention_mask"], self.config)
         if segment.stop < self.n_blocks:
@@ -366,7 +369,9 @@ class SplitModel:
         if boundary is not None and not self.spec.share_token_ids:
             mask = found.get("attention_mask")
             found |= placeholder(self.config, self.spec.task, mask, boundary.tensors[0])
-        return apart(found)
+        if holds_several(inputs):
+            del found["attention_mask"]
+        return found
 
     @contextmanager
     def _running(self, segment: Segment, boundary: Boundary | None) -> Iterator[None]:

@@ -231,6 +231,10 @@ WRONG = [
     ("run train.label_smoothing=1", "train.label_smoothing=1.0: must be at least 0 and below 1"),
     ("run train.checkpointing=1", "train.checkpointing=1: must be true or false"),
     (
+        "run train.keep_order=true privacy=noise",
+        "train.keep_order=True: must be false with noise",
+    ),
+    (
         "run train.keep_state=true run.edge_nodes=true fleet=hierarchical strategy=splitllm",
         "train.keep_state=True: must be false with run.edge_nodes",
     ),

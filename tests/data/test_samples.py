@@ -55,6 +55,22 @@ def test_training_batches_are_as_many_as_asked_for_and_of_one_size(
         assert len(set(epoch)) == len(epoch) == per_epoch * size
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    n_samples=st.integers(1, 30),
+    batch_size=st.integers(1, 12),
+    skipped=st.integers(0, 40),
+    seed=st.integers(0, 2**40),
+)
+def test_training_goes_on_where_it_was(n_samples, batch_size, skipped, seed):
+    def of(steps, skipped=0):
+        samples = _numbered(n_samples)
+        found = training_batches(samples, batch_size, generator(seed), steps, skipped)
+        return [batch.samples for batch in found]
+
+    assert of(5, skipped) == of(skipped + 5)[skipped:]
+
+
 def test_training_goes_through_the_samples_in_another_order_every_epoch():
     drawn = list(training_batches(_numbered(32), 32, generator(0), 3))
     assert len({batch.samples for batch in drawn}) == 3

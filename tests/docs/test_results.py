@@ -124,8 +124,10 @@ def test_the_table_of_methods_is_of_all_seeds() -> None:
     row: dict[str, float] = dict.fromkeys(methods.COLUMNS, 2e6) | {"untrained_loss": 4.0}
     settings = {"model": "a model", "cut": 3, "devices": 2, "epochs": 3, "examples": 9, "seeds": 2}
     rows = [row | {"loss": 3.0, "up_bytes": 1e6}, row | {"loss": 3.5, "up_bytes": 3e6}]
-    text = methods.table({"settings": settings, "members": {"splitlora": rows}})
-    assert "| splitlora | 3.2500 (3.0000 to 3.5000) | 2.00 (1.00 to 3.00) | 2.00 |" in text
+    others = [rows[0] | {"loss": 3.5}, rows[1] | {"loss": 3.75}]
+    text = methods.table({"settings": settings, "members": {"plain": rows, "other": others}})
+    assert "| plain | 3.2500 (3.0000 to 3.5000) | 0.0000 | 2.00 (1.00 to 3.00) | 2.00 |" in text
+    assert "| other | 3.6250 (3.5000 to 3.7500) | 0.3750 (0.2500 to 0.5000) |" in text
     assert "2 seeds" in text
     assert "Untrained, the loss is 4.0000" in text
 

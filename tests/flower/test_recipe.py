@@ -1,7 +1,7 @@
 """A run with a whole recipe is one loop over the unsplit model, wherever its parts are held."""
 
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,15 @@ def one_loop(federation: Federation, spec: OptimizerSpec) -> dict[str, Any]:
     samples, adapters = session.named_data(job).train(0), initial(federation)
     places = [(number, repeat) for number in range(ROUNDS) for repeat in range(TURNS)]
     for place, (number, repeat) in enumerate(places):
-        rng = generator(job.seed, "batches", number + 1, 0, *([repeat] if repeat else []))
+        since = [] if spec.keep_order else [number + 1]
+        rng = generator(job.seed, "batches", *since, 0, *([repeat] if repeat else []))
+        # As one long training, of which a turn is the next part.
+        so_far = STEPS * number if spec.keep_order else 0
+        steps = training_batches(samples, job.batch_size, rng, so_far + STEPS)
         result = train_turn(
             model,
             ROUTES["alone"],
-            training_batches(samples, job.batch_size, rng, STEPS),
+            islice(steps, so_far, None),
             adapters=adapters,
             optimizer=replace(spec, part=(place, len(places))),
             seed=0,
@@ -89,6 +93,15 @@ def test_moments_and_rates_go_on_over_the_run_on_every_route(
     assert_equal(found, expected)
     _, forgetful = recipe(keep_state=False)
     assert max(float((forgetful[key] - expected[key]).abs().max()) for key in expected) > 1e-5
+
+
+def test_the_order_of_samples_goes_on_over_the_run(recipe: Any, fedavg: Strategy) -> None:
+    federation, expected = recipe(keep_state=True, keep_order=True)
+    route = OneDevice(ROUTES["two tiers"])
+    found, _ = federation.run(route, fedavg, rounds=ROUNDS, steps=STEPS, evaluate_every=ROUNDS)
+    assert_equal(found, expected)
+    _, afresh = recipe(keep_state=True)
+    assert max(float((afresh[key] - expected[key]).abs().max()) for key in expected) > 1e-5
 
 
 def test_at_an_edge_that_is_a_node_the_rates_are_those_of_the_plan(

@@ -106,7 +106,10 @@ class Device:
             job, turn, model = task.job, task.turn, _load(task)
             data, _ = self._data(job, context)
             again = [turn.repeat] if turn.repeat else []
-            rng = generator(job.seed, "batches", task.server_round, turn.device, *again)
+            keeps = job.optimizer.keep_order
+            since = [] if keeps else [task.server_round]
+            rng = generator(job.seed, "batches", *since, turn.device, *again)
+            skipped = (task.server_round - 1) * turn.steps if keeps else 0
             link, token = _dial(task, context, presence)
             remembered = read_remembered(context) if turn.codec.over_turns else None
             started = time.perf_counter()
@@ -114,7 +117,7 @@ class Device:
             result = train_turn(
                 model,
                 turn.route,
-                training_batches(data, job.batch_size, rng, turn.steps),
+                training_batches(data, job.batch_size, rng, turn.steps, skipped),
                 adapters=_adapters(task, message),
                 optimizer=job.optimizer,
                 seed=task.seed,

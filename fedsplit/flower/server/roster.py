@@ -241,8 +241,9 @@ class Joiners:
     def __init__(
         self, grid: Grid, job: Job, n_edges: int = 0, login_keys: LoginKeys | None = None
     ) -> None:
-        self.places = [("device", index) for index in range(job.n_devices)]
-        self.places += [("edge", index) for index in range(n_edges)]
+        devices = [("device", index) for index in range(job.n_devices)]
+        edges = [("edge", index) for index in range(n_edges)]
+        self.places = dict.fromkeys(devices + edges)  # in order, and asked of every node that comes
         self.left_out: list[str] = []
         self._grid = grid
         self._job = job
