@@ -6,6 +6,7 @@ from dataclasses import replace
 from omegaconf import DictConfig
 
 from fedsplit.errors import require, require_choice
+from fedsplit.growth import require_room
 from fedsplit.mapping import from_mapping
 from fedsplit.schemes import LocalWork
 
@@ -66,18 +67,12 @@ def aggregation(config: DictConfig) -> str:
     SettingsError
         If there is no such way.
     """
-    from fedsplit.execution.aggregate import AGGREGATIONS, LEAVE_RESIDUALS, MEAN, RAFLORA
+    from fedsplit.execution.aggregate import AGGREGATIONS, MEAN, RAFLORA
 
     given = config.aggregator.get(ADAPTERS)
     if given is None:
         return RAFLORA if ranks_by_device(config) else MEAN
-    where, model = f"aggregator.{ADAPTERS}", config.model
-    require_choice(where, given, AGGREGATIONS)
-    if given in LEAVE_RESIDUALS:
-        for fits, name in (
-            (model.train == "lora", "model.train=full"),
-            (not model.lora.get("use_dora"), "model.lora.use_dora, which scales what it adds to"),
-            (not config.run.edge_nodes, "run.edge_nodes=true"),
-        ):
-            require(fits, where, given, f"another one with {name}")
+    require_choice(f"aggregator.{ADAPTERS}", given, AGGREGATIONS)
+    train, lora = config.model.train, plain(config.model).get("lora") or {}
+    require_room(given, train=train, lora=lora, edge_nodes=config.run.edge_nodes)
     return str(given)

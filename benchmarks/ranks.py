@@ -32,7 +32,8 @@ from rich.table import Table
 from torch import Tensor
 
 from fedsplit.execution.aggregate import AGGREGATIONS as WAYS
-from fedsplit.execution.aggregate import FEDEX, FFA, MEAN, PADDED, RAFLORA, Part, aggregate
+from fedsplit.execution.aggregate import FFA, MEAN, PADDED, RAFLORA, Part, aggregate
+from fedsplit.growth import FEDEX
 from fedsplit.models import load
 from fedsplit.models.ranks import at_rank, pair_of, residual_of
 from fedsplit.plan import DEVICE, Segment

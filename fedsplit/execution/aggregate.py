@@ -20,10 +20,10 @@ from torch.nn.functional import pad
 from fedsplit.errors import FedsplitError, require, require_choice
 from fedsplit.execution.average import weighted_mean
 from fedsplit.execution.lane import compute
+from fedsplit.growth import FEDEX, STACKING
 from fedsplit.models.ranks import pair_of, residual_of, residuals, trained
 
 MEAN, PADDED, RAFLORA, FLEXLORA, FFA = "mean", "padded", "raflora", "flexlora", "ffa"
-FEDEX, STACKING = "fedex", "stacking"
 _ROW_NORM = 3**-0.5
 """Of a row of A as PEFT draws it, in the mean."""
 
@@ -103,18 +103,31 @@ def _padded(factors: _Factors) -> tuple[Tensor, Tensor]:
 
 
 def _left_out(factors: _Factors) -> tuple[Tensor, Tensor]:
-    """Return what `_padded` lacks of the mean, of rank r for all parts but one.
+    """Return what `_padded` lacks of the mean, at the rank that `growth` says.
 
-    ``mean(B A) - mean(B) mean(A)`` is the covariance: the sum of ``w_i (B_i - mean(B)) A_i``, in
-    which the last ``w_n (B_n - mean(B))`` is minus the sum of the others.
+    ``mean(B A) - mean(B) mean(A)`` is the covariance: the sum of ``w_i (B_i - mean(B)) A_i``. Of
+    components that all have, the last ``w_n (B_n - mean(B))`` is minus the sum of the others.
     """
-    parts = list(zip(factors.a, factors.b, factors.trained(), strict=True))
+    trained = factors.trained()
+    common = trained.all(0)
     mean_b, _ = _padded(factors)
-    *others, (last, _, had) = parts
-    u = [s * (b * t - mean_b) for s, (_, b, t) in zip(factors.shares, others, strict=False)]
-    v = [a * t[:, None] - last * had[:, None] for a, _, t in others]
-    if not others:
-        return factors.beside
+    follows = factors.a[-1] * common[:, None]
+    which = torch.cat([trained[:-1], trained[-1:] & ~common])
+    return _chosen(
+        factors, [b - mean_b for b in factors.b], [a - follows for a in factors.a], which
+    )
+
+
+def _all_of_it(factors: _Factors) -> tuple[Tensor, Tensor]:
+    return _chosen(factors, factors.b, factors.a, factors.trained())
+
+
+def _chosen(
+    factors: _Factors, b: Sequence[Tensor], a: Sequence[Tensor], which: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return U and V of the weighted sum of the components `which` [part, r], and of residuals."""
+    u = [(s * one)[:, own] for s, one, own in zip(factors.shares, b, which, strict=True)]
+    v = [one[own] for one, own in zip(a, which, strict=True)]
     return _summed((torch.cat(u, dim=1), torch.cat(v)), factors.beside)
 
 
@@ -147,9 +160,7 @@ _RULES: dict[str, _Rule] = {
     FEDEX: _padded,
     STACKING: _afresh,
 }
-_RESIDUALS: dict[str, _Rule] = {FEDEX: _left_out, STACKING: _Factors.mean}
-LEAVE_RESIDUALS = tuple(_RESIDUALS)
-"""Those of which something comes beside the adapters."""
+_RESIDUALS: dict[str, _Rule] = {FEDEX: _left_out, STACKING: _all_of_it}
 AGGREGATIONS = (MEAN, *_RULES)
 """What `aggregate` can do."""
 

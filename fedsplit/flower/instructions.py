@@ -26,7 +26,8 @@ from flwr.serverapp.strategy import (
 )
 
 from fedsplit.errors import SettingsError, require
-from fedsplit.execution.aggregate import FFA, FLEXLORA, LEAVE_RESIDUALS, MEAN, PADDED, RAFLORA
+from fedsplit.execution.aggregate import FFA, FLEXLORA, MEAN, PADDED, RAFLORA
+from fedsplit.growth import LEAVE_RESIDUALS
 from fedsplit.schemes.turnout import CARRY, DROP, Waiting
 
 ROUND, PROXIMAL, CLIPPING = "server-round", "proximal-mu", "clipping_norm"

@@ -13,7 +13,7 @@ from flwr.supercore import log
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import OptimizerSpec
-from fedsplit.execution.aggregate import FFA, LEAVE_RESIDUALS, MEAN, aggregation_error
+from fedsplit.execution.aggregate import FFA, MEAN, aggregation_error
 from fedsplit.fleet import FleetSpec, measured_fleet
 from fedsplit.flower.instructions import (
     clipped,
@@ -34,6 +34,7 @@ from fedsplit.flower.server.standing import Contribution, Standing, merged
 from fedsplit.flower.source import source_hash
 from fedsplit.flower.system import make_system
 from fedsplit.flower.tasks import Job
+from fedsplit.growth import require_room
 from fedsplit.plan import RoundPlan
 from fedsplit.schemes import LocalWork, Scene, Scheme, planned_evaluation
 from fedsplit.schemes.turnout import OutOfEnergy, turn_out
@@ -96,11 +97,8 @@ class SplitStrategy(Strategy):
         require_takes_late(self.inner, self._options.waiting, self._options.aggregation)
         frozen, ffa = job.model.freeze_a, self._options.aggregation == FFA
         require(frozen or not ffa, "aggregator.adapters", FFA, "with model.freeze_a=true")
-        leaves = self._options.aggregation in LEAVE_RESIDUALS
-        how, allowed = self._options.aggregation, "another one where edge servers are nodes"
-        require(not (leaves and at_nodes), "aggregator.adapters", how, allowed)
-        dora = bool(job.model.lora.get("use_dora"))
-        require(not (leaves and dora), "aggregator.adapters", how, "another one with use_dora")
+        how, train, lora = self._options.aggregation, job.model.train, job.model.lora
+        require_room(how, train=train, lora=lora, edge_nodes=at_nodes)
         self._listener = listener or RunListener()
         self._coordinator: Coordinator | None = None
         self.ended: str | None = None  # why, where a run ended before its last round

@@ -9,18 +9,16 @@ from torch import Tensor
 from fedsplit.errors import SettingsError
 from fedsplit.execution.aggregate import (
     AGGREGATIONS,
-    FEDEX,
     FFA,
     FLEXLORA,
-    LEAVE_RESIDUALS,
     MEAN,
     PADDED,
     RAFLORA,
-    STACKING,
     Part,
     aggregate,
     aggregation_error,
 )
+from fedsplit.growth import FEDEX, LEAVE_RESIDUALS, STACKING, growth
 from fedsplit.models.ranks import at_rank, put_back, residual_rank, residuals, trained
 
 A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
@@ -102,10 +100,18 @@ def test_residuals_that_parts_began_with_apart_are_averaged() -> None:
     torch.testing.assert_close(dense(aggregate(FEDEX, parts)), mean, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("how", LEAVE_RESIDUALS)
+@pytest.mark.parametrize("ranks", [(3, 3), (1, 2), (4, 1), (1,), (4,), (1, 1, 1)])
+def test_residuals_grow_by_what_was_trained(how: str, ranks: tuple[int, ...]) -> None:
+    parts = parts_of((*ranks, None, None)[:3])[: len(ranks)]
+    assert residual_rank(aggregate(how, parts)) == min(growth(how, ranks, RANK), OUT)
+
+
 def test_the_residual_of_fedex_is_of_a_rank_less_and_of_one_part_there_is_none() -> None:
-    found = aggregate(FEDEX, parts_of(EQUAL)[:2])
-    assert residual_rank(found) == RANK
-    assert not residuals(aggregate(FEDEX, parts_of(EQUAL)[:1]))
+    assert growth(FEDEX, [RANK, RANK], RANK) == RANK
+    assert growth(FEDEX, [2, 3, 4], RANK) == 7
+    assert growth(STACKING, [2, 3, 4], RANK) == 9
+    assert growth(FEDEX, [RANK], RANK) == 0
 
 
 def test_stacking_begins_afresh() -> None:

@@ -14,16 +14,11 @@ from transformers import AutoModelForCausalLM
 from fedsplit.data import training_batches
 from fedsplit.errors import SettingsError
 from fedsplit.execution import train_turn
-from fedsplit.execution.aggregate import (
-    FEDEX,
-    LEAVE_RESIDUALS,
-    STACKING,
-    Part,
-    aggregate,
-)
+from fedsplit.execution.aggregate import Part, aggregate
 from fedsplit.flower import SplitOptions, SplitStrategy
 from fedsplit.flower.messages import TRAIN
 from fedsplit.flower.node import device as session
+from fedsplit.growth import FEDEX, LEAVE_RESIDUALS, STACKING
 from fedsplit.models import load
 from fedsplit.models.ranks import (
     at_rank,
@@ -178,7 +173,7 @@ def test_strategies_that_remember_adapters_or_want_each_branch_are_refused(
 @pytest.mark.parametrize(
     ("options", "model", "named"),
     [
-        ({"n_edges": 2}, {}, r"aggregator.adapters=.*edge servers are nodes"),
+        ({"n_edges": 2}, {}, r"aggregator.adapters=.*edge servers that are nodes"),
         ({}, {"lora": {"use_dora": True}}, r"aggregator.adapters=.*use_dora"),
         ({"waiting": Waiting(quorum_devices=2, late=CARRY)}, {}, r"late='carry': must be drop"),
     ],

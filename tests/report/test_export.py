@@ -19,7 +19,8 @@ from transformers import (
 
 from fedsplit.assets import default_checkpoint
 from fedsplit.errors import FedsplitError
-from fedsplit.execution.aggregate import FEDEX, Part, aggregate
+from fedsplit.execution.aggregate import Part, aggregate
+from fedsplit.growth import FEDEX
 from fedsplit.models import ModelSpec, check_model, load
 from fedsplit.models.lora import lora_config
 from fedsplit.models.ranks import residual_rank
