@@ -21,7 +21,8 @@ def local_work(config: DictConfig) -> LocalWork:
     """Return how much a device trains in a turn."""
     train = plain(config.train)
     chosen = {name: train[name] for name in WORK if name in train}
-    return replace(from_mapping(LocalWork, chosen, "train"), ranks=ranks_by_device(config))
+    work = from_mapping(LocalWork, chosen, "train")
+    return replace(work, ranks=ranks_by_device(config), averaged=aggregation(config))
 
 
 def ranks_by_device(config: DictConfig) -> dict[int, int]:

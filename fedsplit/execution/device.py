@@ -273,11 +273,10 @@ class _DeviceTurn:
         link = self._link
         if link is None:
             raise FedsplitError("adapters: must be given on a route that never leaves the device")
-        expected: dict[str, Tensor] = {}
-        for segment in self._segments:
-            expected |= at_rank(self._model.forms(segment), self._rank)
-            expected |= self._model.residual_forms(segment)
-        return self._wait(lambda: link.fetch(expected))
+        expected = dict[str, Tensor]()
+        for part in self._segments:
+            expected |= self._model.forms(part) | self._model.residual_forms(part)
+        return self._wait(lambda: link.fetch(at_rank(expected, self._rank)))
 
     def result(self) -> TurnResult:
         """Return what the turn did."""

@@ -12,7 +12,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from fedsplit.errors import FedsplitError
 from fedsplit.models.anatomy import EMBED, Anatomy
 from fedsplit.models.boundary import Boundary, Output
-from fedsplit.models.crossing import IGNORED_LABEL, NARROW, Arrival, Crossing, input_forms, probes
+from fedsplit.models.crossing import (
+    IGNORED_LABEL,
+    NARROW,
+    Arrival,
+    Crossing,
+    input_forms,
+    probes,
+    travelling,
+)
 from fedsplit.models.names import CAUSAL, SEQUENCES
 from fedsplit.models.packing import holds_several
 from fedsplit.models.phantoms import is_phantom
@@ -40,22 +48,6 @@ def positions_of(segment: Segment, n_blocks: int) -> frozenset[int]:
 
 def _is_first(segment: Segment) -> bool:
     return segment.tier == DEVICE and segment.start == 0
-
-
-def travelling(inputs: Mapping[str, Tensor], with_ids: bool = False) -> dict[str, Tensor]:
-    """Return what later tiers of an open route need of a batch, in small types.
-
-    The attention mask, the labels, and the token ids if they go `with_ids`.
-    """
-    wanted = {"attention_mask", "position_ids", "labels", *(["input_ids"] if with_ids else [])}
-    found = dict(inputs)
-    if "input_ids" in found and "attention_mask" not in found:
-        found["attention_mask"] = torch.ones_like(found["input_ids"])
-    return {
-        name: value.to(NARROW.get(name, value.dtype))
-        for name, value in found.items()
-        if name in wanted
-    }
 
 
 class _Reached(Exception):

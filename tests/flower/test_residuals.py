@@ -30,8 +30,8 @@ from fedsplit.models.ranks import (
     residuals,
     trained,
 )
-from fedsplit.plan import Route
-from fedsplit.schemes import Scheme
+from fedsplit.plan import Branch, RoundPlan, Route
+from fedsplit.schemes import Scene, Scheme
 from fedsplit.schemes.turnout import CARRY, Waiting
 from fedsplit.seeds import derive_seed, generator
 from tests.flower.conftest import N_DEVICES, Federation
@@ -184,3 +184,51 @@ def test_what_residuals_do_not_go_with_is_refused(
     job = replace(federation.job, model=replace(federation.job.model, **model))
     with pytest.raises(SettingsError, match=named):
         SplitStrategy(SplitFed(1), job=job, options=SplitOptions(aggregation=how, **options))
+
+
+class Ring(Scheme):
+    """Two branches: one of two waves of two devices, and one of two devices in turn."""
+
+    def plan_round(self, scene: Scene) -> RoundPlan:
+        route = Route.two_tier(scene.n_blocks, 1)
+        first, second, third, last = (scene.turn(device, route) for device in scene.devices)
+        twice = [replace(turn, repeat=n) for n in range(2) for turn in (first, second)]
+        return RoundPlan((Branch(tuple(twice), 2), Branch((third, last))))
+
+
+@pytest.mark.parametrize("how", LEAVE_RESIDUALS)
+@pytest.mark.parametrize("scheme", [SplitFed(cut=1), Ring()], ids=["branches", "waves"])
+def test_modelled_rounds_count_what_is_sent_beside_the_adapters(
+    federation: Federation, scheme: Scheme, how: str
+) -> None:
+    """To the byte in messages; on links, tensors have headers that nobody models."""
+    sent: dict[int, int] = {}
+    begin: Adapters | None = None
+
+    def look(message: Message, device: int) -> None:
+        if message.metadata.message_type == TRAIN:
+            arrays = message.content.array_records.get("arrays", {})
+            sent[device] = sum(array.numpy().nbytes for array in arrays.values())
+
+    for server_round in (1, 2, 3):
+        begin, outcomes = federation.run(
+            Ranked(scheme),
+            rounds=server_round,
+            first_round=server_round,
+            steps=1,
+            disturb=look,
+            aggregation=how,
+            adapters=begin,
+        )
+        turnout = outcomes[-1].turnout
+        assert turnout is not None
+        modelled = [
+            one.sent_bytes
+            for one in turnout.line.activities(detail=True)
+            if (one.kind, one.label) == ("downlink", "adapters")
+        ]
+        for turn, expected in zip(outcomes[-1].turns, modelled, strict=True):
+            real = turn.link_bytes.get("adapters-down") or sent[turn.turn.device]
+            headers = 2800 if "adapters-down" in turn.link_bytes else 0
+            assert expected <= real <= expected + headers
+        assert residual_rank(begin) == min(turnout.residual, 32) > 0  # 32: the model's width
