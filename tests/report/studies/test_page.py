@@ -1,5 +1,6 @@
 """The page: whole, harmless, and opened in a real browser."""
 
+import html
 import json
 import re
 import shutil
@@ -97,24 +98,23 @@ def test_a_protocol_is_printed_and_written(study: Study) -> None:
     assert (study.folder / "reports" / "target_test.csv").exists()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_a_browser_opens_it_without_a_complaint_or_a_request(page: Path, tmp_path: Path) -> None:
-    """In a browser of no network, with a log of all that it asks for."""
-    asked = tmp_path / "asked.json"
-    done = subprocess.run(
-        [
-            str(CHROMIUM),
-            *FLAGS,
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--log-net-log={asked}",
-            "--dump-dom",
-            page.as_uri(),
-        ],
+def browse(place: Path, address: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """Open `address` in a browser whose profile is below `place`; stdout is the page's text."""
+    profile = f"--user-data-dir={place / 'profile'}"
+    return subprocess.run(
+        [str(CHROMIUM), *FLAGS, profile, *more, "--dump-dom", address],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_opens_it_without_a_complaint_or_a_request(page: Path, tmp_path: Path) -> None:
+    """In a browser of no network, with a log of all that it asks for."""
+    asked = tmp_path / "asked.json"
+    done = browse(tmp_path, page.as_uri(), f"--log-net-log={asked}")
     assert "Slowest turns" in done.stdout
     assert "CONSOLE" not in done.stderr
     log = asked.read_text()
@@ -123,3 +123,35 @@ def test_a_browser_opens_it_without_a_complaint_or_a_request(page: Path, tmp_pat
     pages = set(re.findall(r'"initiator":"([^"]+)"', log)) - {"not an origin"}
     assert not any(name.startswith("file") for name in pages), pages
     assert not [url for url in urls if page.name in url and not url.startswith("file:")]
+
+
+WIDE = """
+const found = [];
+for (const frame of document.querySelectorAll("iframe")) {
+  const page = frame.contentDocument.documentElement;
+  const cut = [...page.querySelectorAll("h1, h2, p, li, img, svg, figure")]
+    .filter(one => one.getBoundingClientRect().right > page.clientWidth + 1)
+    .map(one => one.tagName + " " + one.textContent.slice(0, 40));
+  found.push([page.clientWidth, page.scrollWidth, cut]);
+}
+document.body.textContent = "found " + JSON.stringify(found) + " end";
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_it_fits_a_desk_and_a_telephone(page: Path, tmp_path: Path) -> None:
+    """Nothing to be read lies beyond 1280 or 400 pixels; wide tables scroll in a box of theirs."""
+    inner = html.escape(page.read_text())
+    frames = "".join(
+        f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{inner}"></iframe>'
+        for width in (1280, 400)
+    )
+    outer = tmp_path / "widths.html"
+    outer.write_text(f"<body>{frames}<script>onload = () => {{{WIDE}}}</script></body>")
+    shown = html.unescape(browse(tmp_path, outer.as_uri()).stdout)
+    found = re.search(r"found (\[.*?\]) end</body>", shown, re.DOTALL)
+    assert found, shown[-500:]
+    for width, (inside, whole, cut) in zip((1280, 400), json.loads(found[1]), strict=True):
+        assert width - 20 <= inside <= width  # but for a scroll bar
+        assert whole <= inside, f"at {width} pixels the page is {whole} wide"
+        assert cut == [], width
