@@ -18,6 +18,7 @@ from fedsplit.execution.aggregate import Part, aggregate
 from fedsplit.flower import SplitOptions, SplitStrategy
 from fedsplit.flower.messages import TRAIN
 from fedsplit.flower.node import device as session
+from fedsplit.flower.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedsplit.growth import FEDEX, LEAVE_RESIDUALS, STACKING
 from fedsplit.models import load
 from fedsplit.models.ranks import (
@@ -149,11 +150,15 @@ def test_over_links_residuals_go_down_and_not_up(federation: Federation) -> None
     assert with_["adapters-up"] == without["adapters-up"]
 
 
-def test_a_run_goes_on_from_its_adapters_with_their_residuals(federation: Federation) -> None:
+def test_a_run_goes_on_from_its_checkpoint_with_their_residuals(
+    federation: Federation, tmp_path: Path
+) -> None:
     whole, _ = federation.run(SplitFed(cut=1), rounds=2, aggregation=FEDEX)
     half, _ = federation.run(SplitFed(cut=1), rounds=1, aggregation=FEDEX)
+    save_checkpoint(tmp_path, Checkpoint(1, half, {}))
+    saved = load_checkpoint(tmp_path).adapters
     again, _ = federation.run(
-        SplitFed(cut=1), rounds=2, aggregation=FEDEX, adapters=half, first_round=2
+        SplitFed(cut=1), rounds=2, aggregation=FEDEX, adapters=saved, first_round=2
     )
     assert_equal(again, whole, tolerance=0)
 
