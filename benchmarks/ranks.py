@@ -36,7 +36,7 @@ from fedsplit.execution.aggregate import AGGREGATIONS as WAYS
 from fedsplit.execution.aggregate import FFA, MEAN, PADDED, RAFLORA, Part, aggregate
 from fedsplit.growth import FEDEX, growth
 from fedsplit.models import load
-from fedsplit.models.ranks import at_rank, pair_of, residual_of
+from fedsplit.models.ranks import at_rank, pair_of, residual_of, residuals
 from fedsplit.plan import DEVICE, Segment
 from fedsplit.report import make_console, read_records
 
@@ -81,7 +81,7 @@ def main() -> int:
         table.add_column(heading, justify="right")
     model = load(model_spec(load_config(words)))
     first = Segment(DEVICE, 0, CUT)
-    forms, beside = model.forms(first), model.residual_forms(first)
+    forms, beside = model.forms(first), residuals(model.forms(first, residuals=True))
     found: dict[str, dict[str, float | list[float]]] = {}
     with (
         tempfile.TemporaryDirectory() as folder,

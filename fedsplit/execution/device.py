@@ -273,9 +273,8 @@ class _DeviceTurn:
         link = self._link
         if link is None:
             raise FedsplitError("adapters: must be given on a route that never leaves the device")
-        expected = dict[str, Tensor]()
-        for part in self._segments:
-            expected |= self._model.forms(part) | self._model.residual_forms(part)
+        forms = [self._model.forms(segment, residuals=True) for segment in self._segments]
+        expected = {name: form for found in forms for name, form in found.items()}
         return self._wait(lambda: link.fetch(at_rank(expected, self._rank)))
 
     def result(self) -> TurnResult:

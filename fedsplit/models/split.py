@@ -177,13 +177,11 @@ class SplitModel:
         """Return all that is trained on this tier, by name, the tensors themselves."""
         return {name: slot.get() for name, slot in self._slots.items()}
 
-    def forms(self, segment: Segment) -> dict[str, Tensor]:
-        """Return tensors like the adapters of `segment` in shape and type, without memory."""
-        return {name: self._slots[name].like for name in self.adapter_names(segment)}
-
-    def residual_forms(self, segment: Segment) -> dict[str, Tensor]:
-        """Return tensors like the largest residuals beside the adapters of `segment`."""
-        return self._residuals.forms(self.adapter_names(segment))
+    def forms(self, segment: Segment, *, residuals: bool = False) -> dict[str, Tensor]:
+        """Return tensors like those of `segment`, without memory; `residuals` as large as may be."""
+        names = self.adapter_names(segment)
+        beside = self._residuals.forms(names) if residuals else {}
+        return {name: self._slots[name].like for name in names} | beside
 
     def trainable(
         self, segment: Segment, adapters: Mapping[str, Tensor] | None = None
@@ -217,16 +215,14 @@ class SplitModel:
         """
         if parameters is self._installed:
             return
-        for name, parameter in parameters.items():
-            factor = factor_of(name)
-            slot = self._slots.get(factor or name)
-            if slot is None:
+        for name in parameters:
+            if (factor_of(name) or name) not in self._slots:
                 raise FedsplitError(f"adapter={name!r}: is not trained on this tier")
-            if factor is None:
-                require_fit(name, parameter, slot.like)
-        for name, parameter in parameters.items():
-            if name in self._slots:
-                self._slots[name].put(parameter)
+        own = {name: self._slots[name] for name in parameters if name in self._slots}
+        for name, slot in own.items():
+            require_fit(name, parameters[name], slot.like)
+        for name, slot in own.items():
+            slot.put(parameters[name])
         self._residuals.install(parameters)
         self._installed = parameters
 
@@ -240,10 +236,8 @@ class SplitModel:
         """
         copies = {}
         for name, value in values.items():
-            slot = self._slots.get(name)
-            trains = slot is not None and slot.get().requires_grad
-            copy = value.detach().to(self.model.device, copy=True)
-            copies[name] = nn.Parameter(copy, requires_grad=trains)
+            trains = name in self._slots and self._slots[name].get().requires_grad
+            copies[name] = nn.Parameter(value.detach().to(self.device, copy=True), trains)
         self.install(copies)
 
     def travelling(self, inputs: Mapping[str, Tensor], route: Route) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from fedsplit.models import Boundary, ModelSpec, load
 from fedsplit.models.blocks import find_blocks
 from fedsplit.models.profile import example_batch, profile_model, profile_module
 from fedsplit.models.profile_measured import measure_machine
+from fedsplit.models.ranks import residuals
 from fedsplit.plan import Route, Segment
 from fedsplit.profiles import ModelProfile, total
 
@@ -209,7 +210,7 @@ def test_a_residual_is_as_large_as_a_model_holds_it_at_most(components: int) -> 
     half = {"rank_pattern": {"down_proj": 2}}
     spec = ModelSpec(model_type="llama", config=config, r=4, target_modules="all-linear", lora=half)
     profile, tokens = profile_model(spec, seq_len=8), 8
-    forms = load(spec).residual_forms(Segment("server", 1, 2))
+    forms = residuals(load(spec).forms(Segment("server", 1, 2), residuals=True))
     n_bytes = flops = 0.0
     for name, most in forms.items():
         own = components / 2 if "down_proj" in name else components
