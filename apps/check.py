@@ -140,7 +140,7 @@ def require_link_files(link: LinkSettings) -> None:
 
 def require_codecs(config: DictConfig) -> None:
     """Refuse unknown codecs and settings, and memories that have no place."""
-    plan, padding = codec_plan(config), config.data.get("padding")
+    plan = codec_plan(config)
     held, devices = server_limits(config).held_bytes, n_devices(config)
     # A route that comes home has two streams each way.
     room = held // (devices * (2 if config.strategy.get("tail") else 1))
@@ -149,9 +149,6 @@ def require_codecs(config: DictConfig) -> None:
             codec = make_codec(settings, 0)
         except FedsplitError as error:
             raise FedsplitError(str(error).replace("codec.", f"codec.{way}.", 1)) from error
-        # Padded to the longest of its mini-batch, a sample has another length every time.
-        fits = not codec.remembers or padding != LONGEST
-        require(fits, "data.padding", padding, f"fixed with codec.{way}.name={settings['name']}")
         if codec.lasting is None:
             continue
         nodes = config.run.edge_nodes

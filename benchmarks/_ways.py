@@ -73,40 +73,51 @@ OPTIONS = {
 }
 
 
+def plain_model(spec: ModelSpec, config: PretrainedConfig, *, stirred: bool) -> Any:
+    """Return the unsplit model of transformers, in PEFT's wrapper but for full training.
+
+    It is built and adapted without fedsplit; only the values of its weights are copied from a whole
+    fedsplit model, `stirred` or as it is, and their names must match to the last one.
+    """
+    ours = assemble(spec, config, None, torch.device("cpu")).model
+    if stirred:
+        stir(ours, spec.seed)
+    dtype = weights_dtype(spec, config)
+    plain = model_class(config, spec.task)._from_config(config, dtype=dtype)
+    if spec.train == "full":
+        plain.load_state_dict(ours.state_dict())
+        return plain
+    adapted = get_peft_model(plain, lora_config(spec, plain))
+    adapted.load_state_dict(
+        {f"base_model.model.{name}": value for name, value in ours.state_dict().items()}
+    )
+    return adapted
+
+
 def plain_gradients(
     spec: ModelSpec, config: PretrainedConfig, *batches: Mapping[str, Tensor]
 ) -> dict[str, Tensor | None]:
     """Return the gradients of one step of transformers + PEFT, with the weights that `spec` gives.
 
-    The model is built, adapted and run without fedsplit; only the values of its weights are
-    copied from a whole fedsplit model, and their names must match to the last one. Of several
-    `batches` each is weighted by its targets.
+    Of several `batches` each is weighted by its targets.
     """
-    ours = assemble(spec, config, None, torch.device("cpu")).model
-    stir(ours, spec.seed)
-    dtype = weights_dtype(spec, config)
-    plain = model_class(config, spec.task)._from_config(config, dtype=dtype)
+    model = plain_model(spec, config, stirred=True)
     if spec.train == "full":
-        plain.load_state_dict(ours.state_dict())
-        trained = {name: value for name, value in plain.named_parameters() if value.requires_grad}
-        _step(plain.train(), batches)
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        _step(model.train(), batches)
         return {name: value.grad for name, value in trained.items()}
-    adapted = get_peft_model(plain, lora_config(spec, plain))
-    adapted.load_state_dict(
-        {f"base_model.model.{name}": value for name, value in ours.state_dict().items()}
-    )
     if spec.dropout:
-        _seed_blocks(plain, config)
-    _step(adapted.train(), batches)
+        _seed_blocks(model.base_model.model, config)
+    _step(model.train(), batches)
     found = {
         peft_key(name).removeprefix("base_model.model."): value.grad
-        for name, value in adapted.named_parameters()
+        for name, value in model.named_parameters()
         if value.requires_grad
     }
-    aliases = set(get_peft_model_state_dict(adapted)) - set(found)
+    aliases = set(get_peft_model_state_dict(model)) - set(found)
     # Beside an adapter on the embeddings PEFT saves those too, frozen as they are.
     frozen = {name for name in aliases if ".base_layer." in name}
-    tied = {name for name in aliases - frozen if name in dict(adapted.named_parameters())}
+    tied = {name for name in aliases - frozen if name in dict(model.named_parameters())}
     assert not tied, f"PEFT saves adapters that are not trained: {sorted(tied)[:3]}"
     return found
 

@@ -89,7 +89,7 @@ def member(name: str, seed: int, words: Sequence[str], work: Path) -> dict[str, 
 
 
 def remembered_bytes(config: DictConfig, samples: int) -> float:
-    """Return what the codecs of a device with so many samples remember between its turns."""
+    """Return what codecs remember of a device's samples, of full length, between its turns."""
     profile, plan = build_system(config).profile, codec_plan(config)
     row = int(2 * profile.embed.boundary_bytes / profile.crossing.boundary.itemsize)
     lasting = [make_codec(way, 0).lasting for way in (plan.uplink, plan.downlink)]

@@ -14,7 +14,8 @@ class Patience:
     Parameters
     ----------
     connect_s : float
-        Until all nodes are there at the start, and for a node until its server is.
+        Until one more of the nodes that are missing at the start is there, and for a node until its
+        server is.
     start_s : float or None
         Until a node that was sent a task has come, and until its answer is there once its process
         has left; None: `deadline_s`. It includes what Flower needs to start a process.

@@ -75,6 +75,8 @@ def environment(flower_home: Path) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "PYTHONUNBUFFERED": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # A device's few texts at a time are done before other threads have woken up.
+        "TOKENIZERS_PARALLELISM": "false",
         # Steps are some 10 % faster when freed activations are kept instead of unmapped.
         "MALLOC_MMAP_THRESHOLD_": "1073741824",
         "MALLOC_TRIM_THRESHOLD_": "4294967296",

@@ -46,8 +46,9 @@ class Codec(ABC):
         tensor : Tensor
             Any shape, dtype and device; a non-floating dtype is sent without loss.
         samples : sequence of int, optional
-            Data set indices of the rows ``tensor[0], tensor[1], ...``; needed by codecs that
-            remember a sample's last activation.
+            Which sample of the data set each row ``tensor[0], tensor[1], ...`` is of; needed by
+            codecs that remember samples. Where padding is left out a sample has a row for each of
+            its tokens, one after the other.
 
         Raises
         ------

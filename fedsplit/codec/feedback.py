@@ -6,8 +6,7 @@ import torch
 
 from fedsplit.codec import checks
 from fedsplit.codec.base import Codec, Payload, saturate
-from fedsplit.codec.memory import SampleMemory, fit
-from fedsplit.errors import require
+from fedsplit.codec.memory import SampleMemory, fit, visits
 
 
 class ErrorFeedback(Codec):
@@ -40,19 +39,17 @@ class ErrorFeedback(Codec):
         return self._inner.working_bytes + 24.0
 
     def _encode(self, tensor: torch.Tensor, samples: Sequence[int] | None) -> Payload:
-        rows = tensor.cpu().to(torch.float32, copy=True)
+        rows = tensor.cpu().to(torch.float32, copy=True).contiguous()
         rows = rows if rows.dim() > 0 else rows.reshape(1)
-        owners = samples if samples is not None else range(len(rows))
-        require(len(owners) == len(rows), "samples", tuple(owners), f"one per row, {len(rows)}")
-        for row, owner in zip(rows, owners, strict=True):
+        seen = visits(rows, samples if samples is not None else range(len(rows)))
+        for owner, part in seen:
             entry = self._errors.get(owner)
-            error = fit(entry.row, row.shape) if entry is not None else None
-            if error is not None:
-                row += error
+            if entry is not None:
+                part += fit(entry.row, part.shape)
         payload = self._inner.encode(rows, samples)
         rows -= self._inner.decode(payload, rows.shape, torch.float32, samples)
-        for row, owner in zip(rows, owners, strict=True):
-            self._errors.put(owner, row, 0)
+        for owner, part in seen:
+            self._errors.put(owner, part, 0)
         return payload
 
     def _decode(

@@ -3,13 +3,16 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
+
+from fedsplit.errors import require
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The remembered row of a sample, and how many frames it is away from the last whole one."""
+    """What is remembered of a sample, ``[positions, width]``, and its frames since a whole one."""
 
     row: torch.Tensor
     age: int
@@ -17,6 +20,8 @@ class Entry:
 
 Entries = tuple[tuple[int, Entry], ...]
 """Samples and what is remembered of each, the longest unused first."""
+Visits = list[tuple[int, torch.Tensor]]
+"""Samples in the order of a mini-batch, and the positions of each, ``[positions, width]``."""
 
 
 @dataclass
@@ -83,13 +88,37 @@ class SampleMemory:
             self._size -= entry.row.nbytes
 
 
-def fit(row: torch.Tensor, shape: Sequence[int]) -> torch.Tensor | None:
-    """Return `row` as float32, cropped or filled with zeros to `shape`; None if ranks differ.
+def visits(tensor: torch.Tensor, samples: Sequence[int]) -> Visits:
+    """Return what each sample has of `tensor`, in order, as views of it.
 
-    A sample's row is as long as the longest of its mini-batch, so its length changes.
+    Neighbouring rows of one sample are one visit, so that its positions are the same whether the
+    tensor has a row for each sample or for each token that was not left out.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Contiguous, of at least one dimension.
+    samples : sequence of int
+        The sample of each row ``tensor[i]``.
+
+    Raises
+    ------
+    SettingsError
+        If they are not one for each row.
     """
-    if row.dim() != len(shape):
-        return None
+    n = len(tensor)
+    require(len(samples) == n, "samples", tuple(samples[:8]), f"one for each of {n} rows")
+    runs = [(sample, len(list(run))) for sample, run in groupby(samples)]
+    width = tensor.shape[-1] if tensor.dim() > 1 else 1
+    parts = torch.split(tensor, [rows for _, rows in runs])
+    return [(sample, part.view(-1, width)) for (sample, _), part in zip(runs, parts, strict=True)]
+
+
+def fit(row: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Return `row` as float32, cropped or filled with zeros to `shape`, of as many dimensions.
+
+    Where padding is sent a sample is as long as the longest of its mini-batch.
+    """
     if row.shape == tuple(shape):
         return row.to(torch.float32)
     fitted = torch.zeros(tuple(shape), dtype=torch.float32)

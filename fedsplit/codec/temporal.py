@@ -10,29 +10,30 @@ from numpy.typing import NDArray
 
 from fedsplit.codec import checks
 from fedsplit.codec.base import Codec, Payload, bounded, corrupt, saturate
-from fedsplit.codec.memory import Entry, SampleMemory, fit
-from fedsplit.errors import FedsplitError, require
+from fedsplit.codec.memory import Entry, SampleMemory, Visits, fit, visits
+from fedsplit.errors import FedsplitError
 
 _HEADER = struct.Struct("<BII")
 _KEY, _SAME, _RESIDUAL = 0, 1, 2
+_NOBODY = -1  # the sample of rows that nobody named; it is not remembered
 
 
 class Temporal(Codec):
     """Sends the difference to what the receiver already has of the same sample.
 
-    Each row ``tensor[i]`` belongs to ``samples[i]`` and is sent in one of three ways: whole (a key
-    row) if it is unknown or old, as the difference to the remembered row, or not at all if it
-    hardly changed. Both ends remember what the receiver decoded, so losses do not add up.
-    A sample whose row has another length this time is compared over the common part.
+    A sample's row ``tensor[i]``, or its rows where it has one for each token, are sent in one of
+    three ways: whole if it is unknown or old, as the difference to what is remembered, or not at
+    all if it hardly changed. Both ends remember what the receiver decoded, so losses do not add
+    up. A sample of another length this time is compared over the common part.
 
     Parameters
     ----------
     key, residual : Codec
-        What key rows and differences are sent with.
+        What whole samples and differences are sent with.
     threshold : float
-        A row whose difference has at most this share of its norm is not sent.
+        A sample whose difference has at most this share of its norm is not sent.
     memory_mb : float
-        Memory for remembered rows at each end, in 10^6 bytes (two bytes an element).
+        Memory for remembered samples at each end, in 10^6 bytes (two bytes an element).
     key_every : int
         Visits after which a sample is sent whole again.
     over_turns : bool
@@ -70,18 +71,20 @@ class Temporal(Codec):
         return max(self._key.working_bytes, self._residual.working_bytes) + 24.0
 
     def _encode(self, tensor: torch.Tensor, samples: Sequence[int] | None) -> Payload:
-        rows = _rows(tensor, samples)
+        rows = tensor.cpu().to(torch.float32).contiguous()
+        rows = rows if rows.dim() > 0 else rows.reshape(1)
+        owners = _owners(samples, len(rows))
         fresh = len(self._memory) == 0
-        entries, references = self._recall(samples, rows.shape)
-        difference = rows - references
-        modes = self._choose(rows, difference, entries)
-        key, residual = modes == _KEY, modes == _RESIDUAL
-        key_bytes = self._key.encode(rows[key])
-        residual_bytes = self._residual.encode(difference[residual])
+        entries, references = self._recall(owners, rows.shape)
+        sent, changed = visits(rows, owners), visits(rows - references, owners)
+        modes = self._choose(sent, changed, entries)
+        key_bytes = self._key.encode(_joined(sent, modes == _KEY))
+        residual_bytes = self._residual.encode(_joined(changed, modes == _RESIDUAL))
 
-        self._rebuild(references, modes, key_bytes, residual_bytes)
-        digest = _digest(samples, entries, modes)
-        self._remember(samples, references, modes, entries)
+        known = visits(references, owners)
+        self._rebuild(known, modes, key_bytes, residual_bytes)
+        digest = _digest(known, entries, modes)
+        self._remember(known, modes, entries)
         header = _HEADER.pack(fresh, digest, len(key_bytes))
         return b"".join((header, _pack_modes(modes), key_bytes, residual_bytes))
 
@@ -93,45 +96,46 @@ class Temporal(Codec):
         samples: Sequence[int] | None,
     ) -> torch.Tensor:
         rows_shape = shape if len(shape) > 0 else (1,)
-        _check_samples(rows_shape[0], samples)
-        start = _HEADER.size + (rows_shape[0] + 3) // 4
-        if len(payload) < start:
+        if len(payload) < _HEADER.size:
             raise corrupt("payload is cut short")
         fresh, digest, n_key = _HEADER.unpack(payload[: _HEADER.size])
-        modes = _unpack_modes(payload[_HEADER.size : start], rows_shape[0])
         if fresh:
             self._memory.clear()
-        entries, references = self._recall(samples, rows_shape)
-        if _digest(samples, entries, modes) != digest:
+        owners = _owners(samples, rows_shape[0])
+        entries, references = self._recall(owners, rows_shape)
+        start = _HEADER.size + (len(entries) + 3) // 4
+        if len(payload) < start:
+            raise corrupt("payload is cut short")
+        modes = _unpack_modes(payload[_HEADER.size : start], len(entries))
+        known = visits(references, owners)
+        if _digest(known, entries, modes) != digest:
             raise FedsplitError(
                 "codec memory of the receiver does not match the sender's: both need new codecs"
             )
         body = payload[start:]
-        self._rebuild(references, modes, body[:n_key], body[n_key:])
-        self._remember(samples, references, modes, entries)
+        self._rebuild(known, modes, body[:n_key], body[n_key:])
+        self._remember(known, modes, entries)
         return saturate(references, dtype).reshape(shape)
 
     def _recall(
-        self, samples: Sequence[int] | None, shape: Sequence[int]
+        self, owners: Sequence[int], shape: Sequence[int]
     ) -> tuple[list[Entry | None], torch.Tensor]:
-        """Return what is remembered of each sample, and the rows as float32, zeros if unknown."""
+        """Return what is remembered of each visit, and the rows as float32, zeros if unknown."""
         references = torch.zeros(tuple(shape), dtype=torch.float32)
-        entries: list[Entry | None] = [None] * shape[0]
-        for i, sample in enumerate(samples or ()):
+        entries: list[Entry | None] = []
+        for sample, part in visits(references, owners):
             entry = self._memory.get(sample)
-            row = fit(entry.row, shape[1:]) if entry is not None else None
-            if row is not None:
-                entries[i] = entry
-                references[i] = row
+            if entry is not None:
+                part.copy_(fit(entry.row, part.shape))
+            entries.append(entry)
         return entries, references
 
     def _choose(
-        self, rows: torch.Tensor, difference: torch.Tensor, entries: list[Entry | None]
+        self, sent: Visits, changed: Visits, entries: list[Entry | None]
     ) -> NDArray[np.uint8]:
-        n = len(entries)
-        change, size = (
-            torch.linalg.vector_norm(item.reshape(n, -1), dim=1, dtype=torch.float64)
-            for item in (difference, rows)
+        size, change = (
+            torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for _, part in each])
+            for each in (sent, changed)
         )
         same = (change <= self._threshold * size).numpy()
         known = np.array([e is not None and e.age + 1 < self._key_every for e in entries])
@@ -139,51 +143,47 @@ class Temporal(Codec):
 
     def _rebuild(
         self,
-        references: torch.Tensor,
+        known: Visits,
         modes: NDArray[np.uint8],
         key_bytes: Payload,
         residual_bytes: Payload,
     ) -> None:
-        """Turn `references` into what the receiver has after this frame, in place."""
+        """Turn what is `known` into what the receiver has after this frame, in place."""
+        width = known[0][1].shape[1]
         for mode, codec, payload in (
             (_KEY, self._key, key_bytes),
             (_RESIDUAL, self._residual, residual_bytes),
         ):
-            (where,) = np.nonzero(modes == mode)
-            decoded = codec.decode(payload, (len(where), *references.shape[1:]), torch.float32)
-            references[where] = bounded(decoded + references[where] * (mode == _RESIDUAL))
+            parts = [known[place][1] for place in np.flatnonzero(modes == mode)]
+            lengths = [len(part) for part in parts]
+            decoded = codec.decode(payload, (sum(lengths), width), torch.float32)
+            for part, came in zip(parts, torch.split(decoded, lengths), strict=True):
+                part.copy_(bounded(came + part * (mode == _RESIDUAL)))
 
     def _remember(
-        self,
-        samples: Sequence[int] | None,
-        rows: torch.Tensor,
-        modes: NDArray[np.uint8],
-        entries: list[Entry | None],
+        self, known: Visits, modes: NDArray[np.uint8], entries: list[Entry | None]
     ) -> None:
-        for sample, row, mode, entry in zip(samples or (), rows, modes, entries, strict=False):
+        for (sample, part), mode, entry in zip(known, modes, entries, strict=True):
             age = 0 if mode == _KEY or entry is None else entry.age + 1
-            self._memory.put(sample, row, age)
+            if sample != _NOBODY:
+                self._memory.put(sample, part, age)
 
 
-def _rows(tensor: torch.Tensor, samples: Sequence[int] | None) -> torch.Tensor:
-    rows = tensor.cpu().to(torch.float32)
-    rows = rows if rows.dim() > 0 else rows.reshape(1)
-    _check_samples(rows.shape[0], samples)
-    return rows
+def _owners(samples: Sequence[int] | None, n: int) -> Sequence[int]:
+    return (_NOBODY,) * n if samples is None else samples
 
 
-def _check_samples(n: int, samples: Sequence[int] | None) -> None:
-    if samples is not None:
-        require(len(samples) == n, "samples", tuple(samples), f"one for each of {n} rows")
+def _joined(parts: Visits, where: NDArray[np.bool_]) -> torch.Tensor:
+    """Return the positions of some visits as one tensor; without elements if there are none."""
+    chosen = [parts[place][1] for place in np.flatnonzero(where)]
+    return torch.cat(chosen) if chosen else torch.empty(0)
 
 
-def _digest(
-    samples: Sequence[int] | None, entries: list[Entry | None], modes: NDArray[np.uint8]
-) -> int:
+def _digest(known: Visits, entries: list[Entry | None], modes: NDArray[np.uint8]) -> int:
     """Return a checksum of which remembered rows a frame builds on."""
     ages = [
         (sample, entry.age if entry is not None else -1)
-        for sample, entry, mode in zip(samples or (), entries, modes, strict=False)
+        for (sample, _), entry, mode in zip(known, entries, modes, strict=True)
         if mode != _KEY
     ]
     return zlib.crc32(np.array(ages, dtype="<i8").tobytes())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -48,33 +49,38 @@ class DeviceData:
 
 @dataclass(frozen=True, kw_only=True)
 class FederatedData:
-    """Who holds which examples. Samples are made when a device asks for its own.
+    """Who holds which examples. What is asked for of a device is found out then.
 
     Parameters
     ----------
     spec : DataSpec
         What the data are.
+    n_devices : int
+        Number of devices.
     n_labels : int or None
         Number of classes; None where nothing is classified.
-    train_indices, test_indices : tuple of int arrays
-        Examples of each device.
     left_out : tuple of str
         Files of a folder that were not read, each with the reason.
     """
 
     spec: DataSpec
+    n_devices: int
     n_labels: int | None
-    train_indices: tuple[Indices, ...]
-    test_indices: tuple[Indices, ...]
     left_out: tuple[str, ...]
     _train: Sequence[Example] = field(repr=False)
     _test: Sequence[Example] = field(repr=False)
     _tokenizer: "PreTrainedTokenizerBase | None" = field(repr=False)
+    _split: Callable[[int], tuple[Indices, Indices]] = field(repr=False)
 
     @property
-    def n_devices(self) -> int:
-        """Number of devices."""
-        return len(self.train_indices)
+    def train_indices(self) -> tuple[Indices, ...]:
+        """Training examples of each device."""
+        return tuple(self._split(device)[0] for device in range(self.n_devices))
+
+    @property
+    def test_indices(self) -> tuple[Indices, ...]:
+        """Test examples of each device."""
+        return tuple(self._split(device)[1] for device in range(self.n_devices))
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -90,11 +96,11 @@ class FederatedData:
 
     def train(self, device: int) -> Samples:
         """Return the training samples of `device`."""
-        return self._samples(self._train, self.train_indices, device, "train")
+        return self._samples(self._train, 0, device, "train")
 
     def test(self, device: int) -> Samples:
         """Return the test samples of `device`."""
-        return self._samples(self._test, self.test_indices, device, "test")
+        return self._samples(self._test, 1, device, "test")
 
     def device(self, device: int) -> DeviceData:
         """Return all that `device` holds."""
@@ -113,12 +119,12 @@ class FederatedData:
     def _samples(
         self,
         examples: Sequence[Example],
-        indices: tuple[Indices, ...],
+        part: int,
         device: int,
         purpose: str,
     ) -> Samples:
         require(0 <= device < self.n_devices, "device", device, f"in 0..{self.n_devices - 1}")
-        mine = [examples[index] for index in indices[device]]
+        mine = [examples[index] for index in self._split(device)[part]]
         return make_samples(
             mine, self.spec, self._tokenizer, whose=f"device {device} has to {purpose} on"
         )
@@ -193,28 +199,29 @@ def load_data(
         min_samples=spec.min_samples,
         label=spec.label_column,
     )
-    if corpus.test is None:
-        parts = [
-            _with_test(share, train, spec, tokenizer=tokenizer, device=d, seed=seed)
-            for d, share in enumerate(shares)
-        ]
-        kept, held_out = (tuple(part) for part in zip(*parts, strict=True))
-        test = train
-    else:
+    own_test = corpus.test is None
+    test = train
+    if corpus.test is not None:
         test = _draw(corpus.test, spec.max_samples, seed, "test")
         enough = f"at most {len(test)}, for testing"
         require(len(test) >= n_devices, "fleet.devices", n_devices, enough)
-        kept = tuple(shares)
-        held_out = tuple(np.arange(device, len(test), n_devices) for device in range(n_devices))
+
+    @cache
+    def split(device: int) -> tuple[Indices, Indices]:
+        share = shares[device]
+        if own_test:
+            return _with_test(share, train, spec, tokenizer=tokenizer, device=device, seed=seed)
+        return share, np.arange(device, len(test), n_devices)
+
     return FederatedData(
         spec=spec,
+        n_devices=n_devices,
         n_labels=corpus.n_labels,
-        train_indices=kept,
-        test_indices=held_out,
         left_out=corpus.left_out,
         _train=train,
         _test=test,
         _tokenizer=tokenizer,
+        _split=split,
     )
 
 

@@ -4,8 +4,9 @@ import io
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -13,10 +14,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from torch import Tensor
 
 from fedsplit.errors import NodeLost
+from fedsplit.flower.tasks import EdgeTask, Job, TurnTask
 from fedsplit.mapping import T, from_mapping, to_mapping
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 HELLO, TRAIN, EVALUATE, EDGE = "query.node", "train.device", "evaluate.device", "train.edge"
 MOST_COUNTED = 1 << 53
@@ -29,20 +28,26 @@ _HEADERS = {
 _MOST_HEADER = 10_000
 _NUMPY = "numpy.ndarray"
 _FLOWERS_WORDS = "occurred. Message: "
-_ARRAYS, _TASK, _METRICS, _INFO, _JOB = "arrays", "task", "metrics", "info", "job"
+_ARRAYS, _TASK, _METRICS, _INFO = "arrays", "task", "metrics", "info"
+_OWN, _JOB = "json", "job"
 
 
 def task_message(
     node_id: int,
     kind: str,
-    task: "DataclassInstance",
+    task: Job | TurnTask | EdgeTask,
     arrays: Mapping[str, Tensor] | ArrayRecord | None = None,
 ) -> Message:
     """Return the message that carries `task` and adapters to a node."""
-    values = to_mapping(task)
-    # A part of its own, which a process that gets many tasks reads once.
-    texts = {_JOB: json.dumps(values.pop(_JOB))} if _JOB in values else {}
-    content = RecordDict({_TASK: ConfigRecord({"json": json.dumps(values), **texts})})
+    if isinstance(task, Job):
+        texts = {_OWN: task.text}
+    else:
+        # The job is a part of its own, which a process that gets many tasks reads once.
+        nowhere: Any = None
+        values = to_mapping(replace(task, job=nowhere))
+        del values[_JOB]
+        texts = {_OWN: json.dumps(values), _JOB: task.job.text}
+    content = RecordDict({_TASK: ConfigRecord(dict(texts))})
     if arrays is not None:
         content[_ARRAYS] = arrays if isinstance(arrays, ArrayRecord) else to_record(arrays)
     return Message(content, node_id, kind)
@@ -59,9 +64,12 @@ def read_task(message: Message, kind: type[T]) -> T:
     records = message.content.config_records
     if _TASK not in records:
         raise NodeLost("message: carries no fedsplit task; is another server app running?")
-    values = json.loads(str(records[_TASK]["json"]))
-    if (job := records[_TASK].get(_JOB)) is not None:
-        values[_JOB] = _read_job(get_type_hints(kind)[_JOB], str(job))
+    own, job = str(records[_TASK][_OWN]), records[_TASK].get(_JOB)
+    if job is None:
+        whole: T = _read_job(kind, own)
+        return whole
+    values = json.loads(own)
+    values[_JOB] = _read_job(get_type_hints(kind)[_JOB], str(job))
     return from_mapping(kind, values, "task")
 
 

@@ -28,9 +28,10 @@ from fedsplit.flower.messages import to_record
 from fedsplit.flower.options import RunEnds, RunListener, SplitOptions
 from fedsplit.flower.replies import metrics_reply, refuse_non_finite, seed_globals
 from fedsplit.flower.server.coordinator import Coordinator
+from fedsplit.flower.server.device_grid import DeviceGrid
 from fedsplit.flower.server.host import StageHost
 from fedsplit.flower.server.outcome import BranchOutcome, RoundOutcome, mean_loss
-from fedsplit.flower.server.roster import DeviceGrid, Roster, discover
+from fedsplit.flower.server.roster import Roster, discover
 from fedsplit.flower.server.standing import Contribution, Standing, merged
 from fedsplit.flower.source import source_hash
 from fedsplit.flower.system import make_system
@@ -167,13 +168,12 @@ class SplitStrategy(Strategy):
             if self._scene is None:
                 fleet = FleetSpec(devices=self._job.n_devices, edges=options.n_edges)
                 work = LocalWork(batch_size=self._job.batch_size, averaged=options.aggregation)
-                seed = self._job.seed
                 self._scene = make_system(
                     self._job.model,
                     fleet=fleet,
                     work=work,
                     optimizer=self._job.optimizer,
-                    seed=seed,
+                    seed=self._job.seed,
                 ).scene
             # Nodes are given adapters; they need not have the folder that the run started from.
             job = replace(self._job, model=replace(self._job.model, adapter=None))
@@ -183,7 +183,7 @@ class SplitStrategy(Strategy):
                 grid,
                 host,
                 job=job,
-                roster=discover(grid, job, options.n_edges, login_keys),
+                roster=discover(grid, job, options.n_edges, login_keys, options.places),
                 places=options.places,
                 start_ahead=options.start_ahead,
                 max_update_norm=options.max_update_norm,

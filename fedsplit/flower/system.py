@@ -6,7 +6,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from fedsplit.codec import gaussian_ratio, make_codec
+from fedsplit.codec import gaussian_ratio
 from fedsplit.data import Counts
 from fedsplit.execution import OptimizerSpec
 from fedsplit.fleet import CodecRatio, Fleet, FleetSpec, SentBytes, Timeline, build_fleet
@@ -66,9 +66,7 @@ class System:
             for device, each in lengths.items()
             if each.tokens > 0 and each.samples > 0 and device < self.fleet.n_devices
         }
-        ways = self.codec.uplink, self.codec.downlink
-        remembers = any(make_codec(settings, 0).remembers for settings in ways)
-        if not parts or min(parts.values()) == 1 or remembers or self.sends_padding():
+        if not parts or min(parts.values()) == 1 or self.sends_padding():
             return self
         samples = {device: lengths[device].samples for device in parts}
         mean = sum(samples[n] * part for n, part in parts.items()) / sum(samples.values())

@@ -1,13 +1,16 @@
 """What nodes are told: the job that all share, and the task of a device or an edge."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from fedsplit.data import DataSpec
 from fedsplit.errors import NodeLost, require, require_choice
 from fedsplit.execution import OptimizerSpec
 from fedsplit.flower.link_settings import PLAIN, SECURITIES
+from fedsplit.mapping import to_mapping
 from fedsplit.models import ModelSpec
 from fedsplit.patience import Patience
 from fedsplit.plan import AdapterWay, Turn
@@ -94,6 +97,18 @@ class Job:
             supply_timeout_s=self.patience.reply_s,
         )
         object.__setattr__(self, "limits", in_force)
+
+    @cached_property
+    def text(self) -> str:
+        """The job as JSON: written once, however many nodes are told."""
+        return json.dumps(to_mapping(self))
+
+    @cached_property
+    def data_text(self) -> str:
+        """All that samples depend on, as JSON, beside the device and what its node is told."""
+        data = None if self.data is None else to_mapping(self.data)
+        fields = (data, to_mapping(self.model), self.n_devices, self.seed, self.data_paths)
+        return json.dumps(fields, sort_keys=True)
 
     def bounds(self, steps: int) -> TurnBounds:
         """Return how much a turn of so many mini-batches may ask of a server."""

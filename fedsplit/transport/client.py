@@ -141,7 +141,7 @@ class FrameLink(ABC):
         assert self._returning is not None  # else the other end refuses
         shape = len(samples), tokens_of(inputs)
         # What was left out on the way there is left out on the way back.
-        kept = self._returning.kept(boundary.where if self._coder.kept(boundary) else None)
+        kept = self._returning.kept(boundary.where)
         try:
             check_boundary(reply.tensors, reply.layout, self._returning, *shape, kept)
         except FrameError:
@@ -205,8 +205,8 @@ class FrameLink(ABC):
     ) -> Callable[[], Frame]:
         self._opened()
         fields = self._told() | ({"share": share} if share != 1 else {})
-        kept = self._coder.kept(boundary)
-        tensors = self._coder.pack(Stream.BOUNDARY_UP, boundary.tensors, samples, kept)
+        sent = boundary.tensors, samples, boundary.kept
+        tensors = self._coder.pack(Stream.BOUNDARY_UP, *sent)
         return self._begin(
             kind,
             answer,
@@ -223,9 +223,8 @@ class FrameLink(ABC):
         return {} if norm is None else {"norm": norm}
 
     def _gradients(self, reply: Frame, sent: Boundary, samples: Sequence[int]) -> Gradients:
-        kept = self._coder.kept(sent)
-        check_gradients(reply.tensors, sent.tensors, kept)
-        return self._coder.unpack(Stream.GRADIENT_DOWN, reply.tensors, samples, kept)
+        check_gradients(reply.tensors, sent.tensors, sent.kept)
+        return self._coder.unpack(Stream.GRADIENT_DOWN, reply.tensors, samples, sent.kept)
 
     def _ask(self, kind: Kind, answer: Kind, **contents: Any) -> Frame:
         return self._begin(kind, answer, **contents)()

@@ -137,8 +137,6 @@ class TensorCoder:
         self._plan = plan
         self._seed = seed
         self._codecs: dict[tuple[Stream, int], Codec] = {}
-        ways = plan.uplink, plan.downlink
-        self._remembers = any(make_codec(settings, seed).remembers for settings in ways)
         self._remembered, self._of = remembered, of
         if remembered is not None and remembered.of == of:
             for name, entries in remembered.streams.items():
@@ -178,13 +176,6 @@ class TensorCoder:
                 found.update(repr(about).encode())
                 found.update(raw_bytes(entry.row))
         return int.from_bytes(found.digest()[:8], "big") >> 1 if shared else 0
-
-    def kept(self, boundary: Boundary) -> Kept:
-        """Return where tokens of a boundary, and of its gradient, travel; empty: all of them.
-
-        So they do where either way's codec remembers samples, whose rows must be comparable.
-        """
-        return () if self._remembers else boundary.kept
 
     def pack(
         self,
@@ -280,7 +271,7 @@ class TensorCoder:
         rows = tensor.detach()
         if where is not None:
             rows = rows[where.to(rows.device)]
-        payload = self._codec(stream, index).encode(rows, samples)
+        payload = self._codec(stream, index).encode(rows, _owners(samples, where))
         coded = tensor.is_floating_point() and self.is_coded(stream)
         shape = tuple(rows.shape)
         return Packed(tensor.dtype, shape, memoryview(payload), coded, tensor.requires_grad)
@@ -294,7 +285,7 @@ class TensorCoder:
         where: Tensor | None,
     ) -> Tensor:
         codec = self._codec(stream, index)
-        rows = codec.decode(item.payload, item.shape, item.dtype, samples)
+        rows = codec.decode(item.payload, item.shape, item.dtype, _owners(samples, where))
         return rows if where is None else spread(rows, where)
 
     def _check_coded(self, stream: Stream, index: int, item: Packed) -> None:
@@ -312,6 +303,15 @@ def remembering(coder: TensorCoder) -> dict[str, int]:
 
 def _marked(items: Sequence[T], kept: Kept) -> Iterator[tuple[T, Tensor | None]]:
     return zip(items, kept or (None,) * len(items), strict=True)
+
+
+def _owners(samples: Sequence[int], where: Tensor | None) -> Sequence[int]:
+    """Return the sample of each row that travels: all of a tensor's, or the tokens kept of it."""
+    if where is None:
+        return samples
+    counts = where.sum(1).tolist()
+    # Of a device that only infers, samples that are held have no rows; no codec there remembers.
+    return [sample for sample, n in zip(samples, counts, strict=False) for _ in range(n)]
 
 
 def check_gradients(

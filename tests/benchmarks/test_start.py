@@ -38,6 +38,7 @@ SMALL: Mapping[str, str] = {
 ELSEWHERE: Mapping[str, str] = {
     "gpu": "tests/benchmarks/test_gpu.py runs it",
     "memory": "writes a checkpoint of a billion weights",
+    "schemes": "needs the folder of a study; tests/docs/test_results.py reads what it wrote",
     "real": "needs the folder of a real model, with a chat template",
 }
 

@@ -744,10 +744,6 @@ WRONG = [
         "codec.uplink.name='fp4': must be one of identity, fp16, bf16, fp8,",
     ),
     (
-        "run codec=temporal data=text path=labelled.csv data.padding=longest",
-        "data.padding='longest': must be fixed with codec.up",
-    ),
-    (
         "run data=text path=labelled.csv data.packing=true",
         "data.packing=True: must be false but for pairs and chat",
     ),

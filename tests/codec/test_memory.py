@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedsplit.codec import Loopback, make_codec, straight_through
 from fedsplit.codec.low_rank import truncated_svd
-from fedsplit.codec.memory import SampleMemory, fit
+from fedsplit.codec.memory import SampleMemory, fit, visits
 from fedsplit.errors import FedsplitError
 
 TOPK = {"name": "topk", "keep": 0.2}
@@ -110,7 +110,58 @@ def test_rows_of_another_length_share_their_common_part():
     row = gaussian(5, 3).to(torch.bfloat16)
     assert torch.equal(fit(row, (3, 3)), row[:3].float())
     assert torch.equal(fit(row, (7, 3))[5:], torch.zeros(2, 3))
-    assert fit(row, (5, 3, 1)) is None
+
+
+def test_a_sample_has_the_same_positions_as_a_row_or_as_a_row_for_each_token():
+    whole = gaussian(3, 4, 5)
+    by_token = whole.reshape(12, 5)
+    for tensor, owners in ((whole, (7, 2, 9)), (by_token, (7,) * 4 + (2,) * 4 + (9,) * 4)):
+        seen = visits(tensor, owners)
+        assert [sample for sample, _ in seen] == [7, 2, 9]
+        assert all(torch.equal(part, row) for (_, part), row in zip(seen, whole, strict=True))
+        assert all(part.untyped_storage().data_ptr() == tensor.data_ptr() for _, part in seen)
+    assert [tuple(part.shape) for _, part in visits(gaussian(4), (1, 1, 2, 1))] == [
+        (2, 1),
+        (1, 1),
+        (1, 1),
+    ]
+
+
+LENGTHS = (5, 2, 9, 4)
+REMEMBERING = {
+    "temporal": {"name": "temporal", "key": {"name": "bf16"}, "residual": {"name": "int8"}},
+    "error_feedback": {"name": "error_feedback", "inner": {"name": "int8"}},
+}
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_what_a_sample_decodes_to_does_not_depend_on_who_shares_its_batch(name):
+    """Of codecs that work token by token: alone, with others, and beside padding that stays."""
+    texts = [gaussian(3, length, 8, seed=length) for length in LENGTHS]  # three visits each
+    loops = [Loopback(REMEMBERING[name], 0) for _ in range(3)]
+    found = [[], [], []]
+    for visit, order in enumerate(((0, 1, 2, 3), (2, 0, 3, 1), (3, 2, 1, 0))):
+        pairs = order[:2], order[2:]
+        for loop, groups, results in zip(
+            loops, ([order], pairs, [(i,) for i in order]), found, strict=True
+        ):
+            parts = {}
+            for group in groups:
+                rows = torch.cat([texts[i][visit] for i in group])
+                owners = [i for i in group for _ in range(LENGTHS[i])]
+                came = loop.send(rows, owners).split([LENGTHS[i] for i in group])
+                parts |= dict(zip(group, came, strict=True))
+            results.append(torch.cat([parts[i] for i in range(4)]))
+    for other in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
+
+
+def test_a_sample_is_known_whether_others_of_its_batch_have_padding_or_not():
+    loop, rows = Loopback(TEMPORAL, 0), gaussian(2, 6, 64)
+    loop.send(rows, (4, 7))
+    before = loop.n_bytes
+    loop.send(rows.reshape(12, 64), (4,) * 6 + (7,) * 6)
+    assert loop.n_bytes - before < 20
 
 
 @given(m=st.integers(1, 40), n=st.integers(1, 40), rank=st.integers(1, 12), seed=st.integers(0, 99))

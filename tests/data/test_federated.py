@@ -53,6 +53,23 @@ def test_samples_are_those_of_the_device_alone(tokenizer, tmp_path):
             assert set("".join(texts).replace("<|end|>", "")) == {letter, "\n"}
 
 
+def test_nothing_is_done_for_a_device_that_does_not_ask(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"line {n:02}" for n in range(40)))
+    spec = DataSpec(source="text", path=str(tmp_path), seq_len=5)
+    made = []
+
+    class Counting(type(tokenizer)):
+        def __call__(self, text, *args, **kwargs):
+            made.extend([text] if isinstance(text, str) else text)
+            return super().__call__(text, *args, **kwargs)
+
+    counting = Counting(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|end|>")
+    data = load_data(spec, counting, n_devices=4, seed=0)
+    assert made == []
+    assert (data.train(1).counts.read, data.test(1).counts.read) == (9, 1)
+    assert len(set(made)) == 10
+
+
 def test_the_division_depends_on_the_seed_alone(tokenizer):
     spec = DataSpec(partition="dirichlet", seq_len=64)
     first, same, other = (load_data(spec, tokenizer, 5, seed) for seed in (3, 3, 4))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import methods
+from benchmarks import methods, schemes
 from benchmarks._real_page import marks, members, read_results, tables, write_page
 from benchmarks._real_tasks import TASKS, Item, judge
 from benchmarks.real import floors, summary
@@ -15,7 +15,8 @@ from .pages import ROOT
 
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "docs" / "results"
-FILES = [*sorted(RESULTS.glob("real_*.json")), RESULTS / "methods.json"]
+SHOWN = {"methods": methods.table, "schemes": schemes.table}
+FILES = [*sorted(RESULTS.glob("real_*.json")), *(RESULTS / f"{name}.json" for name in SHOWN)]
 
 
 def test_every_figure_of_the_page_is_in_the_json_beside_it() -> None:
@@ -23,7 +24,7 @@ def test_every_figure_of_the_page_is_in_the_json_beside_it() -> None:
     for file in FILES:
         begin, end = marks(file.stem)
         assert text.count(begin) == 1, file
-        shown = methods.table if file.stem == "methods" else tables
+        shown = SHOWN.get(file.stem, tables)
         block = text.partition(begin)[2].partition(end)[0]
         assert block.strip() == shown(read_results(file)).strip()
     assert text.count("<!-- figures: ") == len(FILES)

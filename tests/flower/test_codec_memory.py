@@ -1,5 +1,6 @@
 """Codecs that go on over turns: exact, cheap, in step, and apart for each device."""
 
+import json
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -44,6 +45,27 @@ def few(federation: Federation) -> Federation:
     return Federation(federation.job.model, replace(federation.job.data, max_samples=24))
 
 
+@pytest.fixture(scope="module")
+def unequal(few: Federation, tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """Return one whose samples are of other lengths, each mini-batch as long as its longest."""
+    path = tmp_path_factory.mktemp("unequal") / "pairs.jsonl"
+    words = ["the", "quick", "brown", "fox", "and", "the", "lazy", "dog"]
+    rows = [{"a": " ".join(words[n % 3 :]), "b": " ".join(words[: n % 6 + 1])} for n in range(40)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return Federation(
+        few.job.model,
+        replace(
+            few.job.data,
+            path=str(path),
+            max_samples=40,
+            prompt_column="a",
+            target_column="b",
+            padding="longest",
+            seq_len=64,
+        ),
+    )
+
+
 def run(federation: Federation, fedavg: Strategy, scheme: Scheme, rounds: int = 2) -> Any:
     found, outcomes = federation.run(
         scheme, fedavg, rounds=rounds, steps=None, evaluate_every=rounds
@@ -83,6 +105,22 @@ def test_what_did_not_change_since_the_last_turn_is_not_sent(
     for way in ("up", "down"):
         first, *later = sent(outcomes, way)
         assert max(later) < 0.5 * first  # labels and headers are left
+
+
+def test_samples_of_other_lengths_are_known_again_whatever_their_mini_batch(
+    unequal: Federation, fedavg: Strategy
+) -> None:
+    """No padding is sent or remembered, so that each is as it was beside others of its turn."""
+    plain, before = run(unequal, fedavg, Coded(HOME, EXACT, EXACT))
+    coded, after = run(unequal, fedavg, Coded(HOME, LASTING, LASTING))
+    assert_equal(coded, plain, tolerance=1e-5)
+    for way in ("up", "down"):  # all is sent, with a few bytes of the codec's own
+        assert sent(after, way) == pytest.approx(sent(before, way), rel=0.02)
+    almost = {**LASTING, "threshold": 0.01}
+    _, outcomes = run(standing(unequal), fedavg, Coded(HOME, almost, almost))
+    for way in ("up", "down"):
+        first, later = sent(outcomes, way)
+        assert later < 0.5 * first
 
 
 def test_a_device_that_remembers_something_else_begins_afresh(

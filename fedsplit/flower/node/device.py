@@ -75,7 +75,7 @@ class Device:
 
     def __init__(self, loader: Loader | None = None) -> None:
         self._loader = loader
-        self._kept: dict[str, tuple[Samples, Samples]] = {}
+        self._kept: dict[object, tuple[Samples, Samples]] = {}
         self._count = 0  # of the samples kept
 
     def hello(self, message: Message, context: Context) -> Message:
@@ -173,9 +173,7 @@ class Device:
     def _data(self, job: Job, context: Context) -> tuple[Samples, Samples]:
         """Return the samples to train and to test on; a process keeps those of a few devices."""
         index, data = device_index(context), job.data
-        shared = None if data is None else to_mapping(data)
-        fields = (index, shared, to_mapping(job.model), job.n_devices, job.seed, job.data_paths)
-        key = json.dumps((fields, sorted(context.node_config.items())), sort_keys=True)
+        key = job.data_text, tuple(sorted(context.node_config.items()))
         if key not in self._kept:
             if self._loader is not None:
                 given = self._loader(context)
@@ -248,8 +246,7 @@ def named_data(job: Job, root: object = None) -> FederatedData:
     """
     if job.data is None:
         raise FedsplitError("data: the server names none, so this node needs a loader of its own")
-    spec = confine(job.data, None if root is None else str(root))
-    return _load_data(_key(spec), _key(job.model), job.n_devices, job.seed)
+    return _load_data(job.data_text, None if root is None else str(root))
 
 
 def _own_data(job: Job, index: int, context: Context) -> DeviceData:
@@ -323,15 +320,12 @@ def _dial(
     return link, door.token
 
 
-def _key(value: ModelSpec | DataSpec) -> str:
-    return json.dumps(to_mapping(value), sort_keys=True)
-
-
 @lru_cache(maxsize=1)
-def _load_data(data: str, model: str, n_devices: int, seed: int) -> FederatedData:
-    spec = from_mapping(ModelSpec, json.loads(model), "model")
-    wanted = from_mapping(DataSpec, json.loads(data), "data")
-    return load_data(wanted, _tokenizer(spec), n_devices, seed)
+def _load_data(text: str, root: str | None) -> FederatedData:
+    data, model, n_devices, seed, _ = json.loads(text)
+    spec = confine(from_mapping(DataSpec, data, "data"), root)
+    tokenizer = _tokenizer(from_mapping(ModelSpec, model, "model"))
+    return load_data(spec, tokenizer, n_devices, seed)
 
 
 def _metrics(result: TurnResult, wall_s: float) -> dict[str, float]:

@@ -100,7 +100,7 @@ class Coordinator:
                 clock=self._clock,
                 on_failure=self._fail,
             )
-        self._joiners = Joiners(grid, job, len(roster.edges), login_keys)
+        self._joiners = Joiners(grid, job, len(roster.edges), login_keys, places)
         self._runner = TurnRunner(
             host,
             job=job,

@@ -2,17 +2,16 @@
 
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from logging import INFO, WARNING
 from typing import TypeAlias
 
-from flwr.app import Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
+from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.supercore import log
-from flwr.supercore.run import Run
 
 from fedsplit.data.counts import DeviceCounts
 from fedsplit.errors import FedsplitError, NodeLost, SettingsError, require
@@ -31,6 +30,8 @@ from fedsplit.measured import MeasuredProfile
 MOST_SAMPLES = 10**9
 """Samples that a device may say it has: more weight than this nobody's data have."""
 _POLL_S, _LOOK_S = 0.05, 1.0
+_ASKED_AT_ONCE = 256  # of a simulation's nodes: enough for its places from one poll to the next
+_LISTED = 10
 _LONGEST_SITE, _LONGEST_PROFILE = 80, 1 << 16
 
 
@@ -94,7 +95,7 @@ class Roster:
         """
         if index in self._by_index:
             return self._by_index[index]
-        known = ", ".join(str(node.index) for node in self.nodes)
+        known = _listed([node.index for node in self.nodes])
         raise FedsplitError(f"device={index}: must be one of {known}")
 
     @property
@@ -122,63 +123,13 @@ class Roster:
         return {node.node_id: node for node in self.nodes}
 
 
-class DeviceGrid(Grid):
-    """A grid that shows the devices alone, in the order of their index.
-
-    A wrapped Flower strategy samples from it; node ids are random numbers, so sampling in their
-    order would differ from run to run. Devices of the index of one of those `absent` are not shown.
-    """
-
-    def __init__(self, grid: Grid, roster: Roster, absent: Collection[int] = ()) -> None:
-        self._grid = grid
-        self._nodes = [node for node in roster.nodes if node.index not in absent]
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the node ids of the devices that are connected, by device index."""
-        alive = set(self._grid.get_node_ids())
-        return [node.node_id for node in self._nodes if node.node_id in alive]
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """Return the connected devices, by device index."""
-        by_id = {node.node_id: node for node in self._grid.get_nodes()}
-        return [by_id[node_id] for node_id in self.get_node_ids() if node_id in by_id]
-
-    def set_run(self, run: Run) -> None:
-        """Set the run of the grid behind."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Run information of the grid behind."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message on the grid behind."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push messages through the grid behind."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull messages through the grid behind."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send and receive through the grid behind."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
-
-
-def discover(grid: Grid, job: Job, n_edges: int = 0, login_keys: LoginKeys | None = None) -> Roster:
+def discover(
+    grid: Grid,
+    job: Job,
+    n_edges: int = 0,
+    login_keys: LoginKeys | None = None,
+    places: int | None = None,
+) -> Roster:
     """Wait for the nodes and ask each which device or edge it is.
 
     A node that answers what cannot be, or names the place of another, is left out as if it had
@@ -194,33 +145,48 @@ def discover(grid: Grid, job: Job, n_edges: int = 0, login_keys: LoginKeys | Non
         Edge servers that are nodes of their own.
     login_keys : mapping, optional
         Where Flower authenticates nodes: whose place is whose. Else who comes first has it.
+    places : int, optional
+        As for `Joiners`.
 
     Raises
     ------
     FedsplitError
-        If one of ``job.n_devices`` and `n_edges` is missing after ``job.patience.connect_s``, or
-        as soon as as many nodes have answered; tells what nodes that were left out said.
+        If one of ``job.n_devices`` and `n_edges` is missing and for ``job.patience.connect_s`` none
+        of them came, or as many nodes have answered; tells what nodes that were left out said.
     """
     patience_s = job.patience.connect_s
-    deadline = time.monotonic() + patience_s
-    joiners, roster = Joiners(grid, job, n_edges, login_keys), Roster(())
+    joiners, roster = Joiners(grid, job, n_edges, login_keys, places), Roster(())
+    missing, seat_due, deadline = list(joiners.places), 0.0, time.monotonic() + patience_s
     log(INFO, "Asking nodes which device they are, as they come")
     while True:
         joiners.tick(roster)
-        roster = joiners.seat(roster, ())
-        held = {node.place for node in roster.nodes} | {edge.place for edge in roster.edges}
-        missing = [place for place in joiners.places if place not in held]
-        if not missing:
-            return roster
-        # Who has another's key is not the one whose place it names: that one may still come.
-        if (joiners.all_answered and login_keys is None) or time.monotonic() > deadline:
+        # Each look at a large fleet takes time, so not one by one while others are still to say.
+        if not joiners.asks or time.monotonic() > seat_due:
+            seat_due = time.monotonic() + _LOOK_S
+            roster = joiners.seat(roster, ())
+            held = {node.place for node in roster.nodes} | {edge.place for edge in roster.edges}
+            if held.issuperset(joiners.places):
+                return roster
+            before, missing = missing, [place for place in joiners.places if place not in held]
+            if len(missing) < len(before):
+                deadline = time.monotonic() + patience_s
+            # Who has another's key is not the one whose place it names: that one may still come.
+            if joiners.all_answered and login_keys is None:
+                break
+        if time.monotonic() > deadline:
             break
         time.sleep(_POLL_S)
     role = missing[0][0]
-    numbers = ", ".join(str(index) for who, index in missing if who == role)
+    numbers = _listed([index for who, index in missing if who == role])
     said = "; ".join(dict.fromkeys(joiners.left_out))
     why = f"left out: {said}" if said else f"no answer within {patience_s:.0f} s"
     raise FedsplitError(f"fleet: {role} {numbers} is missing ({why})")
+
+
+def _listed(indices: Collection[int]) -> str:
+    more = len(indices) - _LISTED
+    listed = ", ".join(str(index) for index in list(indices)[:_LISTED])
+    return f"{listed} and {more} more" if more > 0 else listed
 
 
 class Joiners:
@@ -236,10 +202,18 @@ class Joiners:
         Edge servers that are nodes of their own.
     login_keys : mapping, optional
         As for `discover`.
+    places : int, optional
+        Nodes that can work at once, in a simulation; so many messages to all the others would only
+        wait. None: all nodes have places of their own, and are asked at once.
     """
 
     def __init__(
-        self, grid: Grid, job: Job, n_edges: int = 0, login_keys: LoginKeys | None = None
+        self,
+        grid: Grid,
+        job: Job,
+        n_edges: int = 0,
+        login_keys: LoginKeys | None = None,
+        places: int | None = None,
     ) -> None:
         devices = [("device", index) for index in range(job.n_devices)]
         edges = [("edge", index) for index in range(n_edges)]
@@ -248,15 +222,22 @@ class Joiners:
         self._grid = grid
         self._job = job
         self._login_keys = login_keys
+        self._at_once = None if places is None else max(2 * places, _ASKED_AT_ONCE)
+        self._to_ask: deque[int] = deque()
         self._asked: dict[str, int] = {}
         self._come: list[Message] = []
         self._answered = 0
         self._look_due = 0.0
 
     @property
+    def asks(self) -> bool:
+        """Whether a node is to be asked, or has not answered yet."""
+        return bool(self._asked or self._to_ask)
+
+    @property
     def all_answered(self) -> bool:
         """Whether as many nodes as there are places have answered, and all who were asked."""
-        return not self._asked and self._answered >= len(self.places)
+        return not self.asks and self._answered >= len(self.places)
 
     def tick(self, roster: Roster) -> None:
         """Ask those who are new, and collect what those say who were asked; to be called often."""
@@ -264,14 +245,15 @@ class Joiners:
             for reply in self._grid.pull_messages(list(self._asked)):
                 self._asked.pop(reply.metadata.reply_to_message_id, None)
                 self._come.append(reply)
-        if time.monotonic() < self._look_due:
-            return
-        self._look_due = time.monotonic() + _LOOK_S
-        known = roster.node_ids | roster.refused | set(self._asked.values())
-        known |= {reply.metadata.src_node_id for reply in self._come}
-        joined = sorted(set(self._grid.get_node_ids()) - known)
-        messages = [task_message(node_id, HELLO, self._job) for node_id in joined]
-        self._asked |= dict(zip(self._grid.push_messages(messages), joined, strict=True))
+        if time.monotonic() >= self._look_due:
+            self._look_due = time.monotonic() + _LOOK_S
+            known = roster.node_ids.union(roster.refused, self._asked.values(), self._to_ask)
+            known |= {reply.metadata.src_node_id for reply in self._come}
+            self._to_ask += sorted(set(self._grid.get_node_ids()) - known)
+        room = len(self._to_ask) if self._at_once is None else self._at_once - len(self._asked)
+        asked = [self._to_ask.popleft() for _ in range(min(room, len(self._to_ask)))]
+        messages = [task_message(node_id, HELLO, self._job) for node_id in asked]
+        self._asked |= dict(zip(self._grid.push_messages(messages), asked, strict=True))
 
     def seat(self, roster: Roster, gone: Collection[int]) -> Roster:
         """Return `roster` with those who came, in free places or those of whom they replace.
@@ -285,8 +267,11 @@ class Joiners:
         held: list[DeviceNode | EdgeNode] = [*roster.nodes, *roster.edges]
         seated: _Places = {node.place: node for node in held}
         refused = set(roster.refused)
-        connected = {node.node_id: node.public_key for node in self._grid.get_nodes()}
-        alive = connected.keys() - set(gone)
+
+        @cache  # where nobody's place is in question, nobody is looked up
+        def connected() -> dict[int, bytes]:
+            return {node.node_id: node.public_key for node in self._grid.get_nodes()}
+
         for reply in self._come:
             refused.add(reply.metadata.src_node_id)
             try:
@@ -296,10 +281,10 @@ class Joiners:
                 if node.place not in self.places:
                     raise NodeLost(f"there is no {role} {index}")
                 if self._login_keys is not None:
-                    key = connected.get(node.node_id)
+                    key = connected().get(node.node_id)
                     if key != self._login_keys[node.place]:
                         raise NodeLost(f"{role} {index} has another login key")
-                if before is not None and before.node_id in alive:
+                if before is not None and before.node_id in connected().keys() - set(gone):
                     raise NodeLost(f"{role} {index} is another node, which is still there")
             except NodeLost as error:
                 self.left_out.append(str(error))

@@ -83,6 +83,7 @@ class TurnRunner:
         on_failure: Callable[[Failure], None],
     ) -> None:
         self._sent: tuple[dict[str, Tensor], ArrayRecord] = {}, ArrayRecord()
+        self._told = job  # of the last message: all of a round share what is trained by
         self.gone: set[int] = set()  # nodes that were lost with their last task
         self._host = host
         self._job = job
@@ -171,8 +172,11 @@ class TurnRunner:
 
     def _message(self, work: Work, run: TurnRun, presence: Contact, roster: Roster) -> Message:
         turn, adapters = run.turn, run.adapters
+        optimizer = run.optimizer or self._job.optimizer
+        if self._told.optimizer != optimizer:
+            self._told = replace(self._job, optimizer=optimizer)
         task = TurnTask(
-            job=replace(self._job, optimizer=run.optimizer or self._job.optimizer),
+            job=self._told,
             presence=presence,
             server_round=work.server_round,
             turn=turn,
