@@ -178,7 +178,7 @@ class SplitModel:
         return {name: slot.get() for name, slot in self._slots.items()}
 
     def forms(self, segment: Segment, *, residuals: bool = False) -> dict[str, Tensor]:
-        """Return tensors like those of `segment`, without memory; `residuals` of the highest rank."""
+        """Return tensors like those of `segment`, without memory; `residuals` at their largest."""
         names = self.adapter_names(segment)
         beside = self._residuals.forms(names) if residuals else {}
         return {name: self._slots[name].like for name in names} | beside
