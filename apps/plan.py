@@ -56,12 +56,13 @@ class Scenario:
         spent_j: Array | None = None,
         under_way: Sequence[UnderWay] = (),
         exhausted: Sequence[int] = (),
+        residual: int = 0,
     ) -> Turnout:
         """Return a round, counted from 1, after so much energy was spent, and who is in time."""
         absent = {*exhausted, *(device for one in under_way for device in one.devices)}
         everyone = enumerate(self.system.fleet.samples.tolist())
         scene = self.system.scene(server_round, {i: n for i, n in everyone if i not in absent})
-        scene = replace(scene, spent_j=spent_j)
+        scene = replace(scene, spent_j=spent_j, residual=residual)
         return turn_out(self.scheme, scene, self.waiting, under_way)
 
     def plan_round(self, server_round: int) -> RoundPlan:
@@ -75,13 +76,14 @@ class Scenario:
     def rows(self, rounds: int) -> list[RoundRow]:
         """Return what each of so many rounds costs; fewer where all energy is spent before."""
         rows, spent_j = list[RoundRow](), np.zeros(self.system.fleet.n_devices)
-        under_way, exhausted = tuple[UnderWay, ...](), tuple[int, ...]()
+        under_way, exhausted, residual = tuple[UnderWay, ...](), tuple[int, ...](), 0
         for server_round in range(1, rounds + 1):
             try:
-                turnout = self.turn_out(server_round, spent_j, under_way, exhausted)
+                turnout = self.turn_out(server_round, spent_j, under_way, exhausted, residual)
             except OutOfEnergy:
                 break
             under_way, exhausted = turnout.under_way, (*exhausted, *turnout.exhausted)
+            residual = turnout.residual
             cost = turnout.line.cost
             spent_j = spent_j + cost.device_energy_j
             row = round_row(server_round, turnout.plan, cost, self.system.fleet)

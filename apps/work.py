@@ -6,6 +6,7 @@ from dataclasses import replace
 from omegaconf import DictConfig
 
 from fedsplit.errors import require, require_choice
+from fedsplit.growth import require_room
 from fedsplit.mapping import from_mapping
 from fedsplit.schemes import LocalWork
 
@@ -20,7 +21,8 @@ def local_work(config: DictConfig) -> LocalWork:
     """Return how much a device trains in a turn."""
     train = plain(config.train)
     chosen = {name: train[name] for name in WORK if name in train}
-    return replace(from_mapping(LocalWork, chosen, "train"), ranks=ranks_by_device(config))
+    work = from_mapping(LocalWork, chosen, "train")
+    return replace(work, ranks=ranks_by_device(config), averaged=aggregation(config))
 
 
 def ranks_by_device(config: DictConfig) -> dict[int, int]:
@@ -72,4 +74,6 @@ def aggregation(config: DictConfig) -> str:
     if given is None:
         return RAFLORA if ranks_by_device(config) else MEAN
     require_choice(f"aggregator.{ADAPTERS}", given, AGGREGATIONS)
+    train, lora = config.model.train, plain(config.model).get("lora") or {}
+    require_room(given, train=train, lora=lora, edge_nodes=config.run.edge_nodes)
     return str(given)

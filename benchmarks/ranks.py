@@ -7,7 +7,8 @@ Eight devices, two of each rank 2, 4, 8 and 16, train the default job over the s
 with ``--model`` another model, on the E2E texts in ``--data``/e2e. ``everyone 16`` is what equal
 ranks would give. Of each: the loss of the whole adapter on all devices' test data (mean, least and
 most over seeds), the aggregation error of the last round, and the bytes of adapters that all
-devices are sent in a round. ``--jobs`` runs go on at once.
+devices are sent in it, with the residuals of FedEx-LoRA and stacking, which grow from round to
+round. ``--jobs`` runs go on at once.
 
 Then FFA-LoRA and FedEx-LoRA on random adapters of the model's shapes, beside the mean of the dense
 matrices that they stand for. Prints a table and, last, one JSON object. Exit code 1 if padding
@@ -32,9 +33,10 @@ from rich.table import Table
 from torch import Tensor
 
 from fedsplit.execution.aggregate import AGGREGATIONS as WAYS
-from fedsplit.execution.aggregate import FFA, MEAN, PADDED, RAFLORA, Part, aggregate, fedex
+from fedsplit.execution.aggregate import FFA, MEAN, PADDED, RAFLORA, Part, aggregate
+from fedsplit.growth import FEDEX, growth
 from fedsplit.models import load
-from fedsplit.models.ranks import at_rank, pair_of
+from fedsplit.models.ranks import at_rank, pair_of, residual_of, residuals
 from fedsplit.plan import DEVICE, Segment
 from fedsplit.report import make_console, read_records
 
@@ -69,10 +71,17 @@ def main() -> int:
         ]  # fmt: skip
     console = make_console()
     table = Table(title=f"{len(RANKS)} devices of ranks {RANKS}, {options.rounds} rounds")
-    for heading in ("", "loss", "of seeds", "aggregation error", "adapter MB to devices, a round"):
+    for heading in (
+        "",
+        "loss",
+        "of seeds",
+        "aggregation error",
+        "MB to devices, last round",
+    ):
         table.add_column(heading, justify="right")
     model = load(model_spec(load_config(words)))
-    forms = model.forms(Segment(DEVICE, 0, CUT))
+    first = Segment(DEVICE, 0, CUT)
+    forms, beside = model.forms(first), residuals(model.forms(first, residuals=True))
     found: dict[str, dict[str, float | list[float]]] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -91,6 +100,10 @@ def main() -> int:
             )
             ranks = RANKS if MIXED in own else [WHOLE] * len(RANKS)
             sent = sum(_n_bytes(at_rank(forms, rank)) for rank in ranks)
+            residual = (options.rounds - 1) * growth(name, ranks, WHOLE)
+            sent += len(ranks) * sum(
+                min(residual / min(most.shape), 1) * most.nbytes for most in beside.values()
+            )
             loss, error = mean(losses), mean(errors)
             found[name] = {
                 "loss": loss, "losses": list(losses), "error": error, "adapter_bytes": sent
@@ -133,17 +146,21 @@ def deviations(forms: Mapping[str, Tensor]) -> dict[str, float]:
     frozen = [Part(adapters=drawn() | a, weight=1 + k, rank=r) for k, r in enumerate(RANKS)]
     free = [Part(adapters=drawn(), weight=1 + k, rank=r) for k, r in enumerate(RANKS)]
     averaged = aggregate(FFA, frozen)
-    padded, residuals = fedex(free)
+    whole = aggregate(FEDEX, free)
     return {
         "ffa": max(_off(_dense(averaged, name), frozen, name) for name in a),
-        "fedex": max(
-            _off(_dense(padded, name) + torch.matmul(*residuals[name]), free, name) for name in a
-        ),
+        "fedex": max(_off(_dense(whole, name), free, name) for name in a),
     }
 
 
 def _dense(adapters: Mapping[str, Tensor], name: str) -> Tensor:
-    return adapters[pair_of(name) or ""].double().flatten(1) @ adapters[name].double().flatten(1)
+    pairs = [(pair_of(name), name), (residual_of(pair_of(name) or ""), residual_of(name))]
+    found = [
+        adapters[b or ""].double().flatten(1) @ adapters[a or ""].double().flatten(1)
+        for b, a in pairs
+        if a in adapters
+    ]
+    return torch.stack(found).sum(0)
 
 
 def _off(dense: Tensor, parts: Sequence[Part], name: str) -> float:

@@ -241,6 +241,9 @@ class Turn:
         Whether the device's blocks only infer: the boundary of a sample crosses its cut once.
     fresh : float
         With `frozen`, the share of its samples that is expected to be new to the server.
+    residual : int
+        Components beside the adapters that it is given, trained by nobody; found by
+        `fedsplit.schemes.check`, whatever a scheme says.
     """
 
     device: int
@@ -257,6 +260,7 @@ class Turn:
     rank: int | None = None
     frozen: bool = False
     fresh: float = 1.0
+    residual: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,28 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from fedsplit.errors import require
 from fedsplit.pace import Pace
 from fedsplit.plan import Route
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Adapters of a unit that are products of two factors; costs are those at their whole rank.
+
+    Parameters
+    ----------
+    n_bytes, forward_flops : float
+        Of both factors; FLOPs for one sample.
+    most : float
+        How many times as many components the matrix has that they change.
+    """
+
+    n_bytes: float
+    forward_flops: float
+    most: float
 
 
 @dataclass(frozen=True)
@@ -20,7 +38,8 @@ class UnitProfile:
     `parameter_bytes` counts all weights, `adapter_bytes` those of them that are trained.
     `activation_bytes` is what the forward pass keeps for the backward pass; `workspace_bytes` what
     the unit needs on top while it computes. So a segment's peak is the sum of the one and the
-    largest of the other.
+    largest of the other. `residual_bytes` are those weights that come with the adapters of a turn
+    and are not trained (`ModelProfile.beside`); `low_rank` says what they may be.
     """
 
     forward_flops: float = 0.0
@@ -31,6 +50,8 @@ class UnitProfile:
     activation_bytes: float = 0.0
     boundary_bytes: float = 0.0
     workspace_bytes: float = 0.0
+    residual_bytes: float = 0.0
+    low_rank: tuple[LowRank, ...] = ()
 
     def __add__(self, other: "UnitProfile") -> "UnitProfile":
         """Return the cost of both units; the boundary is that of `other`, which comes last.
@@ -207,9 +228,33 @@ class ModelProfile:
             }
         )
 
+    def beside(self, components: int) -> "ModelProfile":
+        """Return the same model with a residual of so many components beside its adapters.
+
+        They are weights that nobody trains. Going back, gradients pass them as they do any other.
+        """
+        if components == 0 or self.rank is None:
+            return self
+        ratio = components / self.rank
+
+        def heavier(unit: UnitProfile) -> UnitProfile:
+            times = [(min(ratio, one.most), one) for one in unit.low_rank]
+            more_bytes = sum(share * one.n_bytes for share, one in times)
+            flops = sum(share * one.forward_flops for share, one in times)
+            return replace(
+                unit,
+                forward_flops=unit.forward_flops + flops,
+                backward_flops=unit.backward_flops + flops * (1 + self.recomputed),
+                parameter_bytes=unit.parameter_bytes + more_bytes,
+                residual_bytes=unit.residual_bytes + more_bytes,
+            )
+
+        embed, *blocks, head = map(heavier, self.units)
+        return replace(self, embed=embed, blocks=tuple(blocks), head=head)
+
     def inferring(self) -> "ModelProfile":
         """Return the same model without what only training takes; its weights are as many."""
-        still = {"backward_flops": 0.0, "activation_bytes": 0.0}
+        still: dict[str, Any] = {"backward_flops": 0.0, "activation_bytes": 0.0}
         found = self._each(
             lambda each: {
                 "parameter_bytes": each.parameter_bytes,
@@ -221,7 +266,7 @@ class ModelProfile:
         return replace(found, embed=embed, blocks=tuple(blocks), head=head)
 
     def _each(
-        self, change: Callable[[UnitProfile | SharedWeights], dict[str, float]]
+        self, change: Callable[[UnitProfile | SharedWeights], dict[str, Any]]
     ) -> "ModelProfile":
         """Return the same model with other weights in its units, and in what they share."""
         embed, *blocks, head = (replace(unit, **change(unit)) for unit in self.units)

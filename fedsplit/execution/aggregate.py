@@ -20,7 +20,8 @@ from torch.nn.functional import pad
 from fedsplit.errors import FedsplitError, require, require_choice
 from fedsplit.execution.average import weighted_mean
 from fedsplit.execution.lane import compute
-from fedsplit.models.ranks import pair_of
+from fedsplit.growth import FEDEX, STACKING
+from fedsplit.models.ranks import pair_of, residual_of, residuals, trained
 
 MEAN, PADDED, RAFLORA, FLEXLORA, FFA = "mean", "padded", "raflora", "flexlora", "ffa"
 _ROW_NORM = 3**-0.5
@@ -51,12 +52,14 @@ class _Factors:
     """The A and B of one module in all parts, in double precision, as matrices.
 
     `a` is of shape [r, in], `b` of [out, r], at the whole rank r; `ranks` are those trained.
+    `beside` is the mean of the parts' residuals, U [out, k] and V [k, in].
     """
 
     a: Sequence[Tensor]
     b: Sequence[Tensor]
     shares: Tensor
     ranks: Sequence[int]
+    beside: tuple[Tensor, Tensor]
 
     @property
     def whole(self) -> int:
@@ -73,21 +76,64 @@ class _Factors:
         return u, torch.cat(list(self.a))
 
     def mean(self) -> tuple[Tensor, Tensor]:
-        """Return U and V whose product is the mean of B A: `stacked`, exact at a larger rank."""
-        return self.product(self.shares[:, None] * self.trained())
+        """Return U and V whose product is the mean of B A, and of residuals: exact, ranks add."""
+        return _summed(self.product(self.shares[:, None] * self.trained()), self.beside)
+
+    def component_means(self) -> Tensor:
+        """Return weights by which a component is averaged over those parts that have it."""
+        weights = self.shares[:, None] * self.trained()
+        return weights / weights.sum(0)
 
 
 _Rule = Callable[[_Factors], tuple[Tensor, Tensor]]
-"""The B and A that come of a module's factors."""
+"""The B and A that come of a module's factors; or U and V of the residual that they leave."""
 
 
-def _padded(factors: _Factors) -> tuple[Tensor, Tensor]:
-    weights = factors.shares[:, None] * factors.trained()
+def _weighted(factors: _Factors, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of all B and of all A by `weights` [part, r]."""
     b = sum(b * w for b, w in zip(factors.b, weights, strict=True))
     a = sum(a * w[:, None] for a, w in zip(factors.a, weights, strict=True))
     assert isinstance(a, Tensor)
     assert isinstance(b, Tensor)
     return b, a
+
+
+def _padded(factors: _Factors) -> tuple[Tensor, Tensor]:
+    return _weighted(factors, factors.shares[:, None] * factors.trained())
+
+
+def _left_out(factors: _Factors) -> tuple[Tensor, Tensor]:
+    """Return what `_padded` lacks of the mean, at the rank that `growth` says.
+
+    ``mean(B A) - mean(B) mean(A)`` is the covariance: the sum of ``w_i (B_i - mean(B)) A_i``. Of
+    components that all have, the last ``w_n (B_n - mean(B))`` is minus the sum of the others.
+    """
+    trained = factors.trained()
+    common = trained.all(0)
+    mean_b, _ = _padded(factors)
+    follows = factors.a[-1] * common[:, None]
+    which = torch.cat([trained[:-1], trained[-1:] & ~common])
+    return _chosen(
+        factors, [b - mean_b for b in factors.b], [a - follows for a in factors.a], which
+    )
+
+
+def _all_of_it(factors: _Factors) -> tuple[Tensor, Tensor]:
+    return _chosen(factors, factors.b, factors.a, factors.trained())
+
+
+def _chosen(
+    factors: _Factors, b: Sequence[Tensor], a: Sequence[Tensor], which: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return U and V of the weighted sum of the components `which` [part, r], and of residuals."""
+    u = [(s * one)[:, own] for s, one, own in zip(factors.shares, b, which, strict=True)]
+    v = [one[own] for one, own in zip(a, which, strict=True)]
+    return _summed((torch.cat(u, dim=1), torch.cat(v)), factors.beside)
+
+
+def _afresh(factors: _Factors) -> tuple[Tensor, Tensor]:
+    b, a = _weighted(factors, factors.component_means())
+    return torch.zeros_like(b), a
 
 
 def _ffa(factors: _Factors) -> tuple[Tensor, Tensor]:
@@ -103,8 +149,7 @@ def _flexlora(factors: _Factors) -> tuple[Tensor, Tensor]:
 
 def _raflora(factors: _Factors) -> tuple[Tensor, Tensor]:
     # A component is averaged over those alone that have it, so that no others pull it to zero.
-    weights = factors.shares[:, None] * factors.trained()
-    return _compressed(*factors.product(weights / weights.sum(0)), factors.whole)
+    return _compressed(*factors.product(factors.component_means()), factors.whole)
 
 
 _RULES: dict[str, _Rule] = {
@@ -112,7 +157,10 @@ _RULES: dict[str, _Rule] = {
     RAFLORA: _raflora,
     FLEXLORA: _flexlora,
     FFA: _ffa,
+    FEDEX: _padded,
+    STACKING: _afresh,
 }
+_RESIDUALS: dict[str, _Rule] = {FEDEX: _left_out, STACKING: _all_of_it}
 AGGREGATIONS = (MEAN, *_RULES)
 """What `aggregate` can do."""
 
@@ -127,6 +175,9 @@ def aggregate(how: str, parts: Sequence[Part]) -> dict[str, Tensor]:
         were. ``padded``: as that, but components not trained count as zero. ``flexlora``: the best
         approximation of the mean product. ``raflora``: as that, each component averaged over the
         parts that trained it. ``ffa``: the mean of B, where A is the same everywhere; exact.
+        ``fedex``: as ``padded``, and a residual of what is missing from it to the mean of all B A;
+        exact. ``stacking``: all of the mean becomes the residual, B begins at zero again and A from
+        the mean of each component over the parts that trained it; exact.
     parts : sequence of Part
         At least one.
 
@@ -140,29 +191,7 @@ def aggregate(how: str, parts: Sequence[Part]) -> dict[str, Tensor]:
     require_choice("aggregator.adapters", how, AGGREGATIONS)
     if how == MEAN:
         return weighted_mean([part.adapters for part in parts], [part.weight for part in parts])
-    return _by_module(parts, _RULES[how])
-
-
-def fedex(
-    parts: Sequence[Part],
-) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-    """Return the padded means, and what is missing from them to the mean of all B A.
-
-    The second is, by the name of each module's A, U [out, k] and V [k, in], in double precision:
-    ``mean(B A) = mean(B) mean(A) + U V``. FedEx-LoRA adds U V to the module's frozen weight (at the
-    adapter's scale), after which a plain adapter no longer holds everything.
-    """
-    residuals = {}
-    for name, factors in _modules(parts):
-        u, v = factors.mean()
-        b, a = _padded(factors)
-        residuals[name] = torch.cat([u, -b], dim=1), torch.cat([v, a])
-    return _by_module(parts, _padded), residuals
-
-
-def stacked(parts: Sequence[Part]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return by the name of each module's A the B and A whose product is the mean, at rank sum."""
-    return {name: factors.mean() for name, factors in _modules(parts)}
+    return _by_module(parts, _RULES[how], _RESIDUALS.get(how))
 
 
 def aggregation_error(parts: Sequence[Part], found: Mapping[str, Tensor]) -> float | None:
@@ -177,7 +206,7 @@ def aggregation_error(parts: Sequence[Part], found: Mapping[str, Tensor]) -> flo
         apart = whole = 0.0
         for name, factors in _modules(parts):
             u, v = factors.mean()
-            b, a = _matrices(found[pair_of(name) or ""], found[name])
+            b, a = _whole(found, name)
             whole += _square(u, v)
             apart += _square(torch.cat([u, -b], dim=1), torch.cat([v, a]))
         return apart, whole
@@ -186,21 +215,28 @@ def aggregation_error(parts: Sequence[Part], found: Mapping[str, Tensor]) -> flo
     return None if whole == 0 else float((apart / whole) ** 0.5)
 
 
-def _by_module(parts: Sequence[Part], rule: _Rule) -> dict[str, Tensor]:
+def _by_module(parts: Sequence[Part], rule: _Rule, leave: _Rule | None = None) -> dict[str, Tensor]:
     first = parts[0].adapters
+    like = trained(first)
 
     def merged() -> dict[str, Tensor]:
         found = {}
         for name, factors in _modules(parts):
+            other = pair_of(name) or ""
             b, a = rule(factors)
-            for key, value in ((name, a), (pair_of(name) or "", b)):
-                found[key] = value.reshape(first[key].shape).to(first[key].dtype)
+            for key, value in ((name, a), (other, b)):
+                found[key] = value.reshape(like[key].shape).to(like[key].dtype)
+            u, v = _shortest(*(factors.beside if leave is None else leave(factors)))
+            if len(v):
+                dtype, shape = like[name].dtype, like[other].shape
+                found[residual_of(name) or ""] = v.reshape(-1, *like[name].shape[1:]).to(dtype)
+                found[residual_of(other) or ""] = u.reshape(shape[0], -1, *shape[2:]).to(dtype)
         return found
 
     low_rank = compute(merged)
-    rest = [{n: part.adapters[n] for n in first if n not in low_rank} for part in parts]
+    rest = [{n: part.adapters[n] for n in like if n not in low_rank} for part in parts]
     whole = low_rank | weighted_mean(rest, [part.weight for part in parts])
-    return {name: whole[name] for name in first}
+    return {name: whole[name] for name in like} | residuals(low_rank)
 
 
 def _modules(parts: Sequence[Part]) -> Iterator[tuple[str, _Factors]]:
@@ -208,6 +244,7 @@ def _modules(parts: Sequence[Part]) -> Iterator[tuple[str, _Factors]]:
     require(len(parts) > 0, "parts", len(parts), "at least 1")
     shares = torch.tensor([part.weight for part in parts], dtype=torch.float64)
     require(bool((shares > 0).all()), "weights", shares.tolist(), "above 0")
+    shares = shares / shares.sum()
     for name in parts[0].adapters:
         other = pair_of(name)
         if other is not None:
@@ -215,7 +252,49 @@ def _modules(parts: Sequence[Part]) -> Iterator[tuple[str, _Factors]]:
             b, a = zip(*(_matrices(one[other], one[name]) for one in sets), strict=True)
             whole = a[0].shape[0]
             ranks = [whole if part.rank is None else min(part.rank, whole) for part in parts]
-            yield name, _Factors(a, b, shares / shares.sum(), ranks)
+            yield name, _Factors(a, b, shares, ranks, _beside(sets, name, shares))
+
+
+def _beside(
+    sets: Sequence[Mapping[str, Tensor]], name: str, shares: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return U and V of the mean residual of the module whose A is `name`."""
+    first, *others = pairs = [_residual(one, name) for one in sets]
+    if all(u.equal(first[0]) and v.equal(first[1]) for u, v in others):
+        return first  # as where all began with it
+    return _summed(*((s * u, v) for s, (u, v) in zip(shares, pairs, strict=True)))
+
+
+def _residual(adapters: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """Return U and V beside the A called `name`, of no component if there are none."""
+    other = pair_of(name) or ""
+    beside = adapters.get(residual_of(name) or "")
+    if beside is not None:
+        return _matrices(adapters[residual_of(other) or ""], beside)
+    b, a = _matrices(adapters[other], adapters[name])
+    return b[:, :0], a[:0]
+
+
+def _whole(adapters: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """Return all that stands for the module whose A is `name`, its residual too."""
+    factors = _matrices(adapters[pair_of(name) or ""], adapters[name])
+    return _summed(factors, _residual(adapters, name))
+
+
+def _summed(*pairs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return U and V whose product is the sum of those of `pairs`."""
+    us, vs = zip(*pairs, strict=True)
+    return torch.cat(us, dim=1), torch.cat(vs)
+
+
+def _shortest(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same product, of no higher rank than the matrix has dimensions."""
+    rows, columns = u.shape[0], v.shape[1]
+    if len(v) <= min(rows, columns):
+        return u, v
+    whole = u @ v
+    none = torch.eye(min(rows, columns), dtype=u.dtype)
+    return (none, whole) if rows <= columns else (whole, none)
 
 
 def _matrices(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:

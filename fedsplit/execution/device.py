@@ -273,7 +273,7 @@ class _DeviceTurn:
         link = self._link
         if link is None:
             raise FedsplitError("adapters: must be given on a route that never leaves the device")
-        forms = [self._model.forms(segment) for segment in self._segments]
+        forms = [self._model.forms(segment, residuals=True) for segment in self._segments]
         expected = {name: form for found in forms for name, form in found.items()}
         return self._wait(lambda: link.fetch(at_rank(expected, self._rank)))
 

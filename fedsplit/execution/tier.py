@@ -16,6 +16,7 @@ from fedsplit.execution.optim import OptimizerSpec, State, put_state, state_of
 from fedsplit.execution.padding import kept_of
 from fedsplit.models import Boundary, Output, SplitModel
 from fedsplit.models.names import SEQUENCES
+from fedsplit.models.ranks import trained
 from fedsplit.plan import Segment
 from fedsplit.seeds import derive_seed
 from fedsplit.transport import EvalReply, Gradients, LinkError
@@ -75,15 +76,15 @@ class Tier:
         self._parameters: dict[str, nn.Parameter] = {}
         for segment in segments:
             self._parameters |= model.trainable(segment, adapters)
-        trained = [item for item in self._parameters.values() if item.requires_grad]
+        learning = [item for item in self._parameters.values() if item.requires_grad]
         self._names = [name for name, item in self._parameters.items() if item.requires_grad]
-        self._optimizer = optimizer.build(trained) if optimizer and trained else None
+        self._optimizer = optimizer.build(learning) if optimizer and learning else None
         if self._optimizer is not None and kept:
             put_state(self._optimizer, self._names, kept)
         self._train = optimizer is not None
         drawn = optimizer is not None and optimizer.proximal_mu > 0
-        self._start = [item.detach().clone() for item in trained] if drawn else []
-        self._trained = trained
+        self._start = [item.detach().clone() for item in learning] if drawn else []
+        self._trained = learning
 
     @property
     def complete(self) -> bool:
@@ -126,10 +127,14 @@ class Tier:
         self._step += 1
 
     def adapters(self) -> dict[str, Tensor]:
-        """Return copies of the present values, by name, on the host wherever they are trained."""
+        """Return copies of the present values, by name, on the host wherever they are trained.
+
+        Residuals are not among them.
+        """
         return compute(
             lambda: {
-                name: item.detach().to("cpu", copy=True) for name, item in self._parameters.items()
+                name: item.detach().to("cpu", copy=True)
+                for name, item in trained(self._parameters).items()
             }
         )
 

@@ -14,6 +14,7 @@ from fedsplit.execution.optim import OptimizerSpec, State
 from fedsplit.execution.status import ACTIVE, DONE, FAILED, WAITING, TurnStatus
 from fedsplit.execution.tier import Tier
 from fedsplit.models import Arrival, Boundary, SplitModel
+from fedsplit.models.ranks import trained
 from fedsplit.transport import (
     BackwardReply,
     EvalReply,
@@ -173,7 +174,7 @@ class StageTurn:
         """See `fedsplit.transport.Visit.hand_up`."""
         with self._call():
             self._require_active()
-            take_adapters(adapters, self._device_adapters, self._handed_up)
+            take_adapters(adapters, trained(self._device_adapters), self._handed_up)
 
     def step(
         self,
@@ -257,7 +258,7 @@ class StageTurn:
         with self._call():
             self._my_tier().require_whole()
             self._require_planned_steps()
-            missing = self._device_adapters.keys() - self._handed_up.keys()
+            missing = trained(self._device_adapters).keys() - self._handed_up.keys()
             if self.request.handed_up and missing:
                 raise LinkError(f"adapters: must be handed up with {min(missing)!r} before close")
             stats = LinkStats() if self._link is None else self._link.close()

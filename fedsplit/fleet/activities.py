@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from fedsplit.arrays import Array
 from fedsplit.fleet.overlap import run_ahead
 from fedsplit.fleet.schedule import Schedule, in_steps, repeated_blocks, stretched
-from fedsplit.fleet.stages import BACKHAUL, DOWNLINK, UPLINK, Group, Stage
+from fedsplit.fleet.stages import Group
+from fedsplit.fleet.steps import BACKHAUL, DOWNLINK, UPLINK, Stage
 from fedsplit.fleet.turns import Turns
 from fedsplit.fleet.waves import Waves
 from fedsplit.plan import DEVICE

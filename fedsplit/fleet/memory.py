@@ -9,7 +9,7 @@ from fedsplit.arrays import Array
 from fedsplit.fleet.cost import training_memory_bytes
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.stages import Group
-from fedsplit.fleet.turns import CostTable, Turns
+from fedsplit.fleet.turns import Turns
 from fedsplit.plan import DEVICE, EDGE
 from fedsplit.profiles import ModelProfile
 
@@ -17,13 +17,14 @@ IntArray = NDArray[np.int64]
 
 
 def device_memory_bytes(
-    groups: Sequence[Group], turns: Turns, costs: CostTable, batch_size: int, n_devices: int
+    groups: Sequence[Group], turns: Turns, batch_size: int, n_devices: int
 ) -> Array:
     """Return the peak of each device over its turns, 0 if it takes no part; shape ``[N]``."""
     peak = np.zeros(n_devices)
     for group in groups:
         own = np.array([tier == DEVICE for tier in group.tiers])
         names = ("parameter_bytes", "activation_bytes", "optimizer_bytes", "adapter_bytes")
+        costs = group.costs
         held = {name: costs.together(name, group.starts, group.stops, own) for name in names}
         held["parameter_bytes"] -= (1 - group.share) * held["adapter_bytes"]
         held["adapter_bytes"] *= group.share
@@ -40,7 +41,6 @@ def device_memory_bytes(
 def server_memory_bytes(
     groups: Sequence[Group],
     turns: Turns,
-    costs: CostTable,
     *,
     profile: ModelProfile,
     batch_size: int,
@@ -54,7 +54,7 @@ def server_memory_bytes(
     as well, but a first-come-first-served server needs one
     workspace at a time, and activations of one mini-batch at a time on the last segment, where
     forward and backward are one visit; elsewhere it keeps those of `ServingSpec.waiting_steps` at
-    most.
+    most. Residuals are those of all turns, but each branch has its own once it has averaged.
     """
     n_slots, n_servers = int(turns.slot.max()) + 1, len(fleet.servers)
     one_at_a_time = fleet.serving.discipline == "fifo"
@@ -62,28 +62,34 @@ def server_memory_bytes(
     names = ("frozen", "trained", "activations")
     held = {name: np.zeros((n_slots, n_servers)) for name in names}
     single = np.zeros(n_servers)
+    residuals = np.zeros((int(turns.branch.max()) + 1, n_servers))
     hosted: set[tuple[int, int, int, bool]] = set()
     for group in groups:
         slot, last = turns.slot[group.members], len(group.tiers) - 1
+        costs = group.costs
         weights, adapters, activations, optimizer = (
             costs.segments(name, group.starts, group.stops)
             for name in ("parameter_bytes", "adapter_bytes", "activation_bytes", "optimizer_bytes")
         )
         workspace = costs.largest("workspace_bytes", group.starts, group.stops)
+        given = costs.segments("residual_bytes", group.starts, group.stops)
         own = np.array([tier == DEVICE for tier in group.tiers])
         for column, tier in enumerate(group.tiers):
             if tier == DEVICE:
                 continue
             edge = turns.edge[group.members]
             node = 1 + edge if tier == EDGE else np.zeros_like(edge)
+            beside = given[:, column]
             trained = 2 * group.adapter_bytes[:, column] + optimizer[:, column] * group.share
             if group.at_edge and tier == EDGE:
                 near = costs.together("adapter_bytes", group.starts, group.stops, own)
                 trained += near * group.share
+                beside = beside + given[:, own].sum(axis=1)
             live = batch_size * activations[:, column]
             busy = batch_size * workspace[:, column]
             frozen = weights[:, column] - adapters[:, column]
             np.maximum.at(held["frozen"], (slot, node), frozen)
+            np.maximum.at(residuals, (turns.branch[group.members], node), beside)
             np.maximum.at(held["trained"], (slot, node), trained)
             if not one_at_a_time:
                 np.maximum.at(held["activations"], (slot, node), live + busy)
@@ -97,7 +103,9 @@ def server_memory_bytes(
     if one_at_a_time:
         places = min(fleet.serving.waiting_steps, n_slots)
         held["activations"] = np.sort(held["activations"], axis=0)[n_slots - places :]
-    shared = _shared_weights(hosted, profile, n_servers)
+    apart = len({id(group.costs) for group in groups}) > 1
+    own = residuals.sum(axis=0) if apart else residuals.max(axis=0)
+    shared = _shared_weights(hosted, profile, n_servers) + own
     frozen_bytes = held["frozen"].sum(axis=0) if fleet.serving.private_backbones else shared
     total: Array = (
         frozen_bytes + held["trained"].sum(axis=0) + held["activations"].sum(axis=0) + single

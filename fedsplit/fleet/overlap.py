@@ -10,7 +10,7 @@ from collections import deque
 import numpy as np
 
 from fedsplit.arrays import Array
-from fedsplit.fleet.stages import Stage
+from fedsplit.fleet.steps import Stage
 from fedsplit.pace import Pace
 
 

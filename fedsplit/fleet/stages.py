@@ -1,9 +1,6 @@
 """From a plan to the stages of each turn: what runs where, for how long, with how many bytes.
 
-One mini-batch goes through the segments of a route and back: forward on every segment but the
-last, forward and backward on the last, backward on the others; between two segments the boundary
-crosses a link. Turns whose routes visit the same tiers have the same stages and are costed
-together.
+Turns whose routes visit the same tiers have the same stages and are costed together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +13,7 @@ from fedsplit.arrays import Array
 from fedsplit.errors import FedsplitError, require
 from fedsplit.fleet.cost import compute_delay_s, compute_energy_j, transmit_energy_j
 from fedsplit.fleet.fleet import Fleet
+from fedsplit.fleet.steps import BACKHAUL, COMPUTE, DOWNLINK, UPLINK, Stage, step_stages
 from fedsplit.fleet.turns import CostTable, read_turns
 from fedsplit.measured import MeasuredProfile
 from fedsplit.pace import Pace
@@ -26,40 +24,11 @@ from fedsplit.wireless import ChannelState, downlink_bps, uplink_bps
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-COMPUTE, UPLINK, DOWNLINK, BACKHAUL = "compute", "uplink", "downlink", "backhaul"
-
 CodecRatio = Callable[[Mapping[str, object]], float]
 """Encoded bytes over raw bytes that a codec with these settings is expected to reach."""
 
 SentBytes = Mapping[tuple[int, int, int], tuple[float, float]]
 """Bytes really sent: (branch, turn of the branch, hop of the route) -> (forward, backward)."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One activity of a mini-batch, or of the exchange of adapters around a turn.
-
-    Parameters
-    ----------
-    kind : str
-        "compute", "uplink", "downlink" or "backhaul".
-    label : str
-        "forward", "backward", "forward+backward" or "adapters".
-    segment : int
-        Segment of the route that computes, or that a boundary comes from when it goes forward.
-    tier : str
-        Tier that computes; empty for a link.
-    """
-
-    kind: str
-    label: str
-    segment: int
-    tier: str = ""
-
-    @property
-    def on_server(self) -> bool:
-        """Whether a server computes this stage."""
-        return self.kind == COMPUTE and self.tier != DEVICE
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +72,10 @@ class Group:
         Blocks of each segment, shape ``[M, segments]``.
     adapter_bytes : ndarray
         Of each turn's rank, shape ``[M, segments]``.
+    costs : CostTable
+        What their model costs, with what is beside its adapters.
     share, frozen : ndarray
-        Their size beside the whole rank's; whether the device only infers; shape ``[M]``.
+        Size of adapters beside the whole rank's; whether the device only infers; shape ``[M]``.
     before, step, after : Block
         Adapters in, one mini-batch, adapters out.
     pace : Pace
@@ -117,48 +88,13 @@ class Group:
     starts: IntArray
     stops: IntArray
     adapter_bytes: Array
+    costs: CostTable
     share: Array
     frozen: BoolArray
     before: Block
     step: Block
     after: Block
     pace: Pace
-
-
-def step_stages(tiers: Sequence[str], has_edges: bool) -> tuple[Stage, ...]:
-    """Return the stages of one mini-batch on a route over `tiers`, in order."""
-    last = len(tiers) - 1
-    up = [
-        stage
-        for i in range(last)
-        for stage in (
-            Stage(COMPUTE, "forward", i, tiers[i]),
-            *_hop(tiers[i], tiers[i + 1], i, "forward", has_edges),
-        )
-    ]
-    down = [
-        stage
-        for i in reversed(range(last))
-        for stage in (
-            *_hop(tiers[i + 1], tiers[i], i, "backward", has_edges),
-            Stage(COMPUTE, "backward", i, tiers[i]),
-        )
-    ]
-    return (*up, Stage(COMPUTE, "forward+backward", last, tiers[last]), *down)
-
-
-def _hop(
-    sender: str, receiver: str, segment: int, label: str, has_edges: bool
-) -> tuple[Stage, ...]:
-    """Return the links between two tiers; with edges, the radio ends there and wires go on."""
-    radio = UPLINK if sender == DEVICE else DOWNLINK
-    if EDGE in (sender, receiver):
-        wired = DEVICE not in (sender, receiver)
-        return (Stage(BACKHAUL if wired else radio, label, segment),)
-    if not has_edges:
-        return (Stage(radio, label, segment),)
-    kinds = (radio, BACKHAUL) if sender == DEVICE else (BACKHAUL, radio)
-    return tuple(Stage(kind, label, segment) for kind in kinds)
 
 
 class StageBuilder:
@@ -187,7 +123,7 @@ class StageBuilder:
         self._batch, self._ratio, self._sent = batch_size, codec_ratio, sent
         self._known: dict[str, float] = {}
         self.turns = read_turns(plan, fleet, states[0])
-        self.costs, turns = CostTable(profile), self.turns
+        self._costs, turns = dict[int, CostTable](), self.turns
         if fleet.n_edges:
             # A device keeps its station for the whole round.
             station = fleet.home.copy()
@@ -210,33 +146,33 @@ class StageBuilder:
 
     def groups(self) -> tuple[Group, ...]:
         """Return the turns of the round by the stages that they have."""
-        alike: dict[tuple[tuple[str, ...], bool], list[int]] = {}
+        alike: dict[tuple[tuple[str, ...], bool, int], list[int]] = {}
         n_blocks = self._profile.n_blocks
         for index, turn in enumerate(self._flat):
             route = turn.route
             if route.n_blocks != n_blocks:
                 raise FedsplitError(f"route={route}: must be of {n_blocks} blocks, as the profile")
             tiers = tuple(segment.tier for segment in route.segments)
-            alike.setdefault((tiers, self._at_edge[index]), []).append(index)
+            alike.setdefault((tiers, self._at_edge[index], turn.residual), []).append(index)
         return tuple(self._group(*which, members) for which, members in alike.items())
 
-    def _group(self, tiers: tuple[str, ...], at_edge: bool, indices: list[int]) -> Group:
+    def _group(
+        self, tiers: tuple[str, ...], at_edge: bool, residual: int, indices: list[int]
+    ) -> Group:
         has_edges = self._fleet.n_edges > 0
         require(EDGE not in tiers or has_edges, "fleet.edges", 0, "at least 1 for such a route")
         routes = [self._flat[i].route for i in indices]
         starts = np.array([[s.start for s in route.segments] for route in routes])
         stops = np.array([[s.stop for s in route.segments] for route in routes])
-        members = np.array(indices)
+        members, costs = np.array(indices), self._costs_beside(residual)
         share = np.array([self._profile.share(self._flat[i].rank) for i in indices])
-        adapters = self.costs.segments("adapter_bytes", starts, stops) * share[:, None]
+        adapters = costs.segments("adapter_bytes", starts, stops) * share[:, None]
         frozen = np.array([self._flat[i].frozen for i in indices])
         fresh = np.where(frozen, [self._flat[i].fresh for i in indices], 1.0)
         stages = step_stages(tiers, has_edges)
         trained = adapters * (~frozen[:, None] | (np.arange(len(tiers)) > 0))
         forward, backward = self._boundary_bytes(members, indices, tiers, stops, trained, fresh)
-        flops = {
-            tier: _work(self._seconds.get(tier, self.costs), starts, stops) for tier in set(tiers)
-        }
+        flops = {tier: _work(self._seconds.get(tier, costs), starts, stops) for tier in set(tiers)}
         sent = np.zeros((len(members), len(stages)))
         work = np.zeros((len(members), len(stages)))
         for j, stage in enumerate(stages):
@@ -247,10 +183,13 @@ class StageBuilder:
             else:
                 sent[:, j] = (forward if stage.label == "forward" else backward)[:, stage.segment]
         on_device, on_edge = (np.array([tier == one for tier in tiers]) for one in (DEVICE, EDGE))
-        device_bytes = self.costs.together("adapter_bytes", starts, stops, on_device) * share
+        device_bytes = costs.together("adapter_bytes", starts, stops, on_device) * share
         edge_bytes, back = adapters[:, on_edge].sum(axis=1), device_bytes * ~frozen
         wires = int(has_edges and not at_edge)
-        inward = (*wires * ((BACKHAUL, device_bytes + edge_bytes),), (DOWNLINK, device_bytes))
+        beside = costs.segments("residual_bytes", starts, stops)
+        given = device_bytes + beside[:, on_device].sum(axis=1)
+        onward = given + edge_bytes + beside[:, on_edge].sum(axis=1)
+        inward = (*wires * ((BACKHAUL, onward),), (DOWNLINK, given))
         outward = ((UPLINK, back), *wires * ((BACKHAUL, back + edge_bytes),))
         return Group(
             members=members,
@@ -259,6 +198,7 @@ class StageBuilder:
             starts=starts,
             stops=stops,
             adapter_bytes=adapters,
+            costs=costs,
             share=share,
             frozen=frozen,
             before=self._adapters(members, inward, slice(0, 1)),
@@ -266,6 +206,11 @@ class StageBuilder:
             after=self._adapters(members, outward, slice(-1, None)),
             pace=Pace() if tiers[-1] == DEVICE else self._profile.pace,
         )
+
+    def _costs_beside(self, residual: int) -> CostTable:
+        if residual not in self._costs:
+            self._costs[residual] = CostTable(self._profile.beside(residual))
+        return self._costs[residual]
 
     def _adapters(
         self, members: IntArray, links: Sequence[tuple[str, Array]], which: slice
@@ -333,7 +278,7 @@ class StageBuilder:
     ) -> tuple[Array, Array]:
         """Return the bytes of each hop and mini-batch, forward and backward, ``[M, hops]``."""
         # No gradient goes back where nothing before is trained; only what is fresh leaves home.
-        raw = self._batch * self.costs.boundary_bytes[stops[:, :-1]]
+        raw = self._batch * self._costs_beside(0).boundary_bytes[stops[:, :-1]]
         if self._fleet.length is not None:  # padding does not travel
             raw *= self._fleet.length[self.turns.device[members]][:, None]
         trained_before = np.cumsum(trained, axis=1)[:, :-1] > 0

@@ -12,16 +12,8 @@ from fedsplit.fleet.activities import Activity, expand, of_chores
 from fedsplit.fleet.fleet import Fleet
 from fedsplit.fleet.memory import device_memory_bytes, server_memory_bytes
 from fedsplit.fleet.schedule import Schedule, repeated_blocks, schedule
-from fedsplit.fleet.stages import (
-    BACKHAUL,
-    COMPUTE,
-    DOWNLINK,
-    UPLINK,
-    CodecRatio,
-    Group,
-    SentBytes,
-    StageBuilder,
-)
+from fedsplit.fleet.stages import CodecRatio, Group, SentBytes, StageBuilder
+from fedsplit.fleet.steps import BACKHAUL, COMPUTE, DOWNLINK, UPLINK
 from fedsplit.fleet.turns import Turns
 from fedsplit.fleet.waves import AGGREGATE, Waves, averaging, read_waves
 from fedsplit.measured import MeasuredProfile
@@ -231,7 +223,7 @@ def timeline(
         measured=measured,
     )
     turns, groups = builder.turns, builder.groups()
-    waves = read_waves(plan, turns, groups, builder.costs, fleet)
+    waves = read_waves(plan, turns, groups, fleet)
     times = schedule(turns, waves, groups, fleet.serving, len(fleet.servers))
     adapters = profile.total().adapter_bytes
     aggregation_s, aggregation_j = averaging(adapters, len(plan.branches), fleet, 0)
@@ -249,11 +241,9 @@ def timeline(
     cost = RoundCost(
         delay_s=float(branch_end_s.max()) + aggregation_s,
         waiting_s=times.waiting_s,
-        device_memory_bytes=device_memory_bytes(
-            groups, turns, builder.costs, batch_size, fleet.n_devices
-        ),
+        device_memory_bytes=device_memory_bytes(groups, turns, batch_size, fleet.n_devices),
         server_memory_bytes=server_memory_bytes(
-            groups, turns, builder.costs, profile=profile, batch_size=batch_size, fleet=fleet
+            groups, turns, profile=profile, batch_size=batch_size, fleet=fleet
         ),
         **totals,
     )

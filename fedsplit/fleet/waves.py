@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from fedsplit.arrays import Array
 from fedsplit.fleet.cost import compute_delay_s, compute_energy_j
 from fedsplit.fleet.fleet import Fleet
-from fedsplit.fleet.stages import BACKHAUL, Group
-from fedsplit.fleet.turns import CostTable, Turns
+from fedsplit.fleet.stages import Group
+from fedsplit.fleet.steps import BACKHAUL
+from fedsplit.fleet.turns import Turns
 from fedsplit.plan import DEVICE, EDGE, AdapterWay, RoundPlan
 
 IntArray = NDArray[np.int64]
@@ -83,9 +84,7 @@ def averaging(adapter_bytes: float, n_sets: int, fleet: Fleet, node: int) -> tup
     return float(compute_delay_s(flops, clock, per_cycle)), float(joules)
 
 
-def read_waves(
-    plan: RoundPlan, turns: Turns, groups: Sequence[Group], costs: CostTable, fleet: Fleet
-) -> Waves:
+def read_waves(plan: RoundPlan, turns: Turns, groups: Sequence[Group], fleet: Fleet) -> Waves:
     """Return the waves of `plan`, and what is done around them.
 
     Where an edge averages (`AdapterWay.EDGE`), the adapters of its devices and its own cross the
@@ -97,15 +96,15 @@ def read_waves(
     branch = turns.branch[first]
     opens = np.diff(branch, prepend=-1) > 0
     closes = np.append(opens[1:], True)
-    near, far = _adapter_bytes(turns, groups, costs)
+    near, far, beside = _adapter_bytes(turns, groups)
     chores: list[Chore] = []
     of_interest = [b for b, one in enumerate(plan.branches) if one.way is not AdapterWay.MESSAGE]
     for wave in np.flatnonzero(np.isin(branch, of_interest)).tolist():
         turn, n_sets = first[wave], int(sizes[wave])
         at_edge = plan.branches[branch[wave]].way is AdapterWay.EDGE
         node = 1 + int(turns.edge[turn]) if at_edge else 0
-        wire_s = float(8 * near[turn] / fleet.backhaul_bps)
         if at_edge and opens[wave]:
+            sent = float(near[turn] + beside[turn])
             chores.append(
                 Chore(
                     wave=wave,
@@ -113,8 +112,8 @@ def read_waves(
                     kind=BACKHAUL,
                     node=node,
                     offset_s=0.0,
-                    seconds=wire_s,
-                    sent_bytes=float(near[turn]),
+                    seconds=8 * sent / fleet.backhaul_bps,
+                    sent_bytes=sent,
                 )
             )
         shares = ((node, near[turn]), (0, far[turn])) if at_edge else ((0, near[turn] + far[turn]),)
@@ -142,7 +141,7 @@ def read_waves(
                     kind=BACKHAUL,
                     node=node,
                     offset_s=averaged_s,
-                    seconds=wire_s,
+                    seconds=8 * sent / fleet.backhaul_bps,
                     sent_bytes=sent,
                 )
             )
@@ -153,12 +152,17 @@ def read_waves(
     return Waves(branch, first, before_s, after_s, tuple(chores))
 
 
-def _adapter_bytes(turns: Turns, groups: Sequence[Group], costs: CostTable) -> tuple[Array, Array]:
-    """Return the adapters that each turn has on device and edge, and behind them; ``[T]``."""
-    kept, rest = np.zeros(len(turns.branch)), np.zeros(len(turns.branch))
+def _adapter_bytes(turns: Turns, groups: Sequence[Group]) -> tuple[Array, Array, Array]:
+    """Return the adapters that each turn has on device and edge, and behind them; ``[T]``.
+
+    And, third, what is beside the first.
+    """
+    kept, rest, beside = np.zeros((3, len(turns.branch)))
     for group in groups:
         near = np.array([tier in (DEVICE, EDGE) for tier in group.tiers])
         for amount, which in ((kept, near), (rest, ~near)):
-            whole = costs.together("adapter_bytes", group.starts, group.stops, which)
+            whole = group.costs.together("adapter_bytes", group.starts, group.stops, which)
             amount[group.members] = whole * group.share
-    return kept, rest
+        given = group.costs.segments("residual_bytes", group.starts, group.stops)
+        beside[group.members] = given[:, near].sum(axis=1)
+    return kept, rest, beside

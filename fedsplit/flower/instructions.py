@@ -27,6 +27,7 @@ from flwr.serverapp.strategy import (
 
 from fedsplit.errors import SettingsError, require
 from fedsplit.execution.aggregate import FFA, FLEXLORA, MEAN, PADDED, RAFLORA
+from fedsplit.growth import LEAVE_RESIDUALS
 from fedsplit.schemes.turnout import CARRY, DROP, Waiting
 
 ROUND, PROXIMAL, CLIPPING = "server-round", "proximal-mu", "clipping_norm"
@@ -108,11 +109,12 @@ def require_takes_late(strategy: Strategy, waiting: Waiting, adapters: str) -> N
     if waiting.late != CARRY:
         return
     kinds = {type(part).aggregate_train: type(part).__name__ for part in parts_of(strategy)}
+    anew = [adapters] if adapters in (RAFLORA, FLEXLORA, *LEAVE_RESIDUALS) else []
     flat = [kinds[rule] for kind in _UNWEIGHTED if (rule := kind.aggregate_train) in kinds]
     allowed = f"{DROP} with %s, which %s"
     for names, why in (
         (flat, "does not weigh what it is sent"),
-        ([adapters] if adapters in (RAFLORA, FLEXLORA) else [], "finds components anew each round"),
+        (anew, "finds components anew each round"),
     ):
         require(not names, "run.late", CARRY, allowed % (", ".join(names), why))
     enough, needed = waiting.quorum_devices or 0, devices_needed(strategy)

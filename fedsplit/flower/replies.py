@@ -6,8 +6,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.server.outcome import TurnOutcome, accuracy, macro_f1, mean_loss
-from fedsplit.flower.server.standing import WEIGHT
+from fedsplit.flower.server.outcome import WEIGHT, TurnOutcome, accuracy, macro_f1, mean_loss
 from fedsplit.seeds import derive_seed
 
 

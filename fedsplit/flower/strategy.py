@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from flwr.supercore import log
+from torch import Tensor
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.execution import OptimizerSpec
@@ -25,7 +26,7 @@ from fedsplit.flower.instructions import (
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.messages import to_record
 from fedsplit.flower.options import RunEnds, RunListener, SplitOptions
-from fedsplit.flower.replies import metrics_of, metrics_reply, refuse_non_finite, seed_globals
+from fedsplit.flower.replies import metrics_reply, refuse_non_finite, seed_globals
 from fedsplit.flower.server.coordinator import Coordinator
 from fedsplit.flower.server.device_grid import DeviceGrid
 from fedsplit.flower.server.host import StageHost
@@ -35,6 +36,8 @@ from fedsplit.flower.server.standing import Contribution, Standing, merged
 from fedsplit.flower.source import source_hash
 from fedsplit.flower.system import make_system
 from fedsplit.flower.tasks import Job
+from fedsplit.growth import require_room
+from fedsplit.models.ranks import residual_rank
 from fedsplit.plan import RoundPlan
 from fedsplit.schemes import LocalWork, Scene, Scheme, planned_evaluation
 from fedsplit.schemes.turnout import OutOfEnergy, turn_out
@@ -93,10 +96,12 @@ class SplitStrategy(Strategy):
         self._scene = scene
         self._host = host
         self._options = options or SplitOptions()
-        require_takes_one(self.inner, self._options.aggregation)
-        require_takes_late(self.inner, self._options.waiting, self._options.aggregation)
-        frozen, ffa = job.model.freeze_a, self._options.aggregation == FFA
-        require(frozen or not ffa, "aggregator.adapters", FFA, "with model.freeze_a=true")
+        how, model = self._options.aggregation, job.model
+        require_takes_one(self.inner, how)
+        require_takes_late(self.inner, self._options.waiting, how)
+        fits = model.freeze_a or how != FFA
+        require(fits, "aggregator.adapters", FFA, "with model.freeze_a=true")
+        require_room(how, train=model.train, lora=model.lora, edge_nodes=at_nodes)
         self._listener = listener or RunListener()
         self._coordinator: Coordinator | None = None
         self.ended: str | None = None  # why, where a run ended before its last round
@@ -162,7 +167,7 @@ class SplitStrategy(Strategy):
             host = self._host or stack.enter_context(StageHost(self._job, options.link))
             if self._scene is None:
                 fleet = FleetSpec(devices=self._job.n_devices, edges=options.n_edges)
-                work = LocalWork(batch_size=self._job.batch_size)
+                work = LocalWork(batch_size=self._job.batch_size, averaged=options.aggregation)
                 self._scene = make_system(
                     self._job.model,
                     fleet=fleet,
@@ -243,15 +248,20 @@ class SplitStrategy(Strategy):
         told = read_instructions(messages)
         if told.proximal_mu:
             optimizer = replace(optimizer, proximal_mu=told.proximal_mu)
-        scene, standing = self._situation(server_round, messages), self.standing
+        base, standing = dict(arrays.to_torch_state_dict()), self.standing
+        scene = self._situation(server_round, messages, base)
         try:
             turnout = turn_out(self.scheme, scene, self._options.waiting, standing.under_way)
         except OutOfEnergy as error:
             raise RunEnds(str(error)) from error
-        plan, base = turnout.plan, dict(arrays.to_torch_state_dict())
+        plan = turnout.plan
         self._listener.on_plan(server_round, plan)
         branches, failures = coordinator.train(server_round, plan.branches, base, optimizer)
-        trained = {one.index: self._contribution(one) for one in branches if one.survived}
+        trained = {
+            one.index: Contribution.of(one, self.scheme, coordinator.roster)
+            for one in branches
+            if one.survived
+        }
         arrived = standing.arrived(turnout, base)
         brought = [trained[place] for place in turnout.in_time if place in trained] + arrived
         due = len(turnout.in_time) + len(arrived)
@@ -310,11 +320,10 @@ class SplitStrategy(Strategy):
         if not messages and outcome is None:
             return
         by_node = {message.metadata.dst_node_id: message for message in messages}
-        scene = self._situation(max(server_round, 1), messages)
+        adapters = dict(arrays.to_torch_state_dict())
+        scene = self._situation(max(server_round, 1), messages, adapters)
         turns = planned_evaluation(self.scheme, scene) if messages else ()
-        done, failures = coordinator.evaluate(
-            server_round, turns, dict(arrays.to_torch_state_dict())
-        )
+        done, failures = coordinator.evaluate(server_round, turns, adapters)
         metrics = self.aggregate_evaluate(
             server_round,
             [
@@ -336,7 +345,9 @@ class SplitStrategy(Strategy):
         )
         self._listener.on_round(outcome, arrays, metrics)
 
-    def _situation(self, server_round: int, messages: list[Message]) -> Scene:
+    def _situation(
+        self, server_round: int, messages: list[Message], adapters: Mapping[str, Tensor]
+    ) -> Scene:
         """Return what to plan for: the devices that the wrapped strategy chose, by index.
 
         What nodes said about their data and their speed takes the place of what the fleet assumes.
@@ -350,21 +361,11 @@ class SplitStrategy(Strategy):
         for node in roster.nodes:
             samples[node.index] = node.n_train
         fleet = measured_fleet(scene.fleet, scene.profile, roster.profiles)
-        return replace(scene, fleet=replace(fleet, samples=samples))
+        fleet = replace(fleet, samples=samples)
+        return replace(scene, fleet=fleet, residual=residual_rank(adapters))
 
     def _node(self, device: int) -> int:
         return self._running().roster.by_index(device).node_id
-
-    def _contribution(self, outcome: BranchOutcome) -> Contribution:
-        roster, turns = self._running().roster, outcome.turns
-        devices = dict.fromkeys(turn.turn.device for turn in turns)
-        samples = [roster.by_index(device).n_train for device in devices]
-        return Contribution(
-            devices=outcome.branch.devices,
-            adapters=outcome.adapters,
-            metrics=metrics_of(turns, self.scheme.branch_weight(samples)),
-            rank=outcome.branch.rank,
-        )
 
     def _reply(
         self, brought: Contribution, messages: dict[int, Message], *, clips: bool

@@ -1,7 +1,7 @@
 """What must arrive at a cut: known to the receiver, so that nothing that is not it is taken."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,22 @@ NARROW = {
     "position_ids": torch.int32,
 }
 """Types in which inputs travel."""
+
+
+def travelling(inputs: Mapping[str, Tensor], with_ids: bool = False) -> dict[str, Tensor]:
+    """Return what later tiers of an open route need of a batch, in small types.
+
+    The attention mask, the labels, and the token ids if they go `with_ids`.
+    """
+    wanted = {"attention_mask", "position_ids", "labels", *(["input_ids"] if with_ids else [])}
+    found = dict(inputs)
+    if "input_ids" in found and "attention_mask" not in found:
+        found["attention_mask"] = torch.ones_like(found["input_ids"])
+    return {
+        name: value.to(NARROW.get(name, value.dtype))
+        for name, value in found.items()
+        if name in wanted
+    }
 
 
 # Three small batches, (samples, tokens), that tell how each axis of a boundary grows.

@@ -51,8 +51,10 @@ class Operation:
 
 @dataclass
 class Parameter:
-    """A parameter of the traced model; names that share memory are one parameter."""
+    """A parameter of the traced model; names that share memory are one parameter, the first."""
 
+    name: str
+    shape: tuple[int, ...]
     n_bytes: float
     trainable: bool
 
@@ -160,12 +162,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._saved: dict[int, float] = {}
         self._saved_storages: set[int] = set()
         self._sequences: list[int] = []
-        for parameter in model.parameters():
-            key = _storage(parameter)
+        for name, weight in model.named_parameters():
+            key = _storage(weight)
             self._weights.add(key)
             if key not in self._parameter_of:
                 self._parameter_of[key] = len(self._parameters)
-                self._parameters.append(Parameter(_bytes(parameter), parameter.requires_grad))
+                shape, trainable = tuple(weight.shape), weight.requires_grad
+                self._parameters.append(Parameter(name, shape, _bytes(weight), trainable))
         self._weights.update(_storage(buffer) for buffer in model.buffers())
         for name, tensor in inputs.items():
             self._operations.append(Operation(name=name, block=-1, is_input=True))

@@ -22,6 +22,7 @@ from fedsplit.models.bottleneck import DOWN, UP
 from fedsplit.models.files import few, one_line
 from fedsplit.models.lora_fields import ELSEWHERE, changes_base, check_lora
 from fedsplit.models.names import CAUSAL, CLASSIFIERS, SEQUENCES
+from fedsplit.models.ranks import rank_axis, residual_of, residual_rank, trained
 from fedsplit.models.spec import ModelSpec
 
 ADAPTER = "default"
@@ -181,6 +182,41 @@ def as_plain_lora(
         elif name.endswith((".lora_B.weight", ".lora_embedding_B")):
             found[name] = torch.cat([value, -initial[name].to(value)], dim=1)
     return plain, found
+
+
+def as_one_lora(
+    config: LoraConfig, adapters: Mapping[str, Tensor]
+) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Return one adapter that does what `adapters` and the residuals among them do.
+
+    Of a module with factors ``B A`` and a residual ``U V`` that is ``[B, U] [A; V]``, at the same
+    scale: plain LoRA of a higher rank, the same for all modules (the rest is zero).
+    """
+    more = residual_rank(adapters)
+    if more == 0:
+        return config, dict(adapters)
+    found = trained(adapters)
+    for name, value in found.items():
+        axis, beside = rank_axis(name), adapters.get(residual_of(name) or "")
+        if axis is not None:
+            shape = [*value.shape]
+            shape[axis] = more if beside is None else more - beside.shape[axis]
+            parts = [value] if beside is None else [value, beside.to(value)]
+            found[name] = torch.cat([*parts, value.new_zeros(shape)], dim=axis)
+
+    def alpha(before: float, rank: int) -> float:
+        growth = (rank + more) / rank
+        return before * (growth**0.5 if config.use_rslora else growth)
+
+    one, ranks, alphas = copy(config), config.rank_pattern or {}, config.alpha_pattern or {}
+    one.r = config.r + more
+    one.lora_alpha = alpha(config.lora_alpha, config.r)  # type: ignore[assignment]
+    one.rank_pattern = {key: rank + more for key, rank in ranks.items()}
+    one.alpha_pattern = {
+        key: alpha(alphas.get(key, config.lora_alpha), ranks.get(key, config.r))
+        for key in {**alphas, **ranks}
+    }
+    return one, found
 
 
 def adapter_settings(folder: str) -> dict[str, Any]:

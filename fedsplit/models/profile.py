@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -15,17 +16,24 @@ from fedsplit.mapping import from_mapping, to_mapping
 from fedsplit.models.adapters import add_adapters, is_adapter, peft_key
 from fedsplit.models.blocks import find_blocks
 from fedsplit.models.boundary import Boundary
+from fedsplit.models.crossing import travelling
 from fedsplit.models.graph import layer_graph
 from fedsplit.models.graph_memory import peak_bytes
-from fedsplit.models.graph_trace import Parameter, Trace, trace
+from fedsplit.models.graph_trace import Operation, Parameter, Trace, trace
 from fedsplit.models.known import recall, remember
 from fedsplit.models.names import CAUSAL, IMAGES
-from fedsplit.models.ranks import rank_axis
+from fedsplit.models.ranks import pair_of, rank_axis
 from fedsplit.models.spec import ModelSpec
-from fedsplit.models.split import travelling
 from fedsplit.models.tiny import image_size
 from fedsplit.models.weights import build, weights_dtype
-from fedsplit.profiles import Crossing, ModelProfile, SharedWeights, TensorForm, UnitProfile
+from fedsplit.profiles import (
+    Crossing,
+    LowRank,
+    ModelProfile,
+    SharedWeights,
+    TensorForm,
+    UnitProfile,
+)
 
 OPTIMIZER_COPIES = 2
 """State that AdamW keeps per trained parameter."""
@@ -209,4 +217,24 @@ def _unit(traced: Trace, position: int, samples: int) -> UnitProfile:
         optimizer_bytes=OPTIMIZER_COPIES * adapter,
         activation_bytes=per_sample("saved_bytes"),
         boundary_bytes=0.0 if last else traced.boundary_bytes[position + 1] / samples,
+        low_rank=_low_rank(traced, used, inside, samples),
     )
+
+
+def _low_rank(
+    traced: Trace, used: set[int], inside: Sequence[Operation], samples: int
+) -> tuple[LowRank, ...]:
+    """Return the pairs of factors among the parameters `used`, those of one `most` as one."""
+    named = {peft_key(traced.parameters[item].name): item for item in used}
+    found: dict[float, LowRank] = {}
+    for name, item in named.items():
+        other = named.get(pair_of(name) or "")
+        if other is None:
+            continue
+        a, b = traced.parameters[item], traced.parameters[other]
+        most = min(math.prod(a.shape[1:]), b.shape[0]) / a.shape[0]
+        flops = sum(step.forward_flops for step in inside if step.parameters & {item, other})
+        before = found.get(most, LowRank(0.0, 0.0, most))
+        n_bytes = before.n_bytes + a.n_bytes + b.n_bytes
+        found[most] = LowRank(n_bytes, before.forward_flops + flops / samples, most)
+    return tuple(found[most] for most in sorted(found))

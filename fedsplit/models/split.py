@@ -12,12 +12,21 @@ from transformers import PretrainedConfig, PreTrainedModel
 from fedsplit.errors import FedsplitError
 from fedsplit.models.anatomy import EMBED, Anatomy
 from fedsplit.models.boundary import Boundary, Output
-from fedsplit.models.crossing import IGNORED_LABEL, NARROW, Arrival, Crossing, input_forms, probes
+from fedsplit.models.crossing import (
+    IGNORED_LABEL,
+    NARROW,
+    Arrival,
+    Crossing,
+    input_forms,
+    probes,
+    travelling,
+)
 from fedsplit.models.names import CAUSAL, SEQUENCES
 from fedsplit.models.packing import holds_several
 from fedsplit.models.phantoms import is_phantom
 from fedsplit.models.private import BatchNorm, SharedStates
-from fedsplit.models.ranks import rank_axis, require_fit, require_pairs
+from fedsplit.models.ranks import factor_of, rank_axis, require_fit, require_pairs
+from fedsplit.models.residuals import Residuals
 from fedsplit.models.slots import find_slots
 from fedsplit.models.spec import ModelSpec
 from fedsplit.models.tiny import padded, placeholder
@@ -39,22 +48,6 @@ def positions_of(segment: Segment, n_blocks: int) -> frozenset[int]:
 
 def _is_first(segment: Segment) -> bool:
     return segment.tier == DEVICE and segment.start == 0
-
-
-def travelling(inputs: Mapping[str, Tensor], with_ids: bool = False) -> dict[str, Tensor]:
-    """Return what later tiers of an open route need of a batch, in small types.
-
-    The attention mask, the labels, and the token ids if they go `with_ids`.
-    """
-    wanted = {"attention_mask", "position_ids", "labels", *(["input_ids"] if with_ids else [])}
-    found = dict(inputs)
-    if "input_ids" in found and "attention_mask" not in found:
-        found["attention_mask"] = torch.ones_like(found["input_ids"])
-    return {
-        name: value.to(NARROW.get(name, value.dtype))
-        for name, value in found.items()
-        if name in wanted
-    }
 
 
 class _Reached(Exception):
@@ -103,6 +96,7 @@ class SplitModel:
         self._owned = owned
         self._norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
         self._slots = find_slots(model, parts, owned, self._norms, spec.train)
+        self._residuals = Residuals(model, self._slots)
         trained = {
             id(slot.get())
             for name, slot in self._slots.items()
@@ -183,20 +177,23 @@ class SplitModel:
         """Return all that is trained on this tier, by name, the tensors themselves."""
         return {name: slot.get() for name, slot in self._slots.items()}
 
-    def forms(self, segment: Segment) -> dict[str, Tensor]:
-        """Return tensors like the adapters of `segment` in shape and type, without memory."""
-        return {name: self._slots[name].like for name in self.adapter_names(segment)}
+    def forms(self, segment: Segment, *, residuals: bool = False) -> dict[str, Tensor]:
+        """Return tensors like those of `segment`, without memory; `residuals` at their largest."""
+        names = self.adapter_names(segment)
+        beside = self._residuals.forms(names) if residuals else {}
+        return {name: self._slots[name].like for name in names} | beside
 
     def trainable(
         self, segment: Segment, adapters: Mapping[str, Tensor] | None = None
     ) -> dict[str, nn.Parameter]:
         """Return parameters for `segment`, a branch's own, with the values of `adapters`.
 
-        They may be of a lower rank; by default they are those installed. Raises `FedsplitError` if
-        one is missing or has another shape.
+        They may be of a lower rank; by default they are those installed. Residuals come along, to
+        be trained by nobody. Raises `FedsplitError` if one is missing or has another shape.
         """
-        found = {}
-        for name in self.adapter_names(segment):
+        names = self.adapter_names(segment)
+        found = {} if adapters is None else self._residuals.fixed(names, adapters)
+        for name in names:
             if adapters is not None and name not in adapters:
                 raise FedsplitError(f"adapters: {name!r} is missing")
             found[name] = self._slots[name].fresh(
@@ -209,6 +206,7 @@ class SplitModel:
         """Put `parameters` in place, the objects themselves, without a copy.
 
         Many branches share one frozen backbone this way: each installs its own before it runs.
+        Residuals that are not among them are put away.
 
         Raises
         ------
@@ -217,13 +215,15 @@ class SplitModel:
         """
         if parameters is self._installed:
             return
-        for name, parameter in parameters.items():
-            slot = self._slots.get(name)
-            if slot is None:
+        for name in parameters:
+            if (factor_of(name) or name) not in self._slots:
                 raise FedsplitError(f"adapter={name!r}: is not trained on this tier")
-            require_fit(name, parameter, slot.like)
-        for name, parameter in parameters.items():
-            self._slots[name].put(parameter)
+        own = {name: self._slots[name] for name in parameters if name in self._slots}
+        for name, slot in own.items():
+            require_fit(name, parameters[name], slot.like)
+        for name, slot in own.items():
+            slot.put(parameters[name])
+        self._residuals.install(parameters)
         self._installed = parameters
 
     def put(self, values: Mapping[str, Tensor]) -> None:
@@ -236,9 +236,8 @@ class SplitModel:
         """
         copies = {}
         for name, value in values.items():
-            held = self._slots[name].get() if name in self._slots else value
-            copy = value.detach().to(held.device, copy=True)
-            copies[name] = nn.Parameter(copy, requires_grad=held.requires_grad)
+            trains = name in self._slots and self._slots[name].get().requires_grad
+            copies[name] = nn.Parameter(value.detach().to(self.device, copy=True), trains)
         self.install(copies)
 
     def travelling(self, inputs: Mapping[str, Tensor], route: Route) -> dict[str, Tensor]:

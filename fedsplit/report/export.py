@@ -18,9 +18,10 @@ from transformers.utils.hub import cached_file
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.models import SplitModel, read_tokenizer
-from fedsplit.models.lora import ADAPTER, as_plain_lora, lora_config
+from fedsplit.models.lora import ADAPTER, as_one_lora, as_plain_lora, lora_config
 from fedsplit.models.names import IMAGES
 from fedsplit.models.private import quiet_bars
+from fedsplit.models.residuals import RESIDUAL
 
 _PREFIX = "base_model.model."
 
@@ -74,6 +75,7 @@ def save_trained(
     spec = model.spec
     if spec.train == "lora":
         config, adapters = as_plain_lora(lora_config(spec, model.model), weights, initial)
+        config, adapters = as_one_lora(config, adapters)
         save_adapter(folder, adapters, config, spec.source or str(spec.model_type))
     else:
         save_model(folder, weights, model)
@@ -130,7 +132,8 @@ def _merge(model: PreTrainedModel) -> None:
     """Put adapters into the weights that they adapt, and plain modules in their layers' place."""
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True, adapter_names=[ADAPTER])
+            held = [name for name in (ADAPTER, RESIDUAL) if name in module.active_adapters]
+            module.merge(safe_merge=True, adapter_names=held)
             model.set_submodule(name, module.get_base_layer())
         elif isinstance(module, ModulesToSaveWrapper):
             model.set_submodule(name, module.modules_to_save[ADAPTER])

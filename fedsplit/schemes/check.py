@@ -8,6 +8,7 @@ from typing import NoReturn
 from fedsplit.errors import FedsplitError, PlanError, SettingsError
 from fedsplit.fleet import Timeline
 from fedsplit.plan import EDGE, Branch, RoundPlan, Turn
+from fedsplit.schemes.residuals import with_residuals
 from fedsplit.schemes.scene import Scene
 from fedsplit.schemes.scheme import Scheme
 
@@ -31,7 +32,7 @@ def costed(scheme: Scheme, scene: Scene) -> tuple[RoundPlan, Timeline]:
     PlanError
         As `check`.
     """
-    return _checked(scheme.plan_round(scene), scene, type(scheme).__name__)
+    return _checked(scheme.plan_round(scene.laden()), scene, type(scheme).__name__)
 
 
 def planned_evaluation(scheme: Scheme, scene: Scene) -> tuple[Turn, ...]:
@@ -45,7 +46,7 @@ def planned_evaluation(scheme: Scheme, scene: Scene) -> tuple[Turn, ...]:
     # What is evaluated is the whole adapter, also by devices that train a part of it.
     turns = tuple(
         replace(_filled(turn, scene), rank=None, frozen=False, fresh=1.0)
-        for turn in scheme.plan_evaluation(scene)
+        for turn in scheme.plan_evaluation(scene.laden())
     )
     _Check(type(scheme).__name__, scene).turns(turns)
     return turns
@@ -92,7 +93,7 @@ def _checked(plan: RoundPlan, scene: Scene, scheme: str) -> tuple[RoundPlan, Tim
         Branch(tuple(_filled(turn, scene, still) for turn in branch.turns), branch.width)
         for branch in plan.branches
     )
-    filled = RoundPlan(tuple(branches))
+    filled = with_residuals(RoundPlan(tuple(branches)), scene)
     checks.turns(turn for branch in filled.branches for turn in branch.turns)
     try:
         return filled, scene.timeline(filled)
@@ -109,6 +110,8 @@ def _infers(turn: Turn, scene: Scene) -> bool:
 def _filled(turn: Turn, scene: Scene, still: int = 0) -> Turn:
     if turn.rank is None:
         turn = replace(turn, rank=scene.work.ranks.get(turn.device))
+    if turn.residual:
+        turn = replace(turn, residual=0)
     if turn.device in scene.samples and _infers(turn, scene):
         n_samples = scene.samples[turn.device]
         rounds = scene.server_round if turn.route.segments[0].stop <= still else 1

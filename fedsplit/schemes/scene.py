@@ -27,6 +27,8 @@ class LocalWork:
         Whether devices train the adapters of their blocks, which else only infer.
     ranks : mapping of int to int
         Components of the adapters that a device trains; all of them if it is not named.
+    averaged : str
+        How adapters become one (`fedsplit.growth`, for what is beside them).
     """
 
     batch_size: int = 8
@@ -34,6 +36,7 @@ class LocalWork:
     epochs: int = 1
     device_adapters: bool = True
     ranks: Mapping[int, int] = field(default_factory=dict)
+    averaged: str = "mean"
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
@@ -102,6 +105,8 @@ class Scene:
     spent_j : ndarray, optional
         Modelled energy of every device of the fleet in the rounds before this one, for what keeps
         a budget; None where nothing was spent yet.
+    residual : int
+        Components beside the adapters that the round begins with.
     channel_by_step : callable, optional
         ``channel_by_step(steps)``: the links at each of so many mini-batches of the round, where
         they change within it; `channel` all the time by default.
@@ -120,6 +125,7 @@ class Scene:
     possible_cuts: Callable[[], Sequence[int]] | None = None
     try_route: Callable[[Route], None] | None = None
     spent_j: Array | None = None
+    residual: int = 0
     channel_by_step: Callable[[int], Sequence[ChannelState]] | None = None
 
     @property
@@ -150,6 +156,15 @@ class Scene:
         steps, rank = self.work.steps_for(self.samples[device]), self.work.ranks.get(device)
         frozen = not self.work.device_adapters
         return Turn(device, route, steps, self.codec, rank=rank, frozen=frozen)
+
+    def laden(self) -> "Scene":
+        """Return the same with what is beside the adapters as weights of the model.
+
+        What a scheme plans with.
+        """
+        if self.residual == 0:
+            return self
+        return replace(self, profile=self.profile.beside(self.residual), residual=0)
 
     def on(self, channel: ChannelState) -> "Scene":
         """Return the same situation over the links of `channel`, from the first step to the last.

@@ -9,6 +9,7 @@ from fedsplit.errors import FedsplitError, require, require_choice
 from fedsplit.fleet import Timeline
 from fedsplit.plan import Branch, RoundPlan
 from fedsplit.schemes.check import costed
+from fedsplit.schemes.residuals import residual_after, with_residuals
 from fedsplit.schemes.scene import Scene
 from fedsplit.schemes.scheme import Scheme
 from fedsplit.wireless import ChannelState
@@ -112,6 +113,8 @@ class Turnout:
         Devices that leave it (`fedsplit.fleet.DropoutSpec`).
     exhausted : tuple of int
         Devices that take no part from this round on, as a turn would overspend their energy.
+    residual : int
+        Components beside the adapters that the round leaves.
     """
 
     plan: RoundPlan
@@ -124,6 +127,7 @@ class Turnout:
     late: tuple[int, ...] = ()
     left: tuple[int, ...] = ()
     exhausted: tuple[int, ...] = ()
+    residual: int = 0
 
     def delay_s(self, line: Timeline) -> float:
         """Return when the round ends, with the times of a `line` of its plan."""
@@ -172,7 +176,7 @@ def turn_out(
     left = dropout.leaving(plan.devices, scene.seed, scene.server_round)
     if dropout.probability > 0 and dropout.away_s is None:
         _require_leavable(plan)
-        plan = _without(_pinned(plan, line), left)
+        plan = with_residuals(_without(_pinned(plan, line), left), scene)
         line = scene.timeline(plan)
     away_s = [_away_s(branch, left, dropout.away_s or 0.0) for branch in plan.branches]
     ends_s = [float(end) + gone for end, gone in zip(line.branch_end_s, away_s, strict=True)]
@@ -210,6 +214,7 @@ def turn_out(
         late=late,
         left=left,
         exhausted=exhausted,
+        residual=residual_after([plan.branches[place] for place in in_time], scene),
     )
     end_s = found.delay_s(line)
     older = [

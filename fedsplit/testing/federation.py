@@ -58,10 +58,10 @@ class Federation:
         )
         self.app = client_app()
 
-    def scene(self, server_round: int, samples: Mapping[int, int], steps: int | None = 2) -> Scene:
-        """Return the situation of a round with turns of `steps` mini-batches."""
-        work = LocalWork(batch_size=self.job.batch_size, steps=steps)
-        return replace(self.system, work=work).scene(server_round, samples)
+    def scene(self, server_round: int, samples: Mapping[int, int], **work: Any) -> Scene:
+        """Return the situation of a round with turns of two mini-batches, or other `LocalWork`."""
+        done = LocalWork(batch_size=self.job.batch_size, **{"steps": 2, **work})
+        return replace(self.system, work=done).scene(server_round, samples)
 
     def run(
         self,
@@ -128,12 +128,15 @@ class Federation:
 
         job = self.job if patience is None else replace(self.job, patience=patience)
         nodes = N_EDGES if edge_folder is not None else 0
+        done = SplitOptions(n_edges=nodes, **options)
         strategy = SplitStrategy(
             scheme,
             inner or FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1),
             job=job,
-            scene=lambda server_round, samples: self.scene(server_round, samples, steps),
-            options=SplitOptions(n_edges=nodes, **options),
+            scene=lambda server_round, samples: self.scene(
+                server_round, samples, steps=steps, averaged=done.aggregation
+            ),
+            options=done,
             listener=Keep(),
         )
         strategy.standing = standing or strategy.standing

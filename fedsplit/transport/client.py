@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedsplit.errors import FedsplitError
 from fedsplit.models import Boundary, Crossing
+from fedsplit.models.ranks import trained
 from fedsplit.transport.arriving import check_boundary, tokens_of
 from fedsplit.transport.frames import ADAPTERS, Frame, FrameError, Kind, Limits, decode, encode
 from fedsplit.transport.held import read_spans
@@ -89,7 +90,7 @@ class FrameLink(ABC):
             if more and not reply.inputs:
                 raise FrameError("adapters=0: must be at least one while more are to come")
             take_adapters(unpack_inputs(reply.inputs), expected, taken)
-        if missing := expected.keys() - taken.keys():
+        if missing := trained(expected).keys() - taken.keys():
             raise FrameError(f"adapters={len(taken)}: must include {min(missing)!r}")
         return taken
 

@@ -284,7 +284,8 @@ class Link(Steps, Protocol):
     def fetch(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the adapters that the device starts from, once the other end knows them.
 
-        They have the names, shapes and types of those `expected`.
+        They have the names, shapes and types of those `expected`; residuals need not be there, and
+        may be of a lower rank.
         """
         ...
 

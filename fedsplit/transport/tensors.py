@@ -12,6 +12,7 @@ from fedsplit.codec import Codec, Remembered, make_codec
 from fedsplit.codec.base import raw_bytes
 from fedsplit.models import Boundary
 from fedsplit.models.boundary import spread
+from fedsplit.models.ranks import factor_of, fits
 from fedsplit.plan import CodecPlan
 from fedsplit.seeds import derive_seed
 from fedsplit.transport.frames import FrameError, Limits, Packed
@@ -87,7 +88,9 @@ def take_adapters(
         if name in taken:
             raise FrameError(f"adapter {name!r}: must come once")
         wanted = expected[name]
-        if tensor.shape != wanted.shape:
+        # Nobody says beforehand of how many components a residual is.
+        apart = factor_of(name) is not None and fits(name, tensor, wanted)
+        if tensor.shape != wanted.shape and not apart:
             raise FrameError(
                 f"adapter {name!r} shape={tuple(tensor.shape)}: must be {tuple(wanted.shape)}"
             )

@@ -86,6 +86,26 @@ WRONG = [
         "run aggregator.adapters=ffa model.train=full",
         "aggregator.adapters='ffa': must be another one with model.train=full",
     ),
+    (
+        "run aggregator.adapters=fedex model.train=full",
+        "aggregator.adapters='fedex': must be another one with model.train=full",
+    ),
+    (
+        "run aggregator.adapters=stacking model.lora.use_dora=true",
+        "aggregator.adapters='stacking': must be another one with model.lora.use_dora",
+    ),
+    (
+        "run fleet=hierarchical run.edge_nodes=true aggregator.adapters=fedex",
+        "aggregator.adapters='fedex': must be another one with edge servers that are nodes",
+    ),
+    (
+        "run aggregator=fedadam aggregator.adapters=stacking",
+        "aggregator.adapters='stacking': must be mean with FedAdam, which wants the adapters of",
+    ),
+    (
+        "run run.quorum_devices=2 run.late=carry aggregator.adapters=fedex",
+        "run.late='carry': must be drop with fedex, which finds components anew each round",
+    ),
     ("run privacy=nope", "privacy='nope': must be one of"),
     ("run privacy.clip=0", "privacy.clip=0.0: must be above 0 and finite, or null"),
     (

@@ -1,5 +1,7 @@
 """How adapter sets become one, beside the dense matrices that they stand for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,12 +17,12 @@ from fedsplit.execution.aggregate import (
     Part,
     aggregate,
     aggregation_error,
-    fedex,
-    stacked,
 )
-from fedsplit.models.ranks import at_rank, put_back
+from fedsplit.growth import FEDEX, LEAVE_RESIDUALS, STACKING, growth
+from fedsplit.models.ranks import at_rank, put_back, residual_rank, residuals, trained
 
 A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
+V, U = A.replace("lora", "residual"), B.replace("lora", "residual")
 HEAD = "base_model.model.score.weight"
 IN, OUT, RANK = 9, 7, 4
 WEIGHTS = (1.0, 2.0, 5.0)
@@ -47,7 +49,9 @@ def parts_of(ranks: tuple[int | None, ...], same_a: bool = False) -> list[Part]:
 
 
 def dense(adapters: dict[str, Tensor]) -> Tensor:
-    return adapters[B] @ adapters[A]
+    """The matrix that a set stands for."""
+    whole = adapters[B] @ adapters[A]
+    return whole + (adapters[U] @ adapters[V] if V in adapters else 0)
 
 
 def dense_mean(parts: list[Part]) -> Tensor:
@@ -69,21 +73,52 @@ def test_the_error_is_that_of_the_dense_matrices(how: str, ranks: tuple[int | No
     assert aggregation_error(parts, found) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("how", [FFA, FEDEX, STACKING])
 @pytest.mark.parametrize("ranks", [EQUAL, MIXED], ids=["equal", "mixed"])
-def test_ffa_and_fedex_are_the_dense_mean(ranks: tuple[int | None, ...]) -> None:
-    parts = parts_of(ranks, same_a=True)
-    torch.testing.assert_close(dense(aggregate(FFA, parts)), dense_mean(parts), rtol=0, atol=1e-12)
-    parts = parts_of(ranks)
-    found, residuals = fedex(parts)
-    u, v = residuals[A]
-    torch.testing.assert_close(dense(found) + u @ v, dense_mean(parts), rtol=0, atol=1e-12)
-    assert aggregation_error(parts, found) > 0.1
+def test_some_are_the_dense_mean(how: str, ranks: tuple[int | None, ...]) -> None:
+    parts = parts_of(ranks, same_a=how == FFA)
+    found = aggregate(how, parts)
+    torch.testing.assert_close(dense(found), dense_mean(parts), rtol=0, atol=1e-12)
+    assert aggregation_error(parts, found) < 1e-12
 
 
-def test_stacking_is_the_dense_mean_at_the_sum_of_ranks() -> None:
-    parts = parts_of(MIXED)
-    b, a = stacked(parts)[A]
-    torch.testing.assert_close(b @ a, dense_mean(parts), rtol=0, atol=1e-12)
+@pytest.mark.parametrize("how", LEAVE_RESIDUALS)
+def test_residuals_add_up_at_no_higher_rank_than_the_matrix_has(how: str) -> None:
+    parts = parts_of(EQUAL)
+    for expected in (None, OUT, OUT):
+        found = aggregate(how, parts)
+        torch.testing.assert_close(dense(found), dense_mean(parts), rtol=0, atol=1e-11)
+        assert expected is None or residual_rank(found) == expected
+        beside = residuals(found)
+        parts = [replace(p, adapters={**p.adapters, **beside}) for p in parts_of(EQUAL)]
+
+
+def test_residuals_that_parts_began_with_apart_are_averaged() -> None:
+    apart = [aggregate(FEDEX, parts_of(EQUAL)[:n]) for n in (2, 3)]
+    parts = [Part(adapters=one, weight=w) for one, w in zip(apart, (1, 3), strict=True)]
+    mean = dense(apart[0]) / 4 + dense(apart[1]) * 3 / 4
+    torch.testing.assert_close(dense(aggregate(FEDEX, parts)), mean, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", LEAVE_RESIDUALS)
+@pytest.mark.parametrize("ranks", [(3, 3), (1, 2), (4, 1), (1,), (4,), (1, 1, 1)])
+def test_residuals_grow_by_what_was_trained(how: str, ranks: tuple[int, ...]) -> None:
+    parts = parts_of((*ranks, None, None)[:3])[: len(ranks)]
+    assert residual_rank(aggregate(how, parts)) == min(growth(how, ranks, RANK), OUT)
+
+
+def test_the_residual_of_fedex_is_of_a_rank_less_and_of_one_part_there_is_none() -> None:
+    assert growth(FEDEX, [RANK, RANK], RANK) == RANK
+    assert growth(FEDEX, [2, 3, 4], RANK) == 7
+    assert growth(STACKING, [2, 3, 4], RANK) == 9
+    assert growth(FEDEX, [RANK], RANK) == 0
+
+
+def test_stacking_begins_afresh() -> None:
+    found = aggregate(STACKING, parts_of(MIXED))
+    assert not found[B].any()
+    last = parts_of(MIXED)[-1].adapters[A][3]
+    torch.testing.assert_close(found[A][3], last)  # only one part has it
 
 
 def test_flexlora_is_the_nearest_of_its_rank() -> None:
@@ -139,7 +174,7 @@ def test_what_has_no_rank_is_averaged(how: str) -> None:
     mean = sum(part.weight * part.adapters[HEAD] for part in parts) / 8
     found = aggregate(how, parts)
     torch.testing.assert_close(found[HEAD], mean)
-    assert list(found) == list(parts[0].adapters)
+    assert list(trained(found)) == list(parts[0].adapters)
 
 
 def test_ranks_above_a_modules_dimensions_are_padded() -> None:

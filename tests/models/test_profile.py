@@ -18,6 +18,7 @@ from fedsplit.models import Boundary, ModelSpec, load
 from fedsplit.models.blocks import find_blocks
 from fedsplit.models.profile import example_batch, profile_model, profile_module
 from fedsplit.models.profile_measured import measure_machine
+from fedsplit.models.ranks import residuals
 from fedsplit.plan import Route, Segment
 from fedsplit.profiles import ModelProfile, total
 
@@ -200,3 +201,25 @@ def test_blocks_computed_again_keep_their_input_alone_and_take_longer() -> None:
     measured = MeasuredProfile(model="gpt2", seq_len=16, batch=1, **times)
     backward = [unit.backward_flops for unit in measured.seconds(again).units]
     assert backward == [10.0, 22.0, 33.0, 40.0]
+
+
+@pytest.mark.parametrize("components", [4, 24, 40, 1000])
+def test_a_residual_is_as_large_as_a_model_holds_it_at_most(components: int) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_key_value_heads": 2, "head_dim": 8}
+    config = sizes | {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+    half = {"rank_pattern": {"down_proj": 2}}
+    spec = ModelSpec(model_type="llama", config=config, r=4, target_modules="all-linear", lora=half)
+    profile, tokens = profile_model(spec, seq_len=8), 8
+    forms = residuals(load(spec).forms(Segment("server", 1, 2), residuals=True))
+    n_bytes = flops = 0.0
+    for name, most in forms.items():
+        own = components / 2 if "down_proj" in name else components
+        share = min(own / most.shape["residual_B" in name], 1)
+        n_bytes += share * most.nbytes
+        flops += 2 * tokens * share * most.numel()
+    before, after = profile.blocks[1], profile.beside(components).blocks[1]
+    assert after.residual_bytes == pytest.approx(n_bytes)
+    assert after.parameter_bytes - before.parameter_bytes == pytest.approx(n_bytes)
+    for way in ("forward_flops", "backward_flops"):
+        assert getattr(after, way) - getattr(before, way) == pytest.approx(flops)
+    assert after.adapter_bytes == before.adapter_bytes

@@ -19,8 +19,11 @@ from transformers import (
 
 from fedsplit.assets import default_checkpoint
 from fedsplit.errors import FedsplitError
+from fedsplit.execution.aggregate import Part, aggregate
+from fedsplit.growth import FEDEX
 from fedsplit.models import ModelSpec, check_model, load
 from fedsplit.models.lora import lora_config
+from fedsplit.models.ranks import residual_rank
 from fedsplit.models.tiny import tiny_config
 from fedsplit.plan import Segment
 from fedsplit.report import RoundRecord
@@ -125,6 +128,33 @@ def test_a_merged_model_computes_what_the_adapter_does(tmp_path, model_type):
         )
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
     assert (found - before).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("lora", [{}, {"use_rslora": True, "rank_pattern": {"q_proj": 2}}])
+def test_residuals_go_into_the_adapter_and_into_the_merged_model(base, tmp_path, lora):
+    split = load(
+        ModelSpec(source=str(base), r=4, target_modules=("q_proj", "down_proj"), lora=lora)
+    )
+    whole = Segment("device", 0, split.n_blocks)
+    initial = split.adapters(whole)
+    sets = [{n: k * t for n, t in _shaken(initial).items()} for k in (1.0, -2.0, 3.0)]
+    values = aggregate(FEDEX, [Part(adapters=one, weight=1) for one in sets])
+    assert residual_rank(values) == 8
+    split.install(split.trainable(whole, values))
+    expected = split.run(whole, {"input_ids": IDS, "labels": IDS}).loss.item()
+    split.put(initial)
+    without = split.run(whole, {"input_ids": IDS, "labels": IDS}).loss.item()
+    save_trained(tmp_path / "adapter", values, split, initial)
+    save_model(tmp_path / "merged", values, split)
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    untrained = _loss(plain)
+    assert without == pytest.approx(untrained, abs=1e-6)  # residuals of others are put away
+    assert _loss(PeftModel.from_pretrained(plain, tmp_path / "adapter")) == pytest.approx(
+        expected, abs=1e-5
+    )
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert _loss(merged) == pytest.approx(expected, abs=1e-5)
+    assert abs(expected - untrained) > 1e-3
 
 
 def test_a_merged_classifier_has_its_trained_head(tmp_path):

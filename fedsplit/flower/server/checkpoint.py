@@ -19,7 +19,8 @@ from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
 from fedsplit.errors import FedsplitError, require
-from fedsplit.flower.server.standing import WEIGHT, Carried, Contribution, Standing
+from fedsplit.flower.server.outcome import WEIGHT
+from fedsplit.flower.server.standing import Carried, Contribution, Standing
 from fedsplit.mapping import convert, from_mapping, to_mapping
 from fedsplit.schemes.turnout import UnderWay
 

@@ -30,7 +30,7 @@ from fedsplit.flower.server.spool import Spool
 from fedsplit.flower.server.turn_run import TurnRun
 from fedsplit.flower.server.turns import TurnRunner, Work
 from fedsplit.flower.tasks import Job
-from fedsplit.models.ranks import put_back
+from fedsplit.models.ranks import put_back, residuals
 from fedsplit.plan import DEVICE, EDGE, AdapterWay, Branch, Failure, Turn
 
 
@@ -334,7 +334,7 @@ class Coordinator:
         turns += [outcome for _, outcome in finished]
         parts = [
             Part(
-                adapters=put_back(trained, before),
+                adapters=put_back(trained, before) | residuals(before),
                 weight=self.roster.by_index(outcome.turn.device).n_train,
                 rank=outcome.turn.rank,
             )

@@ -16,6 +16,7 @@ from fedsplit.execution.accelerator import torch_device
 from fedsplit.flower.link_settings import LinkSettings
 from fedsplit.flower.tasks import Job
 from fedsplit.models import SplitModel, load
+from fedsplit.models.ranks import with_residuals
 from fedsplit.plan import DEVICE, AdapterWay, Route, Segment, Turn
 from fedsplit.transport import (
     Attendance,
@@ -179,7 +180,7 @@ class StageHost:
     def hold(self, turn: Turn, adapters: Mapping[str, Tensor]) -> None:
         """Say what a device that only infers does so with: another cut or adapter begins anew."""
         digest = hashlib.sha256(repr((turn.route.cuts[0], turn.codec.uplink)).encode())
-        for name in sorted(self.adapter_names(turn.route, DEVICE)):
+        for name in sorted(with_residuals(self.adapter_names(turn.route, DEVICE), adapters)):
             digest.update(raw_bytes(adapters[name]))
         self._held_of(turn).begin(digest.hexdigest())
 

@@ -18,6 +18,8 @@ from fedsplit.transport import TurnBounds
 if TYPE_CHECKING:
     from fedsplit.flower.server.standing import Standing
 
+WEIGHT = "num-examples"
+"""What of a reply says how much it counts."""
 ABSURD_NORM = 1e8
 """No training brings an update as long as this; what does is broken or meant to break."""
 

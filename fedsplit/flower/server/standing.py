@@ -9,11 +9,12 @@ from torch import Tensor
 from fedsplit.errors import FedsplitError, NodeLost
 from fedsplit.execution.aggregate import Part, aggregate
 from fedsplit.flower.messages import to_record
-from fedsplit.flower.server.outcome import check_complete
+from fedsplit.flower.replies import metrics_of
+from fedsplit.flower.server.outcome import WEIGHT, BranchOutcome, check_complete
+from fedsplit.flower.server.roster import Roster
 from fedsplit.flower.server.spool import Spool, Spooled
+from fedsplit.schemes import Scheme
 from fedsplit.schemes.turnout import Turnout, UnderWay
-
-WEIGHT = "num-examples"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,18 @@ class Contribution:
     adapters: Mapping[str, Tensor]
     metrics: Mapping[str, float]
     rank: int | None = None
+
+    @classmethod
+    def of(cls, outcome: BranchOutcome, scheme: Scheme, roster: Roster) -> "Contribution":
+        """Return what a branch that survived brings; `scheme` says how much it counts."""
+        devices = dict.fromkeys(turn.turn.device for turn in outcome.turns)
+        samples = [roster.by_index(device).n_train for device in devices]
+        return cls(
+            devices=outcome.branch.devices,
+            adapters=outcome.adapters,
+            metrics=metrics_of(outcome.turns, scheme.branch_weight(samples)),
+            rank=outcome.branch.rank,
+        )
 
     @property
     def part(self) -> Part:

@@ -15,7 +15,7 @@ from fedsplit.flower.server.host import StageHost
 from fedsplit.flower.server.liveness import StartClock
 from fedsplit.flower.server.outcome import TurnOutcome
 from fedsplit.flower.tasks import Contact
-from fedsplit.models.ranks import at_rank
+from fedsplit.models.ranks import at_rank, with_residuals
 from fedsplit.patience import Patience
 from fedsplit.plan import DEVICE, AdapterWay, Failure, Turn
 from fedsplit.transport import LinkStats
@@ -88,7 +88,8 @@ class TurnRun:
             if place == len(self.stages) - 1 and self.way is not AdapterWay.MESSAGE:
                 first_here = self.assignment is None
                 fetched = self.host.adapter_names(self.turn.route, DEVICE) if first_here else ()
-            stage.supply(token, adapters, {name: adapters[name] for name in fetched})
+            given = {name: adapters[name] for name in with_residuals(fetched, adapters)}
+            stage.supply(token, adapters, given)
         self.begun_s = time.monotonic()
         if ready and self.door is not None:
             words = {"address": self.door.address, "token": self.door.token}

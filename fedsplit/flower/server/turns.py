@@ -26,7 +26,7 @@ from fedsplit.flower.server.outcome import check_complete, check_counts, check_u
 from fedsplit.flower.server.roster import Roster
 from fedsplit.flower.server.turn_run import Done, TurnRun
 from fedsplit.flower.tasks import Contact, Job, TurnTask
-from fedsplit.models.ranks import at_rank
+from fedsplit.models.ranks import at_rank, factor_of, with_residuals
 from fedsplit.plan import DEVICE, EDGE, AdapterWay, Failure, Turn
 
 _TRAINING, _EVALUATION = "train", "evaluate"
@@ -156,7 +156,7 @@ class TurnRunner:
             absent = {
                 name for tier in tiers for name in self._host.adapter_names(run.turn.route, tier)
             }
-            kept = {name: given[name] for name in given if name not in absent}
+            kept = {n: given[n] for n in given if n not in absent and factor_of(n) is None}
             check_complete(trained, kept)
             check_update(trained, kept, self._max_update_norm)
         return trained, replace(outcome, link_bytes={**outcome.link_bytes, **run.link_bytes()})
@@ -188,7 +188,7 @@ class TurnRunner:
         sent: dict[str, Tensor] = {}
         if adapters is not None and run.way is AdapterWay.MESSAGE:
             names = self._host.adapter_names(turn.route, DEVICE)
-            sent = {name: adapters[name] for name in names}
+            sent = {name: adapters[name] for name in with_residuals(names, adapters)}
         node_id = roster.by_index(turn.device).node_id
         return task_message(
             node_id, TRAIN if work.train else EVALUATE, task, self._serialized(sent)
