@@ -137,10 +137,7 @@ def test_without_clipping_all_options_at_once_are_exact() -> None:
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_every_option_by_itself(model_type: str, option: str) -> None:
     off = compare(model_type, OPTIONS[option], Route.parse(ROUTES[-1], BLOCKS))
-    # Mixtral's tokens round with those that share their expert: one trial may not see that padding
-    # is among them, and then it is left out.
-    rounds = option == "clip" or model_type == "mixtral"
-    assert off < ROUNDING if rounds else off == 0
+    assert off < ROUNDING if option == "clip" else off == 0
 
 
 @pytest.mark.slow

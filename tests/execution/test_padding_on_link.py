@@ -213,6 +213,7 @@ def test_evaluation_leaves_padding_out_as_well(data: list[Batch]) -> None:
         ("gpt2", True, True),
         ("llama", True, True),
         ("qwen3_moe", False, False),  # tokens that share an expert round together
+        ("mixtral", False, False),
         ("recurrent_gemma", True, False),  # its convolution looks at what was before a text
     ],
 )
