@@ -189,7 +189,8 @@ def test_every_setting_stands_in_the_configuration() -> None:
     link = settings_of(LinkSettings)
     recipe = settings_of(OptimizerSpec) - {"part"}  # each turn's own
     of_train = {*config.train, *config.train.optimizer} - {"optimizer"}
-    assert of_train == recipe | (settings_of(LocalWork) - {"ranks"})  # model.r_by_device
+    elsewhere = {"ranks", "averaged"}  # model.r_by_device, aggregator.adapters
+    assert of_train == recipe | (settings_of(LocalWork) - elsewhere)
     assert set(config.privacy) == settings_of(PrivacySpec) | {"audit", "bottleneck", "max_read"}
     of_run = {*settings_of(RunSettings), *settings_of(Patience)} - {"rounds", "evaluate_every"}
     assert set(config.evaluate) == {"every"} | settings_of(EvaluateSettings)
