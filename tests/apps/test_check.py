@@ -33,11 +33,11 @@ _WRONG = (
 @pytest.fixture(autouse=True)
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Install a scheme of a user's own, as pip would."""
-    (tmp_path / "a_freezing_scheme.py").write_text(_MINE)
-    about = tmp_path / "a_freezing_scheme-1.0.dist-info"
+    (tmp_path / "freezes.py").write_text(_MINE)
+    about = tmp_path / "freezes-1.0.dist-info"
     about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: a-freezing-scheme\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[fedsplit.strategies]\nmine = a_freezing_scheme:Mine\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: freezes\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[fedsplit.strategies]\nmine = freezes:Mine\n")
     monkeypatch.syspath_prepend(tmp_path)
 
 
