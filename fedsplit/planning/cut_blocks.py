@@ -194,8 +194,9 @@ def _passed_by_all(graph: LayerGraph) -> Ints:
     dead_ends = np.flatnonzero(graph.n_children[first:] == 0) + first
     np.add.at(change, dead_ends + 1, 1)
     later = graph.requires[graph.requires[:, 0] < graph.requires[:, 1]]
+    # Nor does a block end at what something inside requires: then not all inside may be kept.
     np.add.at(change, later[:, 0], 1)
-    np.add.at(change, later[:, 1], -1)
+    np.add.at(change, later[:, 1] + 1, -1)
     around = np.cumsum(change[:n])
     return np.flatnonzero((around == 0) & (np.arange(n) >= first))
 
