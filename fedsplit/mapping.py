@@ -48,7 +48,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         ``where.field``, and what is allowed.
     """
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    hints = _hints(cls)
+    hints = hints_of(cls)
     given: dict[str, Any] = {}
     for name, value in values.items():
         require_known(f"{where}.{name}", value, fields)
@@ -77,9 +77,9 @@ def call(factory: Callable[..., Made], values: Mapping[str, Any], where: str) ->
         If an argument is unknown, missing, of the wrong type or refused; names it as
         ``where.argument``, and what is allowed.
     """
-    parameters = inspect.signature(factory).parameters
+    parameters = parameters_of(factory)
     described: Any = factory
-    hints = _hints(described.__init__ if isinstance(factory, type) else described)
+    hints = hints_of(described.__init__ if isinstance(factory, type) else described)
     known = [name for name, parameter in parameters.items() if parameter.kind not in _COLLECTING]
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     given: dict[str, Any] = {}
@@ -169,8 +169,19 @@ def _words(kind: Any) -> str:
 
 
 @cache
-def _hints(described: Any) -> dict[str, Any]:
+def hints_of(described: Any) -> Mapping[str, Any]:
+    """Return the types that a class or function is annotated with, looked up once."""
     return get_type_hints(described)
+
+
+def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a class or function, looked up once."""
+    return _parameters(factory)
+
+
+@cache
+def _parameters(factory: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(factory).parameters
 
 
 def _made(

@@ -54,11 +54,17 @@ class Pool:
         # Whoever still works on a turn that was given up is not waited for.
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def submit(self, message: Message, context: Context) -> Future[Message]:
-        """Have a message worked on, as soon as there is a place."""
-        return self._threads.submit(self._work, message, context)
+    def submit(
+        self, message: Message, context: Context, begin: Callable[[], None] | None = None
+    ) -> Future[Message]:
+        """Have a message worked on, as soon as there is a place, which calls `begin`."""
+        return self._threads.submit(self._work, message, context, begin)
 
-    def _work(self, message: Message, context: Context) -> Message:
+    def _work(
+        self, message: Message, context: Context, begin: Callable[[], None] | None
+    ) -> Message:
+        if begin is not None:
+            begin()
         try:
             worker = self._worker()
             worker.send_bytes(pickle.dumps((message, context), pickle.HIGHEST_PROTOCOL))
@@ -127,6 +133,7 @@ class PoolGrid(LocalGrid):
     def __init__(self, pool: Pool, n_nodes: int) -> None:
         super().__init__()
         self._pool = pool
+        self._begin: dict[int, Callable[[], None]] = {}
         self._n_nodes = n_nodes
 
     def get_node_ids(self) -> Iterable[int]:
@@ -135,7 +142,12 @@ class PoolGrid(LocalGrid):
 
     def submit(self, message: Message) -> Future[Message]:
         """Have a worker answer."""
-        return self._pool.submit(message, self._context(message))
+        begin = self._begin.pop(id(message), None)
+        return self._pool.submit(message, self._context(message), begin)
+
+    def when_begun(self, message: Message, call: Callable[[], None]) -> None:
+        """Have `call` made when a worker takes a message; see `Watcher`."""
+        self._begin[id(message)] = call
 
     def _context(self, message: Message) -> Context:
         node = message.metadata.dst_node_id

@@ -15,6 +15,7 @@ from fedsplit.codec.temporal import Temporal
 from fedsplit.codec.topk import TopK
 from fedsplit.codec.transform import Transform
 from fedsplit.errors import FedsplitError, require, require_choice
+from fedsplit.mapping import parameters_of
 from fedsplit.seeds import derive_seed
 
 CODECS: dict[str, Callable[..., Codec]] = {
@@ -50,7 +51,7 @@ def make_codec(settings: Mapping[str, object], seed: int) -> Codec:
     name = options.pop("name", None)
     require_choice("codec.name", name, CODECS)
     factory = CODECS[str(name)]
-    parameters = inspect.signature(factory).parameters
+    parameters = parameters_of(factory)
     known = [key for key in parameters if key != "seed"]
     for key in options:
         if key not in known:

@@ -1,6 +1,5 @@
 """How a turn trains: an optimizer and the recipe around it, plain settings for every tier."""
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Adafactor, get_scheduler
 
 from fedsplit.errors import SettingsError, require, require_choice, require_known
+from fedsplit.mapping import parameters_of
 
 SCHEDULES = ("constant", "linear", "cosine")
 OVER = ("run", "turn")
@@ -146,7 +146,7 @@ class OptimizerSpec:
             If its class does not take the settings, or these parameters.
         """
         kind = OPTIMIZERS[self.name.lower()]
-        takes = [name for name in inspect.signature(kind).parameters if name != "params"]
+        takes = [name for name in parameters_of(kind) if name != "params"]
         given: dict[str, Any] = {"lr": self.lr}
         for name, default in (
             ("weight_decay", 0.0), ("momentum", None), ("betas", None), ("eps", None)

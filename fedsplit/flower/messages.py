@@ -6,16 +6,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsplit.errors import NodeLost
 from fedsplit.flower.tasks import EdgeTask, Job, TurnTask
-from fedsplit.mapping import T, from_mapping, to_mapping
+from fedsplit.mapping import T, from_mapping, hints_of, to_mapping
 
 HELLO, TRAIN, EVALUATE, EDGE = "query.node", "train.device", "evaluate.device", "train.edge"
 MOST_COUNTED = 1 << 53
@@ -69,7 +70,7 @@ def read_task(message: Message, kind: type[T]) -> T:
         whole: T = _read_job(kind, own)
         return whole
     values = json.loads(own)
-    values[_JOB] = _read_job(get_type_hints(kind)[_JOB], str(job))
+    values[_JOB] = _read_job(hints_of(kind)[_JOB], str(job))
     return from_mapping(kind, values, "task")
 
 
@@ -186,18 +187,38 @@ def read_arrays(
 
 
 def _tensor(name: str, array: Array) -> Tensor:
-    """Read an array without believing its header: nothing is allocated before its size is known."""
-    stream = io.BytesIO(array.data)
     try:
-        version = np.lib.format.read_magic(stream)
-        read = _HEADERS[version]
-        shape, fortran, dtype = read(stream, max_header_size=_MOST_HEADER)
-        left = len(array.data) - stream.tell()
-        if array.stype != _NUMPY or dtype.hasobject or math.prod(shape) * dtype.itemsize != left:
-            raise ValueError("its bytes do not fit its header")
-        values = np.frombuffer(array.data, dtype, offset=stream.tell()).reshape(
-            shape, order="F" if fortran else "C"
-        )
-        return torch.from_numpy(np.array(values, order="C"))
-    except (ValueError, TypeError, KeyError, SyntaxError, OverflowError) as error:
+        return torch.from_numpy(read_array(array))
+    except (ValueError, TypeError, LookupError, SyntaxError, OverflowError) as error:
         raise NodeLost(f"adapter {name!r:.80}: cannot be read ({error!s:.80})") from None
+
+
+def read_array(array: Array) -> NDArray[Any]:
+    """Read an array without believing its header: nothing is allocated before its size is known.
+
+    Raises
+    ------
+    ValueError, TypeError, LookupError, SyntaxError, OverflowError
+        If its bytes are not what they say they are.
+    """
+    data = array.data
+    start = 10 + int.from_bytes(data[8:10], "little")
+    if data[6] != 1:
+        start = 12 + int.from_bytes(data[8:12], "little")
+    shape, fortran, dtype = _header(data[:start])
+    left = len(data) - start
+    if array.stype != _NUMPY or dtype.hasobject or math.prod(shape) * dtype.itemsize != left:
+        raise ValueError("its bytes do not fit its header")
+    values = np.frombuffer(data, dtype, offset=start)
+    return np.array(values.reshape(shape, order="F" if fortran else "C"), order="C")
+
+
+@lru_cache(maxsize=256)
+def _header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read what stands before an array's values; numpy takes longer for it than for them."""
+    stream = io.BytesIO(head)
+    read = _HEADERS[np.lib.format.read_magic(stream)]
+    shape, fortran, dtype = read(stream, max_header_size=_MOST_HEADER)
+    if stream.tell() != len(head):
+        raise ValueError("its header is not as long as it says")
+    return shape, fortran, dtype

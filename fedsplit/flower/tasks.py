@@ -134,8 +134,8 @@ class TurnTask:
     ----------
     job : Job
         The run's.
-    presence : Contact
-        Where the device shows its presence.
+    presence : Contact or None
+        Where the device shows its presence; None if the grid sees by itself who works on what.
     server_round : int
         The round.
     turn : Turn
@@ -151,13 +151,17 @@ class TurnTask:
     """
 
     job: Job
-    presence: Contact
+    presence: Contact | None
     server_round: int
     turn: Turn
     seed: int
     way: AdapterWay
     door: Contact | None
     ahead: bool = False
+
+    def __post_init__(self) -> None:
+        told = self.presence is not None or not self.ahead
+        require(told, "ahead", self.ahead, "false without presence")
 
 
 @dataclass(frozen=True, kw_only=True)

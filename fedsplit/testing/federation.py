@@ -22,7 +22,7 @@ from fedsplit.models import ModelSpec
 from fedsplit.patience import Patience
 from fedsplit.plan import Failure, RoundPlan
 from fedsplit.schemes import LocalWork, Scene, Scheme
-from fedsplit.testing.grid import N_EDGES, ThreadGrid
+from fedsplit.testing.grid import N_EDGES, ThreadGrid, WatchingGrid
 
 N_DEVICES = 4
 
@@ -79,6 +79,7 @@ class Federation:
         on_plan: Callable[[int, RoundPlan], None] = lambda server_round, plan: None,
         app: ClientApp | None = None,
         standing: Standing | None = None,
+        watched: bool = False,
         **options: Any,
     ) -> tuple[dict[str, Tensor], list[RoundOutcome]]:
         """Return the final adapters and what came out of each round (round 0 first).
@@ -109,6 +110,8 @@ class Federation:
             What the nodes run, in place of fedsplit's own.
         standing : Standing, optional
             What rounds before left, where a run goes on.
+        watched : bool
+            Whether the grid sees when a device begins, which then shows no presence.
         **options
             Of `fedsplit.flower.SplitOptions`.
         """
@@ -140,7 +143,8 @@ class Federation:
             listener=Keep(),
         )
         strategy.standing = standing or strategy.standing
-        grid = ThreadGrid(app or self.app, N_DEVICES, concurrency, disturb, edge_folder)
+        kind = WatchingGrid if watched else ThreadGrid
+        grid = kind(app or self.app, N_DEVICES, concurrency, disturb, edge_folder)
         start = None if adapters is None else to_record(adapters)
         result = strategy.start(grid, start, num_rounds=rounds)
         return dict(result.arrays.to_torch_state_dict()), outcomes

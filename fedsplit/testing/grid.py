@@ -50,6 +50,7 @@ class ThreadGrid(LocalGrid):
         # Edges are machines of their own: they never wait for a device to make room.
         self._edge_pool = ThreadPoolExecutor(N_EDGES)
         self.sent: list[Message] = []
+        self._begin: dict[int, Callable[[], None]] = {}
 
     def get_node_ids(self) -> Iterable[int]:
         # Flower promises no order.
@@ -78,3 +79,18 @@ class ThreadGrid(LocalGrid):
             return self._app(message, context)
         except Exception as error:
             return Message(Error(1, f"{type(error).__name__}: {error}"), reply_to=message)
+
+
+class WatchingGrid(ThreadGrid):
+    """One that sees when a device begins (`fedsplit.flower.server.liveness.Watcher`)."""
+
+    def when_begun(self, message: Message, call: Callable[[], None]) -> None:
+        self._begin[id(message)] = call
+
+    def _handle(self, message: Message) -> Message:
+        self._begin.pop(id(message), _nothing)()
+        return super()._handle(message)
+
+
+def _nothing() -> None:
+    pass

@@ -87,6 +87,13 @@ class Attendance:
             found = [seat.attention for seat in self._seats.values()]
         return [attention for attention in found if attention.state == PRESENT]
 
+    def come(self, token: str) -> None:
+        """Enter the bearer of `token`, seen by this process itself; nothing if it is forgotten."""
+        with self._mutex:
+            seat = self._seats.get(bytes.fromhex(token))
+        if seat is not None:
+            self._change(seat, (EXPECTED,), Attention(PRESENT, time.monotonic()))
+
     def tell(self, token: str, words: Mapping[str, Any]) -> None:
         """Send `words`, a small JSON mapping, to the bearer of `token`, present or yet to come.
 

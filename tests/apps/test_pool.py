@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import pytest
 from fedsplit.apps.launch.pool import Pool, PoolGrid, receive_worker, work
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedsplit.errors import FedsplitError
+from fedsplit.flower.server.liveness import Watcher
 
 App = Callable[[Message, Context], Message]
 
@@ -115,6 +117,29 @@ def test_a_worker_that_dies_costs_the_message_it_works_on_and_no_other(at_work: 
         (answer,) = federation.send_and_receive(asked(federation), timeout=30)
         assert not answer.has_error()
         assert len(ends) == 2
+
+
+def test_it_says_when_a_worker_takes_a_message_and_not_before() -> None:
+    go_on, begun = threading.Semaphore(0), list[int]()
+
+    def slow(message: Message, context: Context) -> Message:
+        go_on.acquire(timeout=30)
+        return reply(message, context)
+
+    with grid(slow, nodes=3, places=1) as (federation, _):
+        assert isinstance(federation, Watcher)
+        messages = asked(federation)
+        for number, message in enumerate(messages):
+            federation.when_begun(message, partial(begun.append, number))
+        assert begun == []
+        names = list(federation.push_messages(messages))
+        for number in range(3):
+            deadline = time.monotonic() + 30
+            while begun != list(range(number + 1)):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            go_on.release()
+            wait_for(federation, names)
 
 
 def test_answers_that_are_late_are_not_waited_for() -> None:

@@ -246,8 +246,9 @@ def test_a_failing_device_loses_its_turn_and_nothing_else(
     assert "battery empty" in failure.reason
 
 
+@pytest.mark.parametrize("watched", [False, True])
 def test_a_silent_device_is_given_up_at_the_deadline(
-    federation: Federation, fedavg: Strategy
+    federation: Federation, fedavg: Strategy, watched: bool
 ) -> None:
     def disturb(message: Message, device: int) -> None:
         if device == 1 and message.metadata.message_type.startswith("train"):
@@ -255,15 +256,21 @@ def test_a_silent_device_is_given_up_at_the_deadline(
 
     started = time.monotonic()
     _, outcomes = federation.run(
-        SplitFed(cut=2), fedavg, disturb=disturb, patience=Patience(deadline_s=3), steps=1
+        SplitFed(cut=2),
+        fedavg,
+        disturb=disturb,
+        patience=Patience(deadline_s=3),
+        steps=1,
+        watched=watched,
     )
     assert time.monotonic() - started < 30
     assert [failure.index for failure in outcomes[1].failures] == [1]
     assert {turn.turn.device for turn in outcomes[1].turns} == {0, 2, 3}
 
 
+@pytest.mark.parametrize("watched", [False, True])
 def test_devices_that_wait_for_a_place_are_not_late(
-    federation: Federation, fedavg: Strategy
+    federation: Federation, fedavg: Strategy, watched: bool
 ) -> None:
     def disturb(message: Message, device: int) -> None:
         if message.metadata.message_type.startswith("train"):
@@ -277,13 +284,15 @@ def test_devices_that_wait_for_a_place_are_not_late(
         concurrency=1,
         places=1,
         patience=Patience(deadline_s=3),
+        watched=watched,
     )
     assert time.monotonic() - started > 4, "the last one had to wait for longer than the deadline"
     assert not outcomes[1].failures
 
 
+@pytest.mark.parametrize("watched", [False, True])
 def test_a_place_that_never_gets_free_does_not_hang_the_run(
-    federation: Federation, fedavg: Strategy
+    federation: Federation, fedavg: Strategy, watched: bool
 ) -> None:
     over = threading.Event()
 
@@ -300,6 +309,7 @@ def test_a_place_that_never_gets_free_does_not_hang_the_run(
             concurrency=1,
             places=1,
             patience=Patience(deadline_s=1),
+            watched=watched,
         )
     over.set()
     assert time.monotonic() - started < 20

@@ -135,6 +135,17 @@ def test_a_token_opens_once_and_for_its_own_node_only(desk: Desk) -> None:
     assert desk.attendance.look(token).state == "present", "undisturbed by the second"
 
 
+def test_whom_the_server_sees_itself_needs_no_stream_and_gets_no_second_one(desk: Desk) -> None:
+    token = desk.attendance.expect(WHO)
+    desk.attendance.come(token)
+    assert [seat.state for seat in desk.attendance.present()] == ["present"]
+    with pytest.raises(LinkError, match="opens only once"):
+        desk.come(token)
+    desk.attendance.forget(token)
+    desk.attendance.come(token)
+    assert desk.attendance.present() == []
+
+
 @pytest.mark.parametrize(
     "frame",
     [

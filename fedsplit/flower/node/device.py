@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from logging import INFO
@@ -102,7 +103,7 @@ class Device:
     def train(self, message: Message, context: Context) -> Message:
         """Train one turn and answer with the device's adapters."""
         task = _read(message, context)
-        with at_work(task.presence, context, task.job) as presence:
+        with _present(task, context) as presence:
             job, turn, model = task.job, task.turn, _load(task)
             data, _ = self._data(job, context)
             again = [turn.repeat] if turn.repeat else []
@@ -144,7 +145,7 @@ class Device:
     def evaluate(self, message: Message, context: Context) -> Message:
         """Evaluate the adapters on the device's test data."""
         task = _read(message, context)
-        with at_work(task.presence, context, task.job) as presence:
+        with _present(task, context) as presence:
             job, turn, model = task.job, task.turn, _load(task)
             _, held = self._data(job, context)
             data = draw(held, job.max_eval_samples, generator(job.seed, "evaluate", turn.device))
@@ -229,6 +230,10 @@ def at_work(contact: Contact, context: Context, job: Job) -> Presence:
     )
 
 
+def _present(task: TurnTask, context: Context) -> AbstractContextManager[Presence | None]:
+    return nullcontext() if task.presence is None else at_work(task.presence, context, task.job)
+
+
 def named_data(job: Job, root: object = None) -> FederatedData:
     """Return the data set that a job names, read once in a process.
 
@@ -300,11 +305,12 @@ def _load(task: TurnTask) -> SplitModel:
 
 
 def _dial(
-    task: TurnTask, context: Context, presence: Presence
+    task: TurnTask, context: Context, presence: Presence | None
 ) -> tuple[GrpcLink | None, str | None]:
     """Return the link of a turn and what opens it, once the turn begins; none if it needs none."""
     door = task.door
     if task.ahead:
+        assert presence is not None
         words = presence.wait_for_words(threading.TIMEOUT_MAX)  # or until the server is gone
         door = Contact(str(words["address"]), str(words["token"]))
     if door is None:

@@ -16,7 +16,7 @@ from fedsplit.flower.server.drive import Answer, Await, Fork, Turns, Waited, dri
 from fedsplit.flower.server.edges import RemoteEdges
 from fedsplit.flower.server.host import StageHost
 from fedsplit.flower.server.listener import Listener
-from fedsplit.flower.server.liveness import StartClock
+from fedsplit.flower.server.liveness import StartClock, Watcher
 from fedsplit.flower.server.outcome import (
     ABSURD_NORM,
     BranchOutcome,
@@ -106,6 +106,7 @@ class Coordinator:
             job=job,
             clock=self._clock,
             max_update_norm=max_update_norm,
+            watcher=grid if isinstance(grid, Watcher) else None,
             on_failure=self._fail,
         )
         self._placement = Placement(host, self._edges, job.seed)

@@ -1,8 +1,23 @@
-"""When a node that was sent a task has to come."""
+"""When a node that was sent a task has to come, and who sees that it has."""
 
 import time
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from flwr.app import Message
 
 from fedsplit.transport import Attendance
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """A grid that starts its nodes itself: it sees when one comes, and answers for one that ends.
+
+    Its nodes need no presence of their own.
+    """
+
+    def when_begun(self, message: Message, call: Callable[[], None]) -> None:
+        """Have `call` made when a node begins to work on `message`, which is still to be pushed."""
 
 
 class StartClock:

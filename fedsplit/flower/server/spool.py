@@ -9,13 +9,14 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.messages import to_record
+from fedsplit.flower.messages import read_array, to_record
 
 
 class Spool:
@@ -82,3 +83,7 @@ class _Waiting(Array):
     def data(self) -> bytes:  # type: ignore[override]
         """The serialized array."""
         return os.pread(self._file.fileno(), self._size, self._start)
+
+    def numpy(self) -> NDArray[Any]:
+        """The array."""
+        return read_array(self)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
@@ -21,7 +22,7 @@ from fedsplit.flower.messages import (
 )
 from fedsplit.flower.server.drive import Answer, Await, Call, Lost, Turns, Waited
 from fedsplit.flower.server.host import StageHost
-from fedsplit.flower.server.liveness import StartClock
+from fedsplit.flower.server.liveness import StartClock, Watcher
 from fedsplit.flower.server.outcome import check_complete, check_counts, check_update, turn_outcome
 from fedsplit.flower.server.roster import Roster
 from fedsplit.flower.server.turn_run import Done, TurnRun
@@ -69,6 +70,8 @@ class TurnRunner:
         When a device that was sent its task has to come.
     max_update_norm : float
         The longest update that a turn may bring, in the norm over all of its adapters.
+    watcher : Watcher or None
+        Sees who works on what; None where devices have to show their presence.
     on_failure : callable
         Called with each device that fails, when that is noticed.
     """
@@ -80,6 +83,7 @@ class TurnRunner:
         job: Job,
         clock: StartClock,
         max_update_norm: float,
+        watcher: Watcher | None,
         on_failure: Callable[[Failure], None],
     ) -> None:
         self._sent: tuple[dict[str, Tensor], ArrayRecord] = {}, ArrayRecord()
@@ -89,6 +93,7 @@ class TurnRunner:
         self._job = job
         self._clock = clock
         self._max_update_norm = max_update_norm
+        self._watcher = watcher
         self._on_failure = on_failure
 
     def steps(self, work: Work, turn: Turn, roster: Roster) -> int:
@@ -120,11 +125,8 @@ class TurnRunner:
 
         Its adapters are complete, but for those that stay at an edge.
         """
-        token = self._host.attendance.expect(f"device {run.turn.device}")
-        run.presence = token
-        presence = Contact(self._host.address, token)
         reply = yield Call(
-            self._message(work, run, presence, roster),
+            self._task(work, run, roster),
             self.steps(work, run.turn, roster),
             run.steps,
             lambda: run.trouble(self._clock, self._job.patience),
@@ -170,7 +172,19 @@ class TurnRunner:
             raise NodeLost(assignment.failure or f"edge {assignment.edge}: no answer")
         return assignment.trained
 
-    def _message(self, work: Work, run: TurnRun, presence: Contact, roster: Roster) -> Message:
+    def _task(self, work: Work, run: TurnRun, roster: Roster) -> Message:
+        """Return the message that starts a turn, whose device will be seen when it comes."""
+        attendance = self._host.attendance
+        run.presence = attendance.expect(f"device {run.turn.device}")
+        if self._watcher is None or run.adapters is None:
+            return self._message(work, run, Contact(self._host.address, run.presence), roster)
+        message = self._message(work, run, None, roster)
+        self._watcher.when_begun(message, partial(attendance.come, run.presence))
+        return message
+
+    def _message(
+        self, work: Work, run: TurnRun, presence: Contact | None, roster: Roster
+    ) -> Message:
         turn, adapters = run.turn, run.adapters
         optimizer = run.optimizer or self._job.optimizer
         if self._told.optimizer != optimizer:
