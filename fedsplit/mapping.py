@@ -210,5 +210,15 @@ def _full(field: str, where: str, names: Iterable[str]) -> str:
 
 
 def to_mapping(value: "DataclassInstance") -> dict[str, Any]:
-    """Return `value` as nested plain mappings that `from_mapping` reads back."""
-    return dataclasses.asdict(value)
+    """Return `value` as nested plain mappings that `from_mapping` reads back; leaves are shared."""
+    return {field.name: _unmade(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def _unmade(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_mapping(value)
+    if isinstance(value, Mapping):
+        return {key: _unmade(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_unmade(item) for item in value]
+    return value

@@ -27,7 +27,7 @@ _HEADERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 _MOST_HEADER = 10_000
-_NUMPY = "numpy.ndarray"
+NUMPY = "numpy.ndarray"
 _FLOWERS_WORDS = "occurred. Message: "
 _ARRAYS, _TASK, _METRICS, _INFO = "arrays", "task", "metrics", "info"
 _OWN, _JOB = "json", "job"
@@ -142,12 +142,12 @@ def read_error(message: Message) -> str:
 
 def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
     """Return `arrays` as a Flower record; bfloat16, which Flower cannot hold, becomes float32."""
-    return ArrayRecord(
-        {
-            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu()
-            for name, tensor in arrays.items()
-        }
-    )
+    return ArrayRecord({name: holdable(tensor) for name, tensor in arrays.items()})
+
+
+def holdable(tensor: Tensor) -> Tensor:
+    """Return a tensor as a Flower record can hold it: here, and not in bfloat16."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu()
 
 
 def read_arrays(
@@ -207,7 +207,7 @@ def read_array(array: Array) -> NDArray[Any]:
         start = 12 + int.from_bytes(data[8:12], "little")
     shape, fortran, dtype = _header(data[:start])
     left = len(data) - start
-    if array.stype != _NUMPY or dtype.hasobject or math.prod(shape) * dtype.itemsize != left:
+    if array.stype != NUMPY or dtype.hasobject or math.prod(shape) * dtype.itemsize != left:
         raise ValueError("its bytes do not fit its header")
     values = np.frombuffer(data, dtype, offset=start)
     return np.array(values.reshape(shape, order="F" if fortran else "C"), order="C")

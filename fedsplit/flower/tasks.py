@@ -104,6 +104,11 @@ class Job:
         return json.dumps(to_mapping(self))
 
     @cached_property
+    def model_text(self) -> str:
+        """The model's settings as JSON."""
+        return json.dumps(to_mapping(self.model), sort_keys=True)
+
+    @cached_property
     def data_text(self) -> str:
         """All that samples depend on, as JSON, beside the device and what its node is told."""
         data = None if self.data is None else to_mapping(self.data)

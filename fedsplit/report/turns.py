@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def append_turns(folder: Path, rows: Sequence[TurnRow]) -> None:
         writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
         if file.tell() == 0:
             writer.writeheader()
-        writer.writerows(_plain(asdict(row)) for row in rows)
+        writer.writerows(_plain(vars(row)) for row in rows)
         file.write(text.getvalue())
         file.flush()
         os.fsync(file.fileno())

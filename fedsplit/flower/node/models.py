@@ -1,12 +1,10 @@
 """The model that a node's process keeps between messages."""
 
-import json
 import threading
 
 from fedsplit.execution import compute
 from fedsplit.execution.accelerator import torch_device
 from fedsplit.flower.tasks import Job
-from fedsplit.mapping import to_mapping
 from fedsplit.models import SplitModel, load
 from fedsplit.plan import Segment
 
@@ -20,7 +18,7 @@ def cached_model(job: Job, segments: tuple[Segment, ...]) -> SplitModel:
     A process that plays several nodes, or whose cut moves, keeps what it has held so far: it loads
     again only for blocks that it has never held.
     """
-    key = json.dumps(to_mapping(job.model), sort_keys=True), job.accelerator
+    key = job.model_text, job.accelerator
     with _mutex:
         model, held = _kept.get(key, (None, ()))
         if model is None or not model.holds(segments):

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.messages import read_array, to_record
+from fedsplit.flower.messages import NUMPY, holdable
 
 
 class Spool:
@@ -37,10 +38,11 @@ class Spool:
         """
         arrays: dict[str, Array] = {}
         try:
-            for name, array in to_record(adapters).items():
-                self._file.write(array.data)
-                arrays[name] = _Waiting(array, self._file, self._end)
-                self._end += len(array.data)
+            for name, tensor in adapters.items():
+                values = holdable(tensor).numpy()
+                self._file.write(np.ascontiguousarray(values).data)
+                arrays[name] = _Waiting(values, self._file, self._end)
+                self._end += values.nbytes
             self._file.flush()
         except OSError as error:
             folder = tempfile.gettempdir()
@@ -73,17 +75,18 @@ class Spooled(Mapping[str, Tensor]):
 
 
 class _Waiting(Array):
-    """A Flower array whose bytes are read from a file."""
+    """A Flower array whose values are read from a file."""
 
-    def __init__(self, array: Array, file: IO[bytes], start: int) -> None:
-        self.dtype, self.shape, self.stype = array.dtype, array.shape, array.stype
-        self._file, self._start, self._size = file, start, len(array.data)
+    def __init__(self, values: NDArray[Any], file: IO[bytes], start: int) -> None:
+        self.dtype, self.shape, self.stype = str(values.dtype), values.shape, NUMPY
+        self._file, self._start, self._size = file, start, values.nbytes
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """The serialized array."""
-        return os.pread(self._file.fileno(), self._size, self._start)
+        return Array.from_numpy_ndarray(self.numpy()).data
 
     def numpy(self) -> NDArray[Any]:
         """The array."""
-        return read_array(self)
+        read = bytearray(os.pread(self._file.fileno(), self._size, self._start))
+        return np.frombuffer(read, self.dtype).reshape(self.shape)
