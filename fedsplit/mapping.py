@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -47,16 +47,24 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         If a field is unknown, missing, of the wrong type or refused by `cls`; names it as
         ``where.field``, and what is allowed.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    hints = hints_of(cls)
+    optional, hints = _optional(cls), hints_of(cls)
     given: dict[str, Any] = {}
     for name, value in values.items():
-        require_known(f"{where}.{name}", value, fields)
+        require_known(f"{where}.{name}", value, optional)
         given[name] = convert(hints[name], value, f"{where}.{name}")
-    for name, field in fields.items():
-        optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
-        require(optional or name in given, f"{where}.{name}", None, "given")
-    return _made(cls, given, where, fields)
+    for name, may_be_absent in optional.items():
+        require(may_be_absent or name in given, f"{where}.{name}", None, "given")
+    return _made(cls, given, where, optional)
+
+
+@cache
+def _optional(cls: type[Any]) -> Mapping[str, bool]:
+    """Return the fields of a dataclass that are given, and whether each may be left out."""
+    return {
+        field.name: (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
+        for field in dataclasses.fields(cls)
+        if field.init
+    }
 
 
 def call(factory: Callable[..., Made], values: Mapping[str, Any], where: str) -> Made:
@@ -104,33 +112,61 @@ def convert(kind: Any, value: Any, field: str) -> Any:
     FedsplitError
         If it is of another type; names `field`.
     """
+    return _converter(kind)(value, field)
+
+
+@cache
+def _converter(kind: Any) -> Callable[[Any, str], Any]:
+    """Return what converts to `kind`, which is looked at once."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return _one_of(parts, value, field)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if isinstance(value, kind):
-            return value
-        names = ", ".join(item.name for item in dataclasses.fields(kind))
-        require(isinstance(value, Mapping), field, value, f"a mapping of {names}")
-        return from_mapping(kind, value, field)
+        return partial(_one_of, parts)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return partial(_instance, kind)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        require_choice(field, value, [member.value for member in kind])
-        return kind(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return partial(_member, kind)
     if origin is tuple:
-        return _tuple(parts, value, field)
+        return partial(_tuple, parts)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        require(isinstance(value, Mapping), field, value, "a mapping")
-        return {key: convert(parts[1], item, f"{field}.{key}") for key, item in value.items()}
+        return partial(_mapping, parts[1])
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        listed = isinstance(value, Sequence) and not isinstance(value, str)
-        require(listed, field, value, "a list")
-        return [convert(parts[0], item, f"{field}[{at}]") for at, item in enumerate(value)]
+        return partial(_list, parts[0])
     wanted = origin or kind
     if isinstance(wanted, type) and wanted not in (object, Any):
-        right = isinstance(value, wanted) and not (isinstance(value, bool) and wanted is not bool)
-        require(right, field, value, _words(kind))
+        return partial(_plain, wanted)
+    return lambda value, field: value
+
+
+def _instance(kind: type[Any], value: Any, field: str) -> Any:
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        names = ", ".join(item.name for item in dataclasses.fields(kind))
+        raise SettingsError(field, value, f"a mapping of {names}")
+    return from_mapping(kind, value, field)
+
+
+def _member(kind: type[enum.Enum], value: Any, field: str) -> enum.Enum:
+    require_choice(field, value, [member.value for member in kind])
+    return kind(value)
+
+
+def _mapping(kind: Any, value: Any, field: str) -> dict[Any, Any]:
+    require(isinstance(value, Mapping), field, value, "a mapping")
+    return {key: convert(kind, item, f"{field}.{key}") for key, item in value.items()}
+
+
+def _list(kind: Any, value: Any, field: str) -> list[Any]:
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    require(listed, field, value, "a list")
+    return [convert(kind, item, f"{field}[{at}]") for at, item in enumerate(value)]
+
+
+def _plain(kind: type[Any], value: Any, field: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    right = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+    require(right, field, value, _words(kind))
     return value
 
 
