@@ -37,8 +37,9 @@ class ServerLimits:
     opening_bytes : int
         Upper bound of a stream's first frame, before it has shown a token.
     streams, streams_per_peer : int
-        Links at a time, and presences of nodes; who wants more has to wait until one ends. The
-        default is enough for the two of each of 1,000 devices behind one address.
+        Links at a time, the idle ones that wait a few seconds for another turn, and presences of
+        nodes; who wants more has to wait until one ends. The default is enough for the two of each
+        of 1,000 devices behind one address.
     memory_bytes, memory_per_peer_bytes : int
         Frames at a time, from their first bytes to their answer, and what a codec unpacks of them.
         A frame that does not fit waits where it is, with its sender; gRPC takes up to 3 MiB ahead.

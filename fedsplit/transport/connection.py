@@ -1,6 +1,7 @@
 """What both ends of a gRPC connection agree on: methods, options, certificates; how to dial."""
 
 import os
+import queue
 import threading
 import time
 from collections import deque
@@ -24,8 +25,11 @@ _PATIENCE = 2
 # A link has a connection of its own, as has a node's presence.
 _STREAMS_PER_CONNECTION = 8
 _RETRY_S = 0.2
-# Connections without a stream that a process keeps.
+# Connections that a process keeps without using them.
 _MOST_KEPT = 16
+IDLE_S = 5.0
+"""How long a server leaves the stream of a link open for the next; who would use it does not wait
+for more than half of it."""
 _T = TypeVar("_T")
 
 
@@ -99,11 +103,25 @@ def server_options(limits: ServerLimits, ping_s: float) -> list[tuple[str, int]]
     ]
 
 
+@dataclass(frozen=True)
+class Spare:
+    """A stream whose turn has ended well, which may carry the next."""
+
+    call: Any
+    outgoing: "queue.SimpleQueue[bytes | None]"
+    until_s: float
+
+    @property
+    def usable(self) -> bool:
+        """Whether the server still waits for what comes over it."""
+        return bool(self.call.is_active()) and time.monotonic() < self.until_s
+
+
 class Connection:
     """A connection to a `GrpcServer`, which comes up with its first call.
 
     Whoever is done with it keeps it, if all went well, for the next of this process that wants the
-    same one, or closes it.
+    same one, or closes it. A link's stream that ended well is kept with it (`spare`).
 
     Parameters
     ----------
@@ -115,7 +133,7 @@ class Connection:
         Seconds between keep-alive pings.
     """
 
-    _kept: ClassVar[deque[tuple[Hashable, grpc.Channel]]] = deque()
+    _kept: ClassVar[deque[tuple[Hashable, grpc.Channel, Spare | None]]] = deque()
     _mutex: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, target: str, tls: Tls | None, ping_s: float) -> None:
@@ -125,7 +143,11 @@ class Connection:
             found = next((item for item in self._kept if item[0] == self._key), None)
             if found is not None:
                 self._kept.remove(found)
-        self._channel = found[1] if found is not None else dial(target, tls, ping_s)
+        self.spare: Spare | None = None
+        if found is None:
+            self._channel = dial(target, tls, ping_s)
+        else:
+            _, self._channel, self.spare = found
 
     def stream(self, method: str, messages: Iterator[bytes]) -> Any:
         """Return a new stream that sends `messages`."""
@@ -136,11 +158,11 @@ class Connection:
     def keep(self) -> None:
         """Leave it to the next; it is closed instead if many are kept already. Never waits."""
         with self._mutex:
-            self._kept.append((self._key, self._channel))
-            _, oldest = self._kept.popleft() if len(self._kept) > _MOST_KEPT else (None, None)
+            self._kept.append((self._key, self._channel, self.spare))
+            oldest = self._kept.popleft() if len(self._kept) > _MOST_KEPT else None
         if oldest is not None:
             # This may be gRPC's own thread, in which closing would wait for itself.
-            threading.Thread(target=oldest.close, daemon=True).start()
+            threading.Thread(target=oldest[1].close, daemon=True).start()
 
     def close(self) -> None:
         """End it, and all its streams."""

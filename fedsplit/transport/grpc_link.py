@@ -1,13 +1,23 @@
-"""A link over gRPC: one bidirectional stream of raw frames for each turn."""
+"""A link over gRPC: a bidirectional stream of raw frames, which carries one turn after another."""
 
 import queue
+import time
 from collections.abc import Callable
 from typing import Any
 
 from fedsplit.models import Crossing
 from fedsplit.transport.chunks import split
 from fedsplit.transport.client import FrameLink
-from fedsplit.transport.connection import METHOD, PING_S, Connection, Tls, let_in, receive
+from fedsplit.transport.connection import (
+    IDLE_S,
+    METHOD,
+    PING_S,
+    Connection,
+    Spare,
+    Tls,
+    let_in,
+    receive,
+)
 from fedsplit.transport.frames import Limits
 from fedsplit.transport.link import OpenRequest
 
@@ -75,8 +85,14 @@ class GrpcLink(FrameLink):
 
     def _start_stream(self) -> None:
         self._outgoing.put(None)  # ends the sender of the stream before
-        self._outgoing = outgoing = queue.SimpleQueue[bytes | None]()
         assert self._connection is not None
+        spare, self._connection.spare = self._connection.spare, None
+        if spare is not None and spare.usable:
+            self._call, self._outgoing = spare.call, spare.outgoing
+            return
+        if spare is not None:
+            spare.outgoing.put(None)
+        self._outgoing = outgoing = queue.SimpleQueue[bytes | None]()
         self._call = self._connection.stream(METHOD, iter(outgoing.get, None))
 
     def _put(self, frame: bytes) -> None:
@@ -94,7 +110,9 @@ class GrpcLink(FrameLink):
             self._connection.close()
 
     def _part(self) -> None:
-        self._outgoing.put(None)
         if self._connection is not None:
+            until_s = time.monotonic() + IDLE_S / 2
+            self._connection.spare = Spare(self._call, self._outgoing, until_s)
             self._connection.keep()
-            self._connection = None
+        # None of it is this link's any more.
+        self._connection, self._call, self._outgoing = None, None, queue.SimpleQueue()

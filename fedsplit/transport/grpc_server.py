@@ -1,4 +1,4 @@
-"""The server end of gRPC links: every stream is a session of its own."""
+"""The server end of gRPC links: every stream is one session after another."""
 
 import resource
 import threading
@@ -13,7 +13,15 @@ from fedsplit.errors import FedsplitError
 from fedsplit.transport.admission import Admission, NoRoomError, ServerLimits, peer_of
 from fedsplit.transport.alarms import Alarm, alarm
 from fedsplit.transport.chunks import announced_bytes, join, split
-from fedsplit.transport.connection import METHOD, PING_S, PRESENCE, SERVICE, Tls, server_options
+from fedsplit.transport.connection import (
+    IDLE_S,
+    METHOD,
+    PING_S,
+    PRESENCE,
+    SERVICE,
+    Tls,
+    server_options,
+)
 from fedsplit.transport.frames import FrameError
 from fedsplit.transport.link import Host
 from fedsplit.transport.presence import Attendance
@@ -59,6 +67,8 @@ class GrpcServer:
         self._host = host
         self._limits = limits or ServerLimits()
         self._admission = Admission(self._limits)
+        self._idle: set[Any] = set()
+        self._stopping = False
         # Twice as many may knock, so that they are told apart by peer.
         most = 2 * self._limits.streams
         _allow_descriptors(most)
@@ -94,7 +104,11 @@ class GrpcServer:
 
         With `grace_s`, answers that are on their way have so long to leave.
         """
-        self._server.stop(grace_s).wait()
+        self._stopping = True
+        stopped = self._server.stop(grace_s)
+        while self._idle:  # whose turns have all their answers
+            self._idle.pop().cancel()
+        stopped.wait()
 
     def __enter__(self) -> "GrpcServer":
         return self
@@ -119,16 +133,24 @@ class GrpcServer:
             try:
                 watchdog.allow(self._limits.open_timeout_s)
                 for first in chunks:
+                    self._idle.discard(context)
                     with ExitStack() as held:
                         reply = self._reply(session, peer, first, chunks, context, held)
                         watchdog.allow(self._patience_s(session))
                         yield from split(reply)
                     session.settle()
-                    if session.ended:
+                    if session.closed:  # in good order: the peer may have another turn
+                        session = Session(self._host, self._limits.frames, context.cancel)
+                        watchdog.allow(IDLE_S)
+                        self._idle.add(context)
+                        if self._stopping:
+                            return
+                    elif session.ended:
                         return
             except grpc.RpcError:
                 pass  # the peer is gone; the session hears of it below
             finally:
+                self._idle.discard(context)
                 session.hang_up("the device's end of the link is gone")
 
     def _reply(

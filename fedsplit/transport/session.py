@@ -61,7 +61,7 @@ class Session:
         self._number = 0
         self._visit: Visit | None = None
         self._token: bytes | None = None
-        self._ended = False
+        self._ended = self.closed = False
         self._returned = Boundary((), "")
         self._kept: Kept = ()  # of the boundary that came
         self._samples: tuple[int, ...] = ()
@@ -301,7 +301,7 @@ class Session:
     def _close(self, frame: Frame) -> Frame:
         self._entered().finish()
         self._coder.keep()
-        self._ended = True
+        self._ended = self.closed = True
         return self._reply(Kind.CLOSED, frame)
 
     def _pack_gradients(
