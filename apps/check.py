@@ -23,7 +23,7 @@ from fedsplit.data import (
     prompt_tokens,
 )
 from fedsplit.data.partition import LOCAL
-from fedsplit.data.spec import LABEL, LONGEST
+from fedsplit.data.spec import LABEL
 from fedsplit.errors import FedsplitError, SettingsError, require, require_known
 from fedsplit.flower import Job, LinkSettings
 from fedsplit.flower.instructions import require_takes_late, require_takes_one
@@ -31,7 +31,6 @@ from fedsplit.flower.server.checkpoint import load_checkpoint
 from fedsplit.models import ModelSpec, read_tokenizer
 from fedsplit.models.names import IMAGES, SEQUENCES
 from fedsplit.models.routes import keeps_apart
-from fedsplit.plan import RoundPlan
 from fedsplit.privacy import PrivacySpec, epsilon
 from fedsplit.report import is_finished, read_records
 from fedsplit.report.best import why_stop
@@ -41,7 +40,7 @@ from .config import codec_plan, data_spec, job, n_devices
 from .link_config import link_settings, server_limits
 from .outputs import KeepSettings, evaluate_settings, keep_settings, stop_settings
 from .run_settings import run_settings
-from .scenario import build_system, check_first_round
+from .scenario import build_system, check_first_round, require_frozen
 from .server_app import build_scheme
 from .values import plain
 from .work import aggregation
@@ -158,21 +157,6 @@ def require_codecs(config: DictConfig) -> None:
         room -= codec.lasting.limit_bytes
         least = f"less, both ways and all devices within link.held_bytes={held}"
         require(room >= 0, f"codec.{way}.memory_mb", codec.lasting.limit_bytes / 1e6, least)
-
-
-def require_frozen(config: DictConfig, plan: RoundPlan) -> None:
-    """Refuse what does not go with boundaries that are sent once, if a turn of `plan` has them."""
-    if not any(turn.frozen for branch in plan.branches for turn in branch.turns):
-        return
-    where = "with devices that only infer (train.device_adapters=false, or by the scheme)"
-    padding, uplink = config.data.get("padding"), codec_plan(config).uplink
-    require(padding != LONGEST, "data.padding", padding, f"fixed {where}")
-    remembers = make_codec(uplink, 0).remembers
-    require(not remembers, "codec.uplink.name", uplink["name"], f"one without memory {where}")
-    require(not config.run.edge_nodes, "run.edge_nodes", True, f"false {where}")
-    for name in ("correlation_weight", "reader_weight"):
-        weight = plain(config.privacy).get(name, 0)
-        require(weight == 0, f"privacy.{name}", weight, f"0 {where}")
 
 
 def require_folder(folder: Path, field: str = "output") -> None:

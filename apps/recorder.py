@@ -35,6 +35,7 @@ from .modelled import ModelledRun
 from .outputs import evaluate_settings, keep_settings, stop_settings, tracker
 from .own_tests import OwnTests
 from .records import phases, record_of, turn_rows
+from .scenario import require_frozen
 from .spending import Spending
 from .values import plain
 
@@ -83,7 +84,7 @@ class Recorder(RunListener):
         self._report = report
         self._model = model
         self._initial = initial
-        self._config = plain(config)
+        self._settings, self._config = config, plain(config)
         self._evaluation, self._stop = evaluate_settings(config), stop_settings(config)
         self._seq_len = data_spec(config).seq_len
         self._sites: dict[int, str] = {}
@@ -121,7 +122,14 @@ class Recorder(RunListener):
         self._report.add_data(lines, by_device, left_out)
 
     def on_plan(self, server_round: int, plan: RoundPlan) -> None:
-        """End the run before a round that would overspend its privacy budget."""
+        """End the run before a round that would overspend its privacy budget.
+
+        Raises
+        ------
+        SettingsError
+            If devices of this round only infer, and a setting does not go with that.
+        """
+        require_frozen(self._settings, plan)
         self._spending.plan(plan)
 
     def on_failure(self, failure: Failure) -> None:

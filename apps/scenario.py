@@ -6,6 +6,8 @@ from functools import cache
 
 from omegaconf import DictConfig
 
+from fedsplit.codec import make_codec
+from fedsplit.data.spec import LONGEST
 from fedsplit.errors import FedsplitError, SettingsError, require, within
 from fedsplit.fleet import measured_fleet
 from fedsplit.flower.system import System, make_system
@@ -90,6 +92,21 @@ def check_first_round(scheme: Scheme, system: System, waiting: Waiting | None = 
         allowed = f"{DROP} where all devices train in one branch, which is never late"
         require(side_by_side, "run.late", CARRY, allowed)
     return RoundPlan(tuple(branches[place] for place in turnout.in_time))
+
+
+def require_frozen(config: DictConfig, plan: RoundPlan) -> None:
+    """Refuse what does not go with boundaries that are sent once, if a turn of `plan` has them."""
+    if not any(turn.frozen for branch in plan.branches for turn in branch.turns):
+        return
+    where = "with devices that only infer (train.device_adapters=false, or by the scheme)"
+    padding, uplink = config.data.get("padding"), codec_plan(config).uplink
+    require(padding != LONGEST, "data.padding", padding, f"fixed {where}")
+    remembers = make_codec(uplink, 0).remembers
+    require(not remembers, "codec.uplink.name", uplink["name"], f"one without memory {where}")
+    require(not config.run.edge_nodes, "run.edge_nodes", True, f"false {where}")
+    for name in ("correlation_weight", "reader_weight"):
+        weight = plain(config.privacy).get(name, 0)
+        require(weight == 0, f"privacy.{name}", weight, f"0 {where}")
 
 
 @cache
