@@ -106,8 +106,8 @@ class GrpcServer:
         """
         self._stopping = True
         stopped = self._server.stop(grace_s)
-        while self._idle:  # whose turns have all their answers
-            self._idle.pop().cancel()
+        for context in self._idle.copy():  # whose turns have all their answers
+            context.cancel()
         stopped.wait()
 
     def __enter__(self) -> "GrpcServer":
