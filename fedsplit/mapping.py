@@ -6,7 +6,16 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from fedsplit.errors import FedsplitError, SettingsError, require, require_choice, require_known
 
@@ -17,6 +26,7 @@ if TYPE_CHECKING:
 else:
     T = TypeVar("T")
 Made = TypeVar("Made")
+_Converter: TypeAlias = Callable[[Any, str], Any]
 
 _WORDS: dict[object, str] = {
     bool: "true or false",
@@ -47,11 +57,11 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         If a field is unknown, missing, of the wrong type or refused by `cls`; names it as
         ``where.field``, and what is allowed.
     """
-    optional, hints = _optional(cls), hints_of(cls)
+    optional, converters = _optional(cls), _converters(cls)
     given: dict[str, Any] = {}
     for name, value in values.items():
         require_known(f"{where}.{name}", value, optional)
-        given[name] = convert(hints[name], value, f"{where}.{name}")
+        given[name] = converters[name](value, f"{where}.{name}")
     for name, may_be_absent in optional.items():
         require(may_be_absent or name in given, f"{where}.{name}", None, "given")
     return _made(cls, given, where, optional)
@@ -65,6 +75,15 @@ def _optional(cls: type[Any]) -> Mapping[str, bool]:
         for field in dataclasses.fields(cls)
         if field.init
     }
+
+
+@cache
+def _converters(cls: Any) -> Mapping[str, _Converter]:
+    """Return what converts to each field's type: a type is looked at once for a class.
+
+    Not once for all classes, because ``int | float`` equals ``float | int``.
+    """
+    return {name: _converter(kind) for name, kind in hints_of(cls).items()}
 
 
 def call(factory: Callable[..., Made], values: Mapping[str, Any], where: str) -> Made:
@@ -115,22 +134,21 @@ def convert(kind: Any, value: Any, field: str) -> Any:
     return _converter(kind)(value, field)
 
 
-@cache
-def _converter(kind: Any) -> Callable[[Any, str], Any]:
-    """Return what converts to `kind`, which is looked at once."""
+def _converter(kind: Any) -> _Converter:
+    """Return what converts to `kind`."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return partial(_one_of, parts)
+        return partial(_one_of, parts, [_converter(part) for part in parts])
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return partial(_instance, kind)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return partial(_member, kind)
     if origin is tuple:
-        return partial(_tuple, parts)
+        return partial(_tuple, [_converter(part) for part in parts], parts[1:] == (Ellipsis,))
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return partial(_mapping, parts[1])
+        return partial(_mapping, _converter(parts[1]))
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return partial(_list, parts[0])
+        return partial(_list, _converter(parts[0]))
     wanted = origin or kind
     if isinstance(wanted, type) and wanted not in (object, Any):
         return partial(_plain, wanted)
@@ -151,15 +169,15 @@ def _member(kind: type[enum.Enum], value: Any, field: str) -> enum.Enum:
     return kind(value)
 
 
-def _mapping(kind: Any, value: Any, field: str) -> dict[Any, Any]:
+def _mapping(to_item: _Converter, value: Any, field: str) -> dict[Any, Any]:
     require(isinstance(value, Mapping), field, value, "a mapping")
-    return {key: convert(kind, item, f"{field}.{key}") for key, item in value.items()}
+    return {key: to_item(item, f"{field}.{key}") for key, item in value.items()}
 
 
-def _list(kind: Any, value: Any, field: str) -> list[Any]:
+def _list(to_item: _Converter, value: Any, field: str) -> list[Any]:
     listed = isinstance(value, Sequence) and not isinstance(value, str)
     require(listed, field, value, "a list")
-    return [convert(kind, item, f"{field}[{at}]") for at, item in enumerate(value)]
+    return [to_item(item, f"{field}[{at}]") for at, item in enumerate(value)]
 
 
 def _plain(kind: type[Any], value: Any, field: str) -> Any:
@@ -170,27 +188,29 @@ def _plain(kind: type[Any], value: Any, field: str) -> Any:
     return value
 
 
-def _one_of(kinds: Sequence[Any], value: Any, field: str) -> Any:
+def _one_of(kinds: Sequence[Any], converters: Sequence[_Converter], value: Any, field: str) -> Any:
     """Return `value` as the first of `kinds` that it fits."""
     if value is None and NoneType in kinds:
         return None
-    others = [kind for kind in kinds if kind is not NoneType]
-    for kind in others:
+    others = [to for kind, to in zip(kinds, converters, strict=True) if kind is not NoneType]
+    for to_kind in others:
         try:
-            return convert(kind, value, field)
+            return to_kind(value, field)
         except SettingsError as error:
             if len(others) == 1 and error.field != field:
                 raise
     raise SettingsError(field, value, " or ".join(map(_words, kinds)))
 
 
-def _tuple(kinds: Sequence[Any], value: Any, field: str) -> tuple[Any, ...]:
+def _tuple(
+    converters: Sequence[_Converter], any_length: bool, value: Any, field: str
+) -> tuple[Any, ...]:
     require(isinstance(value, list | tuple), field, value, "a list")
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
-        kinds = [kinds[0]] * len(value)
-    require(len(value) == len(kinds), field, value, f"a list of {len(kinds)}")
-    pairs = enumerate(zip(kinds, value, strict=True))
-    return tuple(convert(kind, item, f"{field}[{at}]") for at, (kind, item) in pairs)
+    if any_length:
+        converters = [converters[0]] * len(value)
+    require(len(value) == len(converters), field, value, f"a list of {len(converters)}")
+    pairs = enumerate(zip(converters, value, strict=True))
+    return tuple(to_item(item, f"{field}[{at}]") for at, (to_item, item) in pairs)
 
 
 def _words(kind: Any) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fedsplit.errors import FedsplitError, require
+from fedsplit.errors import FedsplitError, SettingsError, require
 from fedsplit.mapping import call, from_mapping, to_mapping
 
 
@@ -33,6 +33,27 @@ class Outer:
 def test_a_dataclass_survives_json() -> None:
     value = Outer(Inner(rate=2.0, betas=(0.5, 0.6)), "x", parts=(Inner(),), extra={"a": [1, "b"]})
     assert from_mapping(Outer, json.loads(json.dumps(to_mapping(value))), "outer") == value
+
+
+@dataclass
+class WholeFirst:
+    value: int | float | str
+
+
+@dataclass
+class TextFirst:
+    value: str | float | int
+
+
+def test_a_value_is_of_the_first_type_that_it_fits_in_the_order_of_its_own_class() -> None:
+    assert WholeFirst.__annotations__ == TextFirst.__annotations__, "types forget the order"
+    for _ in range(2):
+        for cls, found in ((WholeFirst, int), (TextFirst, float)):
+            assert type(from_mapping(cls, {"value": 1}, "one").value) is found
+        with pytest.raises(SettingsError, match="a whole number or a number or text"):
+            from_mapping(WholeFirst, {"value": []}, "one")
+        with pytest.raises(SettingsError, match="text or a number or a whole number"):
+            from_mapping(TextFirst, {"value": []}, "one")
 
 
 def test_an_integer_stands_for_a_float() -> None:
