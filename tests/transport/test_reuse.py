@@ -7,20 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from fedsplit.models import SplitModel, load
-from fedsplit.plan import DEVICE, Route
+from fedsplit.plan import Route
 from fedsplit.transport import GrpcServer, LinkError, OpenRequest, grpc_link, grpc_server
 from fedsplit.transport.connection import METHOD, Connection
 from tests.tiny_split import BLOCKS, Cluster, batches, gpt2, initial
 
 ROUTE = Route.two_tier(BLOCKS, 2)
 SPEC = gpt2()
-
-
-@pytest.fixture(scope="module")
-def device() -> SplitModel:
-    """Return the device's part of the model."""
-    return load(SPEC, list(ROUTE.on(DEVICE)))
 
 
 @pytest.fixture
