@@ -107,7 +107,9 @@ def server(address: str, *tokens: str) -> None:
     _say(peak_mb=_peak_mb())
 
 
-def device(relayed: str, direct: str, warm_up_token: str, token: str) -> None:
+def device(
+    relayed: str, direct: str, warm_up_token: str, token: str, checkpointing: str = ""
+) -> None:
     """Train the blocks before the cut: a relayed warm-up turn, then a direct one."""
     inputs = _inputs()
 
@@ -122,7 +124,7 @@ def device(relayed: str, direct: str, warm_up_token: str, token: str) -> None:
     batch = Batch(inputs, tuple(range(BATCH)))
     common: dict[str, Any] = {
         "adapters": model.adapters(segment),
-        "optimizer": OptimizerSpec(lr=1e-4),
+        "optimizer": OptimizerSpec(lr=1e-4, checkpointing=bool(checkpointing)),
         "seed": 0,
     }
     warm_up = train_turn(

@@ -9,6 +9,7 @@ allocator and OpenMP settings (`ENVIRONMENT`), the plain loop too.
 
 - unsplit: one process, transformers + PEFT, a loop as a user writes it
 - split: a device process and a server process, a gRPC link over a unix socket
+- checkpointing: the same, but the device computes its blocks again in the backward pass
 - two devices: twice the device process, one server; steps of both together
 - pipelining: torch.distributed.pipelining, two processes, gloo
 
@@ -33,8 +34,14 @@ from typing import Any
 from benchmarks._contestants import THREADS, WARM_UP
 from benchmarks._overlap import overlap
 
-FLOORS = {"speed": 0.89, "wire": 1.01, "device_peak_mb": 1000.0}
-AIMS = {"speed": 0.97, "wire": 1.01, "device_peak_mb": 900.0}
+AIMS = {
+    "speed": 0.97,
+    "checkpointing_speed": 0.89,
+    "wire": 1.01,
+    "device_peak_mb": 900.0,
+    "checkpointing_peak_mb": 900.0,
+}
+FLOORS = {**AIMS, "speed": 0.89, "checkpointing_speed": 0.81, "device_peak_mb": 1000.0}
 ENVIRONMENT = {
     "OMP_NUM_THREADS": str(THREADS),
     "OMP_WAIT_POLICY": "PASSIVE",  # a process that waits for another must not spin on its cores
@@ -139,10 +146,10 @@ class Measured:
 
     def table(self) -> str:
         """Return a row for each contestant."""
-        rows = [f"{'':12}{'s/step':>8}{'x unsplit':>11}   peak MB (device + server)"]
+        rows = [f"{'':14}{'s/step':>8}{'x unsplit':>11}   peak MB (device + server)"]
         for name, median in self.step_s.items():
             memory = " + ".join(f"{peak:,.0f}" for peak in self.peaks[name])
-            rows.append(f"{name:12}{median:8.3f}{median / self.step_s['unsplit']:11.3f}   {memory}")
+            rows.append(f"{name:14}{median:8.3f}{median / self.step_s['unsplit']:11.3f}   {memory}")
         return "\n".join(rows)
 
 
@@ -168,27 +175,36 @@ def measure(rounds: int, steps: int) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         try:
             near, far = f"{folder}/near", f"{folder}/far"
-            tokens = [new_token() for _ in range(6)]
+            tokens = [new_token() for _ in range(8)]
             serving = child("server", f"unix:{far}", *tokens)
             serving.hear()
             relay = _Relay(near, far)
             split = child("device", f"unix:{near}", f"unix:{far}", *tokens[:2])
             payload = split.hear()["payload_bytes"]
             wire = relay.count / WARM_UP
-            two = [child("device", *[f"unix:{far}"] * 2, *tokens[i : i + 2]) for i in (2, 4)]
-            for each in two:
+            direct = ["device", *[f"unix:{far}"] * 2]
+            two = [child(*direct, *tokens[i : i + 2]) for i in (2, 4)]
+            again = child(*direct, *tokens[6:], "checkpointing")
+            for each in (*two, again):
                 each.hear()
             plain = child("unsplit")
             pipes = [child("pipelining", rank, f"{folder}/store") for rank in "01"]
             for other in (plain, *pipes):
                 other.hear()
             seconds = _take_turns(
-                {"unsplit": [plain], "split": [split], "two devices": two, "pipelining": pipes},
+                {
+                    "unsplit": [plain],
+                    "split": [split],
+                    "checkpointing": [again],
+                    "two devices": two,
+                    "pipelining": pipes,
+                },
                 rounds,
                 steps,
             )
             peaks = {
                 "unsplit": [plain.finish()],
+                "checkpointing": [again.finish()],
                 "two devices": [each.finish() for each in two],
                 "split": [split.finish(), serving.finish()],
                 "pipelining": [pipe.finish() for pipe in pipes],
@@ -221,13 +237,15 @@ def _report(measured: Measured, overlapped: dict[str, Any]) -> int:
     print(measured.table())
     found = {
         "speed": medians["unsplit"] / medians["split"],
+        "checkpointing_speed": medians["unsplit"] / medians["checkpointing"],
         "wire": measured.wire / measured.payload,
         "device_peak_mb": peaks["split"][0],
+        "checkpointing_peak_mb": peaks["checkpointing"][0],
     }
     fixed = fixed_ms()
     missed = []
     for name, value in found.items():
-        better = value >= FLOORS[name] if name == "speed" else value <= FLOORS[name]
+        better = value >= FLOORS[name] if name.endswith("speed") else value <= FLOORS[name]
         print(f"{name}: {value:.4g} (aim {AIMS[name]:g}, floor {FLOORS[name]:g})")
         if not better:
             missed.append(name)
@@ -237,6 +255,7 @@ def _report(measured: Measured, overlapped: dict[str, Any]) -> int:
         json.dumps(
             {
                 "split_over_unsplit_speed": round(found["speed"], 4),
+                "checkpointing_over_unsplit_speed": round(found["checkpointing_speed"], 4),
                 "pipelining_over_unsplit_speed": round(
                     medians["unsplit"] / medians["pipelining"], 4
                 ),
@@ -244,6 +263,7 @@ def _report(measured: Measured, overlapped: dict[str, Any]) -> int:
                 **overlapped,
                 "fixed_ms": round(fixed, 2),
                 "device_peak_mb": round(found["device_peak_mb"], 1),
+                "checkpointing_device_peak_mb": round(found["checkpointing_peak_mb"], 1),
                 "server_peak_mb": round(peaks["split"][1], 1),
                 "bytes_per_step": round(measured.wire),
                 "payload_bytes": round(measured.payload),
