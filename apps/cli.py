@@ -7,45 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from fedsplit.errors import FedsplitError, require
 from fedsplit.report.tables import make_console, plain_text
 
 from .arguments import parse
-
-_USAGE = 2
+from .refusal import exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code.
+    """Run the command line; return the exit code (`exit_code`)."""
 
-    What is wrong with the user's input is one line on standard error, and exit code 2. What is
-    wrong with the program keeps its traceback.
-    """
-    try:
+    def command() -> int:
         options = parse(arguments)
         return _COMMANDS[options.command](options, make_console())
-    except (FedsplitError, HydraException, OmegaConfBaseException) as error:
-        return _refuse(str(error))
-    except OSError as error:
-        if error.filename is None:
-            raise
-        return _refuse(f"{error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted")
-        return 130
 
-
-def _refuse(reason: str) -> int:
-    line = plain_text(" ".join(reason.split()))
-    Console(stderr=True).print(
-        f"[red]error[/red]: {line}", highlight=False, soft_wrap=True, emoji=False
-    )
-    return _USAGE
+    return exit_code(command)
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
@@ -64,12 +43,13 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from .launch.engine import Engine
 
     with Engine() as engine:
-        if "torch" not in sys.modules:
-            # Seconds of imports lie before this process: the run's root does its own meanwhile.
-            engine.start()
-        from .launch.run import run
+        if "torch" in sys.modules:
+            from .launch.run import run
 
-        return run(options.overrides, console, engine)
+            return run(options.overrides, console, engine)
+        from .launch.front import run_in_front
+
+        return run_in_front(options.overrides, engine)
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:

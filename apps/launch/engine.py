@@ -1,8 +1,9 @@
 """Starts the processes of simulated runs, and says how each ended.
 
 The *root* process (`.root`) is a child of the command line, started afresh; server and devices are
-children of the root. No process listens on a network: devices reach the server over a Unix socket
-in a folder that only their user can open.
+children of the root, and so is the *front* (`.front`), which does the command line's own work where
+that has not imported yet what it takes. No process listens on a network: devices reach the server
+over a Unix socket in a folder that only their user can open.
 """
 
 import json
@@ -25,7 +26,8 @@ from .surroundings import environment, make_home, ray_environment
 
 EMBEDDED, FLOWER = ENGINES = "embedded", "flower"
 _POLL_S = 0.1
-_BEGINS = b"o"
+_ORDER, _TYPED = b"o", b"t"
+_MOST_DESCRIPTORS = 4
 _MOST_WORDS = 1 << 15  # what a pipe holds on any system, with room to spare
 
 
@@ -54,13 +56,31 @@ class Order:
     places: int
     cause: int
 
-    def to_json(self) -> str:
-        """Return the order as one line."""
-        return json.dumps(asdict(self))
-
     def tell(self, cause: str) -> None:
         """Say why the run failed."""
         os.write(self.cause, cause.encode()[:_MOST_WORDS])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Typed:
+    """A ``fedsplit run`` as it was typed, for a front to carry out.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        Of the configuration.
+    folder : str
+        Working folder.
+    path : sequence of str
+        Where its Python finds modules.
+    early : str
+        File of what the root printed before the first order.
+    """
+
+    overrides: Sequence[str]
+    folder: str
+    path: Sequence[str]
+    early: str
 
 
 def check_engine(engine: str, places: int) -> None:
@@ -83,11 +103,21 @@ class Engine:
     """Carries out runs, one after the other, with one root: a context manager.
 
     The root is started for the first run, or before it; the next ones find everything imported.
+
+    Parameters
+    ----------
+    line : socket, optional
+        Leads to a root that is there already, which is not ended; else one is started.
+    early : Path
+        File of what that root printed before the first order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, line: socket.socket | None = None, early: Path = Path()) -> None:
         self._stack = ExitStack()
-        self._early = Path()
+        self._early = early
+        self._borrowed = line is not None
+        if line is not None:
+            self._line = line
         self._root: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -97,8 +127,24 @@ class Engine:
         self._end()
 
     def start(self) -> None:
-        """Start the root, which has seconds of imports before it, while others prepare a run."""
+        """Start the root, which has seconds of imports before it."""
         self._started()
+
+    def hand_over(self, overrides: Sequence[str], descriptors: Sequence[int]) -> None:
+        """Have the root fork a front for what was typed.
+
+        Parameters
+        ----------
+        overrides : sequence of str
+            Of the configuration.
+        descriptors : sequence of int
+            Its standard input and outputs, and of a socket for what it says (`.front`).
+        """
+        self._started()
+        typed = Typed(
+            overrides=overrides, folder=os.getcwd(), path=sys.path, early=str(self._early)
+        )
+        self._send(_TYPED, descriptors, typed)
 
     def carry_out(
         self,
@@ -134,7 +180,7 @@ class Engine:
             told, cause = os.pipe()
             with os.fdopen(told, "rb") as words:
                 with os.fdopen(cause, "wb"):
-                    root = self._started()
+                    self._started()
                     order = Order(
                         engine=engine,
                         overrides=overrides,
@@ -143,11 +189,9 @@ class Engine:
                         places=places,
                         cause=cause,
                     )
-                    with suppress(BrokenPipeError):
-                        socket.send_fds(self._line, [_BEGINS], [keep_open, cause, file.fileno()])
-                        self._line.sendall(order.to_json().encode() + b"\n")
+                    self._send(_ORDER, [keep_open, cause, file.fileno()], order)
                 try:
-                    code = self._watched(root, watch)
+                    code = self._watched(watch)
                 except BaseException:
                     self._end()  # it is in the middle of a run that nobody waits for
                     raise
@@ -156,18 +200,25 @@ class Engine:
                 said = words.read(_MOST_WORDS) or b""
         return _cause(code, said.decode(errors="replace"))
 
-    def _watched(self, root: "subprocess.Popen[bytes]", watch: Callable[[], None]) -> int:
+    def _send(self, kind: bytes, descriptors: Sequence[int], what: Order | Typed) -> None:
+        with suppress(BrokenPipeError):
+            socket.send_fds(self._line, [kind], descriptors)
+            self._line.sendall(json.dumps(asdict(what)).encode() + b"\n")
+
+    def _watched(self, watch: Callable[[], None]) -> int:
         """Return the exit code of the run under way, once it has ended."""
-        while root.poll() is None and not select.select([self._line], [], [], _POLL_S)[0]:
+        while not select.select([self._line], [], [], _POLL_S)[0]:
             watch()
         watch()
-        answer = _read_line(self._line)
-        return int(answer) if answer else root.wait() or 1
+        answer = read_line(self._line)
+        if answer:
+            return int(answer)
+        return 1 if self._root is None else self._root.wait() or 1
 
-    def _started(self) -> "subprocess.Popen[bytes]":
-        """Return the root; one that has ended is replaced."""
-        if self._root is not None and self._root.poll() is None:
-            return self._root
+    def _started(self) -> None:
+        """See that there is a root; one that has ended is replaced."""
+        if self._borrowed or (self._root is not None and self._root.poll() is None):
+            return
         self._end()
         home = make_home()
         guard = self._stack.enter_context(Guard(home))
@@ -191,7 +242,6 @@ class Engine:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        return self._root
 
     def _end(self) -> None:
         self._stack.close()
@@ -200,16 +250,23 @@ class Engine:
         self._root = None
 
 
-def receive_order(command: socket.socket) -> tuple[Order, list[int]] | None:
-    """Return an order and the descriptors that come with it, the log's last; None at the end."""
-    begun, descriptors, _, _ = socket.recv_fds(command, len(_BEGINS), 3)
-    if not begun:
+def receive(command: socket.socket) -> tuple[Order | Typed, list[int]] | None:
+    """Return what is to be done and the descriptors that come with it; None at the end."""
+    try:
+        kind, descriptors, _, _ = socket.recv_fds(command, 1, _MOST_DESCRIPTORS)
+    except ConnectionResetError:
         return None
+    text = read_line(command)
+    if not text.endswith(b"\n"):
+        return None
+    fields = json.loads(text)
+    if kind == _TYPED:
+        return Typed(**fields), descriptors
     # The descriptor of the pipe is another one here.
-    return Order(**{**json.loads(_read_line(command)), "cause": descriptors[1]}), descriptors
+    return Order(**{**fields, "cause": descriptors[1]}), descriptors
 
 
-def _read_line(line: socket.socket) -> bytes:
+def read_line(line: socket.socket) -> bytes:
     """Return what comes up to the end of a line, or of what comes at all."""
     text = b""
     with suppress(ConnectionResetError):

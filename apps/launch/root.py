@@ -3,7 +3,8 @@
 It has one thread and computes nothing, so that a fork of it is as good as a new process, in a
 hundredth of the time, and what one run does is not seen by the next. The first child of a run is
 the server, the others are workers, in which devices run. All end at once when the root does, and
-the root ends them when the command line or the server ends.
+the root ends them when the command line or the server ends. A *front* (`.front`) is a child that
+orders runs in the command line's place; it sees by itself that the root has ended, and says so.
 """
 
 import gc
@@ -14,14 +15,17 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from .engine import receive_order
+from .engine import Order, Typed, receive
+from .front import be_front
 
 if TYPE_CHECKING:
     from .pool import App
+
+Serve: TypeAlias = Callable[[Order, socket.socket], int]
 
 _COMMAND = 0
 _OUTPUTS = 1, 2
@@ -34,29 +38,60 @@ def main() -> int:
     # copy the pages that it shares with the others.
     gc.disable()
     from ..client_app import app
+    from .run import run  # noqa: F401 - for a front
     from .server import serve
 
     gc.freeze()
     gc.enable()
-    while (received := receive_order(command)) is not None:
-        order, kept = received
-        for output in _OUTPUTS:
-            os.dup2(kept[-1], output)
-        code = _carry_out(partial(serve, order), app, command)
-        for descriptor in kept:
-            os.close(descriptor)
-        if code is None:
-            break
-        command.sendall(f"{code}\n".encode())
+    _obey([command], serve, app)
     return 0
 
 
+def _obey(lines: Sequence[socket.socket], serve: "Serve", app: "App") -> None:
+    """Carry out what comes over the last of `lines`, until one of them has come to its end."""
+    *others, line = lines
+    while True:
+        readable, _, _ = select.select(lines, [], [])
+        if any(other in readable for other in others) or (received := receive(line)) is None:
+            return
+        order, descriptors = received
+        if isinstance(order, Typed):
+            _have_front(order, descriptors, lines, serve, app)
+            return
+        for output in _OUTPUTS:
+            os.dup2(descriptors[-1], output)
+        code = _carry_out(partial(serve, order), app, lines)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if code is None:
+            return
+        line.sendall(f"{code}\n".encode())
+
+
+def _have_front(
+    typed: Typed,
+    descriptors: Sequence[int],
+    lines: Sequence[socket.socket],
+    serve: "Serve",
+    app: "App",
+) -> None:
+    """Fork a front for what was typed, and carry out its orders until it has ended."""
+    ours, fronts = socket.socketpair()
+    front = _fork(partial(be_front, typed, descriptors, fronts), (*lines, ours))
+    fronts.close()
+    for descriptor in descriptors:
+        os.close(descriptor)
+    with ours:
+        _obey([*lines, ours], serve, app)
+    _end([front])
+
+
 def _carry_out(
-    serve: Callable[[socket.socket], int], app: "App", command: socket.socket
+    serve: Callable[[socket.socket], int], app: "App", lines: Sequence[socket.socket]
 ) -> int | None:
     """Have a server and the workers that it asks for do a run; return the server's exit code.
 
-    None if the command line is gone before it.
+    None if the other end of one of `lines` is gone before it.
     """
     from .pool import receive_worker, work
 
@@ -64,15 +99,15 @@ def _carry_out(
     ours, servers = socket.socketpair()
 
     def child(role: Callable[[], int], *others: socket.socket) -> int:
-        return _fork(role, alive, alive_end, others)
+        return _fork(lambda: _with_root(role, alive, alive_end), (*lines, *others))
 
     server = child(partial(serve, servers), ours)
     servers.close()
     children = {server}
     try:
         while True:
-            readable, _, _ = select.select([command, ours], [], [])
-            if command in readable:  # it says nothing during a run but that it is gone
+            readable, _, _ = select.select([*lines, ours], [], [])
+            if any(line in readable for line in lines):  # they say nothing but that they are gone
                 return None
             connection = receive_worker(ours)
             if connection is None:  # the server is gone
@@ -84,28 +119,27 @@ def _carry_out(
             # The server's end is noticed above.
             children -= {number for number in children - {server} if _has_ended(number)}
     finally:
-        for number in children:  # not waited for yet, so the numbers are theirs
-            os.kill(number, signal.SIGKILL)
-            os.waitpid(number, 0)
+        _end(children)
         os.close(alive)
         os.close(alive_end)
         ours.close()
 
 
-def _fork(
-    role: Callable[[], int], alive: int, alive_end: int, others: tuple[socket.socket, ...]
-) -> int:
-    """Return the number of a child that does `role` and ends, at the latest when this one does."""
+def _end(children: Iterable[int]) -> None:
+    for number in children:  # not waited for yet, so the numbers are theirs
+        os.kill(number, signal.SIGKILL)
+        os.waitpid(number, 0)
+
+
+def _fork(role: Callable[[], int], others: Iterable[socket.socket]) -> int:
+    """Return the number of a child that does `role`, without the sockets `others`, and ends."""
     number = os.fork()
     if number:
         return number
     code = 1
     try:
-        os.close(alive_end)
-        os.close(_COMMAND)
         for other in others:
             other.close()
-        threading.Thread(target=_end_with_root, args=(alive,), daemon=True).start()
         code = role()
     except BaseException:
         traceback.print_exc()
@@ -113,6 +147,13 @@ def _fork(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _with_root(role: Callable[[], int], alive: int, alive_end: int) -> int:
+    """Do `role`, and end at the latest when the root does."""
+    os.close(alive_end)
+    threading.Thread(target=_end_with_root, args=(alive,), daemon=True).start()
+    return role()
 
 
 def _end_with_root(alive: int) -> None:

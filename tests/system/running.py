@@ -102,14 +102,15 @@ class Running:
         return marked(self.token)
 
     def part(self, name: str) -> psutil.Process:
-        """Return the ``command``, the ``root`` process, the ``server`` or a ``worker``."""
+        """Return the ``command``, the ``root``, the ``front``, the ``server`` or a ``worker``."""
         if name == "command":
             return psutil.Process(self.process.pid)
         family = [item for item in self.processes() if ROOT in item.cmdline()]
         numbers = {item.pid for item in family}
         (root,) = [item for item in family if item.ppid() not in numbers]
         children = sorted((item for item in family if item.ppid() == root.pid), key=_age)
-        return {"root": root, "server": children[0], "worker": children[-1]}[name]
+        front, server, *_, worker = children
+        return {"root": root, "front": front, "server": server, "worker": worker}[name]
 
     def end(self) -> None:
         """End the run, if it has not ended."""

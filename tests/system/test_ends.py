@@ -36,6 +36,7 @@ def bystander() -> Iterator["subprocess.Popen[bytes]"]:
     [
         ("command", signal.SIGINT, 130),
         ("server", signal.SIGKILL, 1),
+        ("front", signal.SIGKILL, 1),
         pytest.param("command", signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param("command", signal.SIGTERM, -signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("root", signal.SIGKILL, 1, marks=pytest.mark.slow),
@@ -64,9 +65,24 @@ def test_nothing_is_left_and_nothing_else_ends(
     assert ended_s < (INTERRUPTED_S if number == signal.SIGINT else GONE_S)
     assert bystander.poll() is None
     if struck != "command":
-        assert f"ended without a word ({number.name})" in output
-    if number not in (signal.SIGKILL, signal.SIGTERM) or struck != "command":
+        how = f" ({number.name})" if struck == "server" else ""
+        assert f"process ended without a word{how}\n" in output
+    if struck in ("root", "server") or number == signal.SIGINT:
         assert "go on with: fedsplit run resume=" in output
+
+
+def test_the_command_itself_imports_nothing_large(job: list[str], tmp_path: Path) -> None:
+    """What takes seconds and hundreds of MB to import is there once, at the root."""
+    run = Running(job, tmp_path)
+    try:
+        maps = {name: run.part(name).memory_maps() for name in ("command", "front")}
+        loaded = {
+            name: any("libtorch_cpu" in item.path for item in parts) for name, parts in maps.items()
+        }
+        assert loaded == {"command": False, "front": True}
+        assert run.part("command").memory_full_info().uss < 100e6
+    finally:
+        run.end()
 
 
 def test_a_killed_worker_costs_its_turn_and_a_second_start_is_refused(
@@ -93,7 +109,7 @@ def test_a_killed_worker_costs_its_turn_and_a_second_start_is_refused(
                 check=False,
             )
             assert second.returncode == 2, second.stdout + second.stderr
-            assert f"is running (pid {run.process.pid})" in second.stderr.replace("\n", "")
+            assert f"is running (pid {run.part('front').pid})" in second.stderr.replace("\n", "")
         assert run.process.poll() is None
     finally:
         run.end()
