@@ -8,7 +8,7 @@ from fedsplit.errors import require
 _LISTED = 8
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
     """Numbers of the training or the test examples of a device.
 
@@ -44,7 +44,7 @@ class Counts:
         return Counts(**{**both, "longest": max(self.longest, other.longest)})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceCounts:
     """The `Counts` of a device: all that a server learns of its data."""
 

@@ -2,6 +2,7 @@
 
 import itertools
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, as_completed
 from contextlib import suppress
@@ -24,6 +25,7 @@ class LocalGrid(Grid):
         self._numbers = itertools.count(1)
         self._replies: dict[str, Future[Message]] = {}
         self._contexts: dict[int, Context] = {}
+        self._at_work: Counter[int] = Counter()
         # Flower's processes get these when they start; no message can be made without.
         TaskIdentity.run_id = TaskIdentity.task_id = RUN_ID
         TaskIdentity.node_id = SUPERLINK_NODE_ID
@@ -74,13 +76,14 @@ class LocalGrid(Grid):
             name = f"message-{next(self._numbers)}"
             message.metadata.__dict__["_message_id"] = name
             self._replies[name] = self.submit(message)
+            self._at_work[message.metadata.dst_node_id] += 1
             names.append(name)
         return names
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the answers that are there of the messages with these numbers."""
         there = [name for name in message_ids if name in self._replies]
-        return [self._replies.pop(name).result() for name in there if self._replies[name].done()]
+        return [self._take(name) for name in there if self._replies[name].done()]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -91,6 +94,16 @@ class LocalGrid(Grid):
         answers: list[Message] = []
         with suppress(TimeoutError):
             for future in as_completed(sent, timeout):
-                del self._replies[sent[future]]
-                answers.append(future.result())
+                answers.append(self._take(sent[future]))
         return answers
+
+    def _take(self, name: str) -> Message:
+        """Return the answer to a message; of a node that left nothing, nothing is kept."""
+        answer = self._replies.pop(name).result()
+        node = answer.metadata.src_node_id
+        self._at_work[node] -= 1
+        if not self._at_work[node]:
+            del self._at_work[node]
+            if node in self._contexts and not self._contexts[node].state:
+                del self._contexts[node]
+        return answer

@@ -60,8 +60,9 @@ Loader: TypeAlias = Callable[[Context], tuple[Samples | Rows, Samples | Rows]]
 
 
 # Samples that a process keeps of the devices that it plays, so that they are not made again at each
-# turn. Those of 128 tokens take some 2 KiB.
-_KEPT = 100_000
+# turn. Those of 128 tokens take some 2 KiB; a device's tensors by themselves what some 100 short
+# ones do.
+_KEPT, _DEVICE = 100_000, 100
 
 
 class Device:
@@ -77,7 +78,7 @@ class Device:
     def __init__(self, loader: Loader | None = None) -> None:
         self._loader = loader
         self._kept: dict[object, tuple[Samples, Samples]] = {}
-        self._count = 0  # of the samples kept
+        self._count = 0  # of what is kept, in samples
 
     def hello(self, message: Message, context: Context) -> Message:
         """Say which device this node is, what data it holds and which source it runs."""
@@ -186,10 +187,10 @@ class Device:
                 named = named_data(job, context.node_config.get("data-root"))
                 samples = named.train(index), named.test(index)
             self._kept[key] = samples
-            self._count += sum(map(len, samples))
+            self._count += _DEVICE + sum(map(len, samples))
             while self._count > _KEPT and len(self._kept) > 1:
                 oldest = self._kept.pop(next(iter(self._kept)))
-                self._count -= sum(map(len, oldest))
+                self._count -= _DEVICE + sum(map(len, oldest))
             return samples
         return self._kept[key]
 

@@ -35,7 +35,7 @@ _LISTED = 10
 _LONGEST_SITE, _LONGEST_PROFILE = 80, 1 << 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be tens of thousands
 class DeviceNode:
     """One device of the federation, what it said of its data, and what it is called."""
 
