@@ -102,7 +102,7 @@ def check_engine(engine: str, places: int) -> None:
 class Engine:
     """Carries out runs, one after the other, with one root: a context manager.
 
-    The root is started for the first run, or before it; the next ones find everything imported.
+    The root is started for the first run; the next ones find everything imported.
 
     Parameters
     ----------
@@ -126,9 +126,10 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def start(self) -> None:
-        """Start the root, which has seconds of imports before it."""
-        self._started()
+    @property
+    def early(self) -> str:
+        """What the root printed before the first order: nothing, or why it could not start."""
+        return self._early.read_text(errors="replace")
 
     def hand_over(self, overrides: Sequence[str], descriptors: Sequence[int]) -> None:
         """Have the root fork a front for what was typed.

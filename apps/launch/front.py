@@ -41,6 +41,7 @@ def run_in_front(overrides: Sequence[str], engine: Engine) -> int:
         code = read_line(ours)
     if code:
         return int(code)
+    sys.stderr.write(engine.early)
     Console(stderr=True).print("[red]error[/red]: the run's process ended without a word")
     return _FAILED
 

@@ -16,7 +16,7 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore import log
 
 from fedsplit.errors import FedsplitError
-from fedsplit.flower.local_grid import LocalGrid
+from fedsplit.flower.local_grid import WatchedGrid
 
 _FIRST_NODE = 1000
 App = Callable[[Message, Context], Message]
@@ -55,16 +55,13 @@ class Pool:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def submit(
-        self, message: Message, context: Context, begin: Callable[[], None] | None = None
+        self, message: Message, context: Context, begin: Callable[[], None]
     ) -> Future[Message]:
         """Have a message worked on, as soon as there is a place, which calls `begin`."""
         return self._threads.submit(self._work, message, context, begin)
 
-    def _work(
-        self, message: Message, context: Context, begin: Callable[[], None] | None
-    ) -> Message:
-        if begin is not None:
-            begin()
+    def _work(self, message: Message, context: Context, begin: Callable[[], None]) -> Message:
+        begin()
         try:
             worker = self._worker()
             worker.send_bytes(pickle.dumps((message, context), pickle.HIGHEST_PROTOCOL))
@@ -119,7 +116,7 @@ def _answer(app: App, message: Message, context: Context) -> Message:
         )
 
 
-class PoolGrid(LocalGrid):
+class PoolGrid(WatchedGrid):
     """Flower's grid over the workers of a pool: node i is device i, as of a SuperNode.
 
     Parameters
@@ -133,7 +130,6 @@ class PoolGrid(LocalGrid):
     def __init__(self, pool: Pool, n_nodes: int) -> None:
         super().__init__()
         self._pool = pool
-        self._begin: dict[int, Callable[[], None]] = {}
         self._n_nodes = n_nodes
 
     def get_node_ids(self) -> Iterable[int]:
@@ -142,12 +138,7 @@ class PoolGrid(LocalGrid):
 
     def submit(self, message: Message) -> Future[Message]:
         """Have a worker answer."""
-        begin = self._begin.pop(id(message), None)
-        return self._pool.submit(message, self._context(message), begin)
-
-    def when_begun(self, message: Message, call: Callable[[], None]) -> None:
-        """Have `call` made when a worker takes a message; see `Watcher`."""
-        self._begin[id(message)] = call
+        return self._pool.submit(message, self._context(message), self.beginning(message))
 
     def _context(self, message: Message) -> Context:
         node = message.metadata.dst_node_id

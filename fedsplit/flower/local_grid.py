@@ -3,7 +3,7 @@
 import itertools
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, as_completed
 from contextlib import suppress
 
@@ -107,3 +107,23 @@ class LocalGrid(Grid):
             if node in self._contexts and not self._contexts[node].state:
                 del self._contexts[node]
         return answer
+
+
+class WatchedGrid(LocalGrid):
+    """One that sees when a node begins to work on a message (`server.liveness.Watcher`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: dict[int, Callable[[], None]] = {}
+
+    def when_begun(self, message: Message, call: Callable[[], None]) -> None:
+        """Have `call` made when a node begins to work on `message`, which is still to be pushed."""
+        self._calls[id(message)] = call
+
+    def beginning(self, message: Message) -> Callable[[], None]:
+        """Return what is to be called, once, when a node begins to work on `message`."""
+        return self._calls.pop(id(message), _nothing)
+
+
+def _nothing() -> None:
+    pass

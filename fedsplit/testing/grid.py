@@ -9,7 +9,7 @@ from pathlib import Path
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
-from fedsplit.flower.local_grid import LocalGrid
+from fedsplit.flower.local_grid import LocalGrid, WatchedGrid
 
 FIRST_NODE = 1000
 N_EDGES = 2
@@ -50,7 +50,6 @@ class ThreadGrid(LocalGrid):
         # Edges are machines of their own: they never wait for a device to make room.
         self._edge_pool = ThreadPoolExecutor(N_EDGES)
         self.sent: list[Message] = []
-        self._begin: dict[int, Callable[[], None]] = {}
 
     def get_node_ids(self) -> Iterable[int]:
         # Flower promises no order.
@@ -81,16 +80,9 @@ class ThreadGrid(LocalGrid):
             return Message(Error(1, f"{type(error).__name__}: {error}"), reply_to=message)
 
 
-class WatchingGrid(ThreadGrid):
-    """One that sees when a device begins (`fedsplit.flower.server.liveness.Watcher`)."""
-
-    def when_begun(self, message: Message, call: Callable[[], None]) -> None:
-        self._begin[id(message)] = call
+class WatchingGrid(ThreadGrid, WatchedGrid):
+    """One that sees when a device begins."""
 
     def _handle(self, message: Message) -> Message:
-        self._begin.pop(id(message), _nothing)()
+        self.beginning(message)()
         return super()._handle(message)
-
-
-def _nothing() -> None:
-    pass

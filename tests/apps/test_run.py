@@ -15,6 +15,8 @@ import torch
 import yaml
 from fedsplit.apps.config import load_config, output_folder
 from fedsplit.apps.launch import run as module
+from fedsplit.apps.launch.engine import Engine
+from fedsplit.apps.launch.front import run_in_front
 from fedsplit.apps.launch.run import cut_short, run
 from fedsplit.apps.values import plain
 from rich.console import Console
@@ -197,6 +199,20 @@ def test_off_a_terminal_something_is_said_while_a_round_goes_on(
     for _ in range(4):
         watch()
     assert console.export_text().splitlines()[-1] == "round 0/5 train: 3/8 steps"
+
+
+def test_why_the_root_could_not_start_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho a library is missing\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with Engine() as engine:
+        assert run_in_front(["rounds=1"], engine) == 1
+    said = capfd.readouterr().err
+    assert "a library is missing\n" in said
+    assert said.endswith("error: the run's process ended without a word\n")
 
 
 STARTER = """
