@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -65,7 +66,8 @@ def _obey(lines: Sequence[socket.socket], serve: "Serve", app: "App") -> None:
             os.close(descriptor)
         if code is None:
             return
-        line.sendall(f"{code}\n".encode())
+        with suppress(BrokenPipeError):  # then its end is what comes next
+            line.sendall(f"{code}\n".encode())
 
 
 def _have_front(
