@@ -28,7 +28,7 @@ def test_a_device_s_data_are_loaded_once_and_those_of_thousands_are_not_all_kept
         loaded.append(given.node_id)
         return ROWS, ROWS
 
-    monkeypatch.setattr(module, "_KEPT", 10 * (module._DEVICE + 6))
+    monkeypatch.setattr(module, "_KEPT", 1060)  # ten devices of six samples
     device = Device(load)
     for index in (*range(10), *range(10)):
         device._data(JOB, context(index))
