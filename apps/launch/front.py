@@ -12,7 +12,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -28,8 +28,8 @@ def run_in_front(overrides: Sequence[str], engine: Engine) -> int:
 
     The first Ctrl-C is the front's, which then says how to go on; the next one ends it.
     """
-    with ExitStack() as stack:
-        ours, fronts = map(stack.enter_context, socket.socketpair())
+    ours, fronts = socket.socketpair()
+    with ours:
         with fronts:
             engine.hand_over(overrides, [*map(_open, _STANDARD), fronts.fileno()])
         number = read_line(ours)
